@@ -1,0 +1,42 @@
+"""Sparse training for Keras 3 on TensorFlow.
+
+Names are loaded on first use: `import tf_rigl` is fast, and `tf_rigl.distributions`
+needs nothing but NumPy.
+"""
+
+import importlib
+
+import wrapt
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "MaskedLayer": "masked_layer",
+    "SparseModel": "sparse_model",
+    "sparsify": "convert",
+    "strip": "convert",
+}
+_MODULES = ("data", "distributions", "maskable", "methods", "models", "patterns", "schedules")
+
+__all__ = [*_HOME, *_MODULES]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"tf_rigl.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"tf_rigl.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("keras")
+def _register(keras):
+    """Lets `keras.models.load_model` find our classes as soon as Keras is there."""
+    if keras.backend.backend() == "tensorflow":
+        importlib.import_module("tf_rigl.sparse_model")

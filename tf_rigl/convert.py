@@ -1,0 +1,217 @@
+"""`sparsify` and `strip`: from an ordinary Keras model to a sparse one, and back."""
+
+import warnings
+
+import keras
+from keras.src.models.functional import Functional
+
+from tf_rigl import methods, patterns, targets
+from tf_rigl._arguments import check_sparsity
+from tf_rigl.masked_layer import MaskedLayer
+from tf_rigl.masks import Masks
+from tf_rigl.sparse_model import FunctionalSparseModel, SparseModel, WrappedSparseModel
+
+
+def sparsify(
+    model,
+    method="rigl",
+    sparsity=0.9,
+    distribution="erk",
+    pattern="unstructured",
+    exclude=(),
+    seed=None,
+):
+    """Makes a sparse model of a Keras model; the rest is plain Keras.
+
+    Args:
+        model: a `keras.Model`: Sequential, functional or subclassed, built or not. It is
+            left as it is; a subclassed model that Keras cannot clone is changed in
+            place, with a warning. Weights already trained are kept where the mask is 1.
+        method: str or `tf_rigl.methods.Method`, how masks begin and change: "rigl",
+            "set", "static".
+        sparsity: float in [0, 1), zeros over all maskable entries of the whole model.
+        distribution: "uniform" (the first layer stays dense), "erdos_renyi", "erk"; a
+            function with the signature of `tf_rigl.distributions.erdos_renyi`; or a
+            mapping of layer name to sparsity, in which case `sparsity` is not used
+            and layers that it does not name stay dense.
+        pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
+            together: "unstructured".
+        exclude: list or tuple of str, layers kept dense. Each is the name (or the path,
+            such as "encoder/dense") of a layer, or else a regular expression that is
+            searched for in names and paths.
+        seed: int, for masks and whatever the method draws at random. Defaults to one
+            drawn from Python's `random`, which `keras.utils.set_random_seed` seeds.
+
+    Returns:
+        A `tf_rigl.SparseModel`, to be compiled.
+
+    Raises:
+        ValueError: before any training, if an argument is out of range or names what is
+            not there, or if the model has nothing to mask.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(300), keras.layers.Dense(10)])
+    >>> sparse = tf_rigl.sparsify(model, method="rigl", sparsity=0.9, seed=0)
+    >>> round(sparse.sparsity, 3)
+    0.9
+
+    Reference:
+
+    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Argument `model` must be a `keras.Model`. "
+            f"Received: model={model!r} (of type {type(model)})"
+        )
+    if any(isinstance(layer, (SparseModel, Masks)) for layer in model._flatten_layers()):
+        raise ValueError(
+            "Argument `model` is sparse already. `tf_rigl.strip` makes an ordinary model of it. "
+            f"Received: model={model!r}"
+        )
+    method = methods.get(method)
+    targets.check_distribution(distribution)
+    recipe = {
+        "sparsity": check_sparsity("sparsity", sparsity),
+        "distribution": distribution,
+        "pattern": patterns.get(pattern),
+        "exclude": exclude,
+    }
+    arguments = {"method": method, "seed": seed, "recipe": recipe}
+    if type(model).train_step is not keras.Model.train_step:
+        warnings.warn(
+            f"The `train_step` of {type(model).__name__} is not used: a sparse model has its own. "
+            "To combine them, subclass `tf_rigl.SparseModel`.",
+            stacklevel=2,
+        )
+    with model.distribute_strategy.scope():
+        copy = _copy(model)
+        if _is_graph(copy):
+            inputs, outputs = _ends(copy)
+            return FunctionalSparseModel(inputs, outputs, name=model.name, **arguments)
+        return WrappedSparseModel(copy, **arguments)
+
+
+def strip(model):
+    """Makes an ordinary Keras model of a sparse one: the same weights, zeros in place.
+
+    Args:
+        model: a `tf_rigl.SparseModel`.
+
+    Returns:
+        A `keras.Model` that shares nothing with `model`, gives bit-equal predictions,
+        and can be saved and loaded without tf_rigl.
+
+    Raises:
+        ValueError: if `model` is not sparse, or is a subclass of
+            `tf_rigl.SparseModel` whose `call` Keras cannot trace.
+
+    Example:
+
+    >>> dense_class_model = tf_rigl.strip(sparse)
+    >>> dense_class_model.save("model.keras")
+    """
+    if not isinstance(model, SparseModel):
+        raise ValueError(
+            "Argument `model` must be a `tf_rigl.SparseModel`. "
+            f"Received: model={model!r} (of type {type(model)})"
+        )
+    with model.distribute_strategy.scope():
+        if isinstance(model, WrappedSparseModel):
+            return _copy(model.model)
+        if isinstance(model, Functional):
+            inputs, outputs = _ends(model)
+        else:
+            inputs, outputs = _trace(model)
+        return _copy_graph(keras.Model(inputs, outputs, name=model.name))
+
+
+def _is_graph(model):
+    """Whether the model is a graph of layers, and nothing more."""
+    if not model.built:
+        return False
+    if isinstance(model, keras.Sequential):
+        return type(model).call is keras.Sequential.call and bool(model.inputs)
+    return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def _ends(model):
+    """The symbolic inputs and outputs of a graph, in their own structure."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
+
+
+def _trace(model):
+    """The graph of a subclassed model, by calling its `call` on symbolic inputs."""
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    if shapes is None:
+        raise ValueError(
+            f"{type(model).__name__} cannot be stripped: Keras does not know the shape of its "
+            "input. Call it on data with one argument first, or build it as a functional model."
+        )
+    inputs = keras.tree.map_shape_structure(lambda s: keras.Input(batch_shape=s), shapes)
+    try:
+        return inputs, model.call(inputs)
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be stripped: its `call` cannot be traced as a graph of "
+            f"Keras layers and operations ({error}). Build it as a functional model."
+        ) from error
+
+
+def _copy(model):
+    """A copy of a model with its weights, or the model itself where Keras cannot."""
+    try:
+        return _copy_graph(model) if _is_graph(model) else _copy_subclassed(model)
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+        warnings.warn(
+            f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
+            f"in place. Give it `get_config` and `from_config` to have it copied. ({error})",
+            stacklevel=3,
+        )
+        return model
+
+
+def _copy_graph(model):
+    """A copy of a graph of layers, with masked layers replaced by what they wrap."""
+    pairs = []
+
+    def copy_layer(layer):
+        if isinstance(layer, MaskedLayer):
+            layer = layer.layer
+        masked_inside = any(isinstance(inner, MaskedLayer) for inner in layer._flatten_layers())
+        if masked_inside and isinstance(layer, keras.Model) and _is_graph(layer):
+            return _copy_graph(layer)
+        copy = type(layer).from_config(layer.get_config())
+        pairs.append((layer, copy))
+        return copy
+
+    copy = keras.models.clone_model(model, clone_function=copy_layer)
+    for original, twin in pairs:
+        _copy_variables(original, twin)
+    return copy
+
+
+def _copy_subclassed(model):
+    copy = type(model).from_config(model.get_config())
+    if model.built:
+        if not copy.built:
+            copy.build_from_config(model.get_build_config())
+        _copy_variables(model, copy)
+    return copy
+
+
+def _copy_variables(original, copy):
+    """Copies weights and the states of random seeds."""
+    old, new = _state(original), _state(copy)
+    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
+        raise ValueError(f"the copy of {original.name!r} has other weights than the original")
+    for source, target in zip(old, new, strict=True):
+        target.assign(source)
+
+
+def _state(layer):
+    metrics = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
+    return [v for v in layer.variables if id(v) not in metrics]

@@ -1,0 +1,119 @@
+"""Which variables of which Keras layers can be masked.
+
+Kernels and embeddings can; biases, normalisation parameters and depthwise kernels
+stay dense. A custom layer names its own with `get_prunable_weights()`.
+"""
+
+from typing import NamedTuple
+
+import keras
+from keras import layers
+
+# Layer class -> the attributes that hold its maskable variables. Attention layers are
+# not listed: their projections are `EinsumDense` sublayers. Nor are recurrent layers:
+# their weights sit in their cells.
+MASKABLE_ATTRIBUTES = {
+    layers.Dense: ("kernel",),
+    layers.EinsumDense: ("kernel",),
+    layers.Conv1D: ("kernel",),
+    layers.Conv2D: ("kernel",),
+    layers.Conv3D: ("kernel",),
+    layers.Conv1DTranspose: ("kernel",),
+    layers.Conv2DTranspose: ("kernel",),
+    layers.Conv3DTranspose: ("kernel",),
+    layers.SeparableConv1D: ("pointwise_kernel",),
+    layers.SeparableConv2D: ("pointwise_kernel",),
+    layers.Embedding: ("embeddings",),
+    layers.SimpleRNNCell: ("kernel", "recurrent_kernel"),
+    layers.GRUCell: ("kernel", "recurrent_kernel"),
+    layers.LSTMCell: ("kernel", "recurrent_kernel"),
+}
+
+
+class Maskable(NamedTuple):
+    """A weight that can be masked, and where it was found."""
+
+    path: str  # The names of the layers on the way, and the variable's own.
+    layers: tuple[str, ...]  # The names of the layers on the way, outermost first.
+    weight: keras.Variable
+
+
+def own_weights(layer) -> list:
+    """The maskable variables of a layer itself, without those of its sublayers.
+
+    Args:
+        layer: a `keras.layers.Layer`.
+
+    Returns:
+        A list of `keras.Variable`, empty where there is none or the layer is not built.
+
+    Raises:
+        ValueError: if `get_prunable_weights()` returns what is not a floating point
+            variable.
+    """
+    if hasattr(layer, "get_prunable_weights"):
+        weights = list(layer.get_prunable_weights())
+        for weight in weights:
+            if not isinstance(weight, keras.Variable) or not _is_float(weight):
+                raise ValueError(
+                    "`get_prunable_weights()` must return floating point variables "
+                    f"(`keras.Variable`). Received: {weight!r} from layer {layer.name!r}"
+                )
+        return weights
+    for cls, attributes in MASKABLE_ATTRIBUTES.items():
+        if isinstance(layer, cls):
+            found = [getattr(layer, name, None) for name in attributes]
+            # A quantized kernel is an integer variable, one with LoRA a tensor.
+            return [w for w in found if isinstance(w, keras.Variable) and _is_float(w)]
+    return []
+
+
+def find(layer, include_self=True) -> list[Maskable]:
+    """Finds every maskable weight in a layer and its sublayers, in model order.
+
+    Args:
+        layer: a built `keras.layers.Layer` or model.
+        include_self: whether paths begin with the name of `layer` itself.
+
+    Returns:
+        A list of `Maskable` with unique paths. A weight that several layers share is
+        listed once.
+    """
+    found, seen_layers, seen_weights, paths = [], set(), set(), set()
+
+    def visit(layer, route):
+        if id(layer) in seen_layers:
+            return
+        seen_layers.add(id(layer))
+        for weight in own_weights(layer):
+            if id(weight) in seen_weights:
+                continue
+            seen_weights.add(id(weight))
+            path = unique("/".join((*route, weight.name)), paths)
+            found.append(Maskable(path, route, weight))
+        for child in sublayers(layer):
+            visit(child, (*route, child.name))
+
+    visit(layer, (layer.name,) if include_self else ())
+    return found
+
+
+def sublayers(layer) -> list:
+    """The layers directly inside a layer, those of a model in graph order."""
+    if isinstance(layer, keras.Model):
+        return layer.layers
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def unique(path, taken: set) -> str:
+    """`path`, with a number behind it if it is taken already; adds it to `taken`."""
+    candidate, number = path, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{path}_{number}"
+    taken.add(candidate)
+    return candidate
+
+
+def _is_float(variable) -> bool:
+    return keras.backend.is_float_dtype(variable.dtype)

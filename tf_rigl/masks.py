@@ -1,0 +1,111 @@
+"""The masks themselves: variables beside the weights that they belong to."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_rigl.patterns import Pattern
+
+
+class MaskedWeight(NamedTuple):
+    """A weight and its mask.
+
+    Attributes:
+        path: str, unique within the model, such as "encoder/dense/kernel".
+        weight: `keras.Variable`, exactly 0.0 wherever the mask is 0.
+        mask: `keras.Variable` of the weight's shape and dtype "bool".
+        target_sparsity: float, the fraction of zeros that was asked for.
+        pattern: `tf_rigl.patterns.Pattern`, what lives and dies together.
+    """
+
+    path: str
+    weight: keras.Variable
+    mask: keras.Variable
+    target_sparsity: float
+    pattern: Pattern
+
+    def target_active(self) -> int:
+        """How many units are kept at the target sparsity."""
+        units = self.pattern.units(self.weight.shape)
+        return units - int(np.floor(self.target_sparsity * units))
+
+    def zero_masked(self, variable):
+        """Sets a variable of the weight's shape to zero wherever the mask is 0."""
+        keep = tf.convert_to_tensor(self.mask)
+        value = tf.convert_to_tensor(variable)
+        variable.assign(tf.where(keep, value, tf.zeros([], value.dtype)))
+
+    def set_mask(self, mask):
+        """Replaces the mask, and sets the weight to zero where the new one is 0."""
+        self.mask.assign(mask)
+        self.zero_masked(self.weight)
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class Masks(keras.layers.Layer):
+    """Holds mask variables, so that Keras saves, copies and restores them.
+
+    It takes no part in the computation. Whatever owns one keeps it in the attribute
+    `_masks`: Keras restores private attributes last, so the weights are there when
+    the masks are checked against them.
+
+    Attributes:
+        items: list of `MaskedWeight`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.items = []
+        self.built = True
+
+    def add(self, path, weight, target_sparsity, pattern) -> MaskedWeight:
+        """Adds a mask for a weight, all ones at first."""
+        mask = self.add_weight(
+            shape=weight.shape,
+            dtype="bool",
+            initializer="ones",
+            trainable=False,
+            name=path.replace("/", "_"),
+        )
+        item = MaskedWeight(path, weight, mask, float(target_sparsity), pattern)
+        self.items.append(item)
+        return item
+
+    def save_own_variables(self, store):
+        """Stores each mask under its number."""
+        for number, item in enumerate(self.items):
+            store[str(number)] = item.mask.numpy()
+
+    def load_own_variables(self, store):
+        """Restores the masks and checks that they fit their weights.
+
+        A file without masks (of a dense model) leaves them as they are: they are
+        applied to the weights that were loaded.
+        """
+        keys = list(store.keys())
+        if not keys:
+            for item in self.items:
+                item.zero_masked(item.weight)
+            return
+        if len(keys) != len(self.items):
+            raise ValueError(
+                f"The file holds {len(keys)} masks, the model has {len(self.items)} masked weights."
+            )
+        masks = [np.asarray(store[str(number)]) for number in range(len(self.items))]
+        for item, mask in zip(self.items, masks, strict=True):
+            if mask.shape != tuple(item.weight.shape):
+                raise ValueError(
+                    f"The mask of {item.path!r} does not fit its weight: "
+                    f"mask.shape={mask.shape}, weight.shape={tuple(item.weight.shape)}"
+                )
+            if mask.dtype != np.bool_:
+                raise ValueError(f"The mask of {item.path!r} is not boolean: {mask.dtype}")
+            if np.any(keras.ops.convert_to_numpy(item.weight)[~mask] != 0):
+                raise ValueError(
+                    f"The mask of {item.path!r} does not fit its weight: there are weights other "
+                    "than zero where the mask is 0."
+                )
+        for item, mask in zip(self.items, masks, strict=True):
+            item.mask.assign(mask)

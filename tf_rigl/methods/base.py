@@ -1,0 +1,119 @@
+"""What a method has to say: how masks begin, when they change, and to what."""
+
+import keras
+import tensorflow as tf
+
+from tf_rigl.masked_layer import random_mask
+
+
+class Method:
+    """Base class of all methods.
+
+    A method answers three questions; the defaults here keep a random mask for ever.
+    It holds no state of its own: masks and the step counter belong to the model.
+    """
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether `plan` needs to know how many steps `fit` will run."""
+        return False
+
+    def initial_mask(self, item, seed, index):
+        """How a mask begins: at random, by default.
+
+        Args:
+            item: `tf_rigl.masks.MaskedWeight`.
+            seed: int, the model's seed.
+            index: int, the number of the weight in the model.
+
+        Returns:
+            A boolean tensor of the weight's shape.
+        """
+        return random_mask(item, seed, index)
+
+    def plan(self, step, active, first_step=0, run_steps=None):
+        """When masks change: what happens at a step.
+
+        Args:
+            step: int, batches seen before this one.
+            active: list of int, units now active in each masked weight.
+            first_step: int, the step at which the present run of `fit` began.
+            run_steps: int, how many steps it will have in all, or None.
+
+        Returns:
+            None for an ordinary step; for an update step a list of `(keep, grow)`
+            for each masked weight: the units of the present mask to keep, and those
+            to add.
+        """
+        del step, active, first_step, run_steps
+
+    def drop_scores(self, weight, gradient, mask, seed):
+        """Which active entries to keep: those of the highest score.
+
+        Args:
+            weight: float tensor, the weight.
+            gradient: float tensor, the dense gradient of the loss with respect to it,
+                averaged over the global batch.
+            mask: boolean tensor, the present mask.
+            seed: int32 tensor of shape (2,), for `tf.random.stateless_*`, other for
+                each weight and step.
+
+        Returns:
+            A tensor of real scores of the weight's shape; its magnitude by default.
+        """
+        del gradient, mask, seed
+        return tf.abs(weight)
+
+    def grow_scores(self, weight, gradient, mask, seed):
+        """Which entries to add, among all that are not kept: those of the highest score.
+
+        Arguments and result are those of `drop_scores`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not grow connections.")
+
+    def new_values(self, weight, seed):
+        """The values at which newly grown entries start: zeros by default."""
+        del seed
+        return tf.zeros_like(weight)
+
+    def update(self, weight, gradient, mask, keep, grow, pattern, seed):
+        """One change of a mask: drop, then grow (algorithm 1 of the RigL paper).
+
+        Args:
+            weight, gradient, mask, seed: as in `drop_scores`.
+            keep: int32 scalar tensor, units of the present mask to keep.
+            grow: int32 scalar tensor, units to add.
+            pattern: `tf_rigl.patterns.Pattern`.
+
+        Returns:
+            The new mask and the new weight. A newly grown entry starts at its new
+            value; one that was dropped and grown at once keeps the old one.
+        """
+        kept = pattern.select(self.drop_scores(weight, gradient, mask, seed), keep, among=mask)
+        grown = pattern.select(self.grow_scores(weight, gradient, mask, seed), grow, kept=kept)
+        new_mask = kept | grown
+        old_values = tf.where(mask, weight, self.new_values(weight, seed))
+        return new_mask, tf.where(new_mask, old_values, tf.zeros([], weight.dtype))
+
+    def get_config(self):
+        """The arguments of the constructor, for serialisation."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the method from what `get_config` returned."""
+        return cls(**config)
+
+    def __repr__(self):
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def serialize_function(value):
+    """A string as it is, a function in the form that Keras writes to files."""
+    return value if isinstance(value, str) else keras.saving.serialize_keras_object(value)
+
+
+def deserialize_function(value):
+    """The inverse of `serialize_function`."""
+    return value if isinstance(value, str) else keras.saving.deserialize_keras_object(value)

@@ -1,0 +1,582 @@
+"""`SparseModel`: a Keras model that trains sparse."""
+
+import dataclasses
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.tensorflow.trainer import reduce_per_replica
+from keras.src.models.functional import Functional
+
+from tf_rigl import maskable, methods, optimizer_slots, targets
+from tf_rigl._arguments import resolve_seed
+from tf_rigl._delegation import show_call_of
+from tf_rigl.masks import MaskedWeight, Masks
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class SparseModel(keras.Model):
+    """A `keras.Model` whose training step keeps weights sparse and moves their masks.
+
+    `tf_rigl.sparsify` makes one of any model. By hand, build a functional model of
+    layers wrapped in `tf_rigl.MaskedLayer`, or subclass it, and call
+    `super().__init__(method=...)`.
+
+    A weight is exactly 0.0 wherever its mask is 0, after construction and after every
+    training step. Forward passes therefore cost what they cost in Keras, and the
+    gradient that comes out of them is the dense gradient. At an ordinary step it is
+    masked before the optimizer sees it; at an update step the masks change *instead*
+    of an optimizer step.
+
+    Args:
+        inputs, outputs, name: as in `keras.Model`, for a functional model.
+        method: str or `tf_rigl.methods.Method`, how masks begin and change: "rigl",
+            "set", "static".
+        seed: int, for whatever the method draws at random. Defaults to one drawn from
+            Python's `random`, which `keras.utils.set_random_seed` seeds.
+
+    Example:
+
+    >>> inputs = keras.Input((64,))
+    >>> x = tf_rigl.MaskedLayer(keras.layers.Dense(32, activation="relu"))(inputs)
+    >>> outputs = keras.layers.Dense(10)(x)
+    >>> model = tf_rigl.SparseModel(inputs, outputs, method="rigl")
+    >>> model.masked_weights[0].path
+    'dense/kernel'
+
+    Reference:
+
+    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), algorithm 1.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        if cls is SparseModel and _has_graph(args, kwargs):
+            cls = FunctionalSparseModel
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args, method="rigl", seed=None, **kwargs):
+        if _has_graph(args, kwargs) and not isinstance(self, Functional):
+            raise TypeError(
+                f"{type(self).__name__} is a subclass of `tf_rigl.SparseModel`: define its `call`, "
+                "or pass inputs and outputs to `tf_rigl.SparseModel` itself."
+            )
+        method = methods.get(method)
+        super().__init__(*args, **kwargs)
+        self.method = method
+        self.seed = resolve_seed(seed)
+        self._step = 0
+        self._run = _Run()
+
+    # What the masks are.
+
+    @property
+    def masked_weights(self) -> list[MaskedWeight]:
+        """The masked weights with their masks, in model order."""
+        items, taken = [], set()
+        for layer in self._flatten_layers(include_self=False):
+            if isinstance(layer, Masks):
+                for item in layer.items:
+                    path = maskable.unique(item.path, taken)
+                    items.append(item._replace(path=path))
+        return items
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """The masks as boolean arrays, by path."""
+        return {item.path: item.mask.numpy() for item in self.masked_weights}
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros now in all maskable weights that were not excluded."""
+        masks = self.masks.values()
+        entries = sum(m.size for m in masks)
+        return 1 - sum(np.count_nonzero(m) for m in masks) / entries if entries else 0.0
+
+    @property
+    def step(self) -> int:
+        """How many batches training has seen; saved and restored with the model."""
+        return self._step
+
+    # How training runs.
+
+    def fit(self, *args, **kwargs):
+        """Trains the model; the arguments are those of `keras.Model.fit`."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        bound.apply_defaults()
+        watcher = _RunLength(bound.arguments["initial_epoch"])
+        callbacks = bound.arguments["callbacks"]
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            watcher.set_model(self)
+            watcher.set_params({"epochs": bound.arguments["epochs"], **callbacks.params})
+            callbacks.append(watcher)
+        else:
+            callbacks = keras.tree.flatten(callbacks) if callbacks else []
+            bound.arguments["callbacks"] = [*callbacks, watcher]
+        self._run.active = None
+        return super().fit(*bound.args, **bound.kwargs)
+
+    def train_step(self, data):
+        """An ordinary step: gradients are masked before the optimizer sees them."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        weights = self.trainable_weights
+        y_pred, gradients = self._gradients(x, y, sample_weight, weights)
+        items = {id(item.weight): item for item in self.masked_weights if _has_zeros(item)}
+        masked = [
+            _masked_gradient(g, items[id(w)].mask) if g is not None and id(w) in items else g
+            for g, w in zip(gradients, weights, strict=True)
+        ]
+        self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+        # Optimizers may move weights of zero gradient: Muon mixes whole rows.
+        trained = [items[id(w)] for w in weights if id(w) in items]
+        _assign(
+            [item.weight for item in trained],
+            [_where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in trained],
+        )
+        if self._run.seen is not None:
+            self._run.seen.assign_add(1)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def update_step(self, data, counts, step):
+        """An update step: masks change, the optimizer is not applied.
+
+        Args:
+            data: a batch, as for `train_step`.
+            counts: int32 tensor of shape (masked weights, 2): units to keep and to grow.
+            step: int32 scalar tensor, for what the method draws at random.
+
+        Returns:
+            The metrics, as `train_step` does.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        trainable = {id(w) for w in self.trainable_weights}
+        numbered = [
+            (number, item)
+            for number, item in enumerate(self.masked_weights)
+            if id(item.weight) in trainable and _has_zeros(item)
+        ]
+        weights = [item.weight for _, item in numbered]
+        y_pred, gradients = self._gradients(x, y, sample_weight, weights)
+        # A weight that the loss does not reach has no gradient: its mask stays.
+        reached = [(n, i, g) for (n, i), g in zip(numbered, gradients, strict=True) if g is not None]
+        gradients = _all_reduce([tf.convert_to_tensor(g) for _, _, g in reached])
+        scale = self.optimizer.scale_loss(tf.ones([]))
+        usable = self._usable(gradients)
+
+        variables, values = [], []
+        for (number, item, _), gradient in zip(reached, gradients, strict=True):
+            weight = tf.convert_to_tensor(item.weight.value)
+            mask = tf.convert_to_tensor(item.mask)
+            new_mask, new_weight = self.method.update(
+                weight,
+                tf.cast(gradient, weight.dtype) / tf.cast(scale, weight.dtype),
+                mask,
+                counts[number, 0],
+                counts[number, 1],
+                item.pattern,
+                tf.stack([(self.seed + number) % 2**31, step]),
+            )
+            if usable is not None:
+                new_mask = tf.where(usable, new_mask, mask)
+                new_weight = tf.where(usable, new_weight, weight)
+            variables += [item.mask, item.weight]
+            values += [new_mask, new_weight]
+            # Slots of dropped entries would go stale; those of new ones start at zero.
+            for slot in self._run.slots.get(id(item.weight), ()):
+                variables.append(slot)
+                values.append(_where(mask & new_mask, tf.convert_to_tensor(slot.value)))
+        _assign(variables, values)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _gradients(self, x, y, sample_weight, weights):
+        """A forward and a backward pass, as in `keras.Model.train_step`."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self._compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+            )
+            batch_size = tf.shape(next(i for i in keras.tree.flatten(x) if i is not None))[0]
+            self._loss_tracker.update_state(loss * replicas, sample_weight=batch_size)
+            loss = self.optimizer.scale_loss(loss)
+        return y_pred, tape.gradient(loss, [w.value for w in weights])
+
+    def _usable(self, gradients):
+        """Whether no gradient overflowed under dynamic loss scaling; None without it."""
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            return None
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+
+    def make_train_function(self, force=False):
+        """Compiles an ordinary and an update step; the host chooses between them.
+
+        The step counter is a Python integer, so neither graph holds a conditional and
+        the ordinary step carries nothing of the update.
+        """
+        if self.train_function is not None and not force:
+            return self.train_function
+        several = None
+        if self.steps_per_execution > 1:
+            with self.distribute_strategy.scope():
+                self._run.seen = tf.Variable(
+                    0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+                )
+            super().make_train_function(force=True)
+            several = self.train_function
+        ordinary, update = self._compiled(self.train_step), self._compiled(self.update_step)
+
+        def train_function(iterator):
+            if self._run.active is None:
+                iterator = self._begin_run(iterator)
+            plans = [self._plan(self._step + n) for n in range(self.steps_per_execution)]
+            if several is not None and not any(plans):
+                before = int(self._run.seen)
+                try:
+                    return several(iterator)
+                finally:
+                    self._step += int(self._run.seen) - before
+            logs = None
+            for plan in plans:
+                try:
+                    if plan is None:
+                        logs = ordinary(iterator)
+                    else:
+                        counts, step = tf.constant(plan, tf.int32), tf.constant(self._step, tf.int32)
+                        logs = update(iterator, counts, step)
+                        self._run.active = [sum(n) for n in plan]
+                except (StopIteration, tf.errors.OutOfRangeError):
+                    if logs is None:
+                        raise
+                    break
+                self._step += 1
+            return logs
+
+        self.train_function = train_function
+        return train_function
+
+    def _compiled(self, step_function):
+        """A function that takes a batch off an iterator and runs a step on it."""
+
+        def on_batch(data, *args):
+            strategy = self.distribute_strategy
+            outputs = strategy.run(step_function, args=(data, *args))
+            return reduce_per_replica(outputs, strategy, reduction="auto")
+
+        def on_iterator(iterator, *args):
+            return on_batch(_without_optionals(iterator.get_next()), *args)
+
+        if not self.run_eagerly:
+            on_batch = tf.function(
+                on_batch, autograph=False, reduce_retracing=True, jit_compile=self.jit_compile
+            )
+            on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
+
+        def run(iterator, *args):
+            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                return on_iterator(iterator, *args)
+            return on_batch(_without_optionals(next(iterator)), *args)
+
+        return run
+
+    def _plan(self, step):
+        run = self._run
+        return self.method.plan(step, run.active, run.first_step, run.steps)
+
+    def _begin_run(self, iterator):
+        """What has to stand before the first step of a run; returns the iterator."""
+        run = self._run
+        if not self.built:
+            iterator = self._build_on(iterator)
+        items = self.masked_weights
+        if not items:
+            raise ValueError(
+                "The model has no masked weights: wrap layers in `tf_rigl.MaskedLayer`, or make "
+                "the model with `tf_rigl.sparsify`."
+            )
+        if self.method.needs_length and run.steps is None:
+            raise ValueError(
+                "A float `end_step` needs a training run of known length: `fit` with a data set "
+                "whose number of batches is known (or `steps_per_epoch`). Pass `end_step` as an "
+                f"integer, a step, instead. Received: method={self.method!r}"
+            )
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        trainable = {id(w) for w in self.trainable_variables}
+        run.slots = optimizer_slots.find(self.optimizer, self.trainable_variables)
+        # Weights may have been set, and the optimizer used, since the last run.
+        for item in items:
+            if id(item.weight) in trainable and _has_zeros(item):
+                for variable in (item.weight, *run.slots.get(id(item.weight), ())):
+                    item.zero_masked(variable)
+        run.active = [int(item.pattern.active(tf.convert_to_tensor(item.mask))) for item in items]
+        return iterator
+
+    def _build_on(self, iterator):
+        """Builds the model on the form of the first batch."""
+        if isinstance(iterator, tf.data.Iterator):
+            data = iterator.element_spec
+        else:
+            data = next(iterator)
+            rest = iterator
+            iterator = (batch for source in ([data], rest) for batch in source)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self(_symbolic(x))
+        return iterator
+
+    # What is saved.
+
+    def set_weights(self, weights):
+        """Sets all weights and masks, in the order of `get_weights`."""
+        super().set_weights(weights)
+        for item in self.masked_weights:
+            item.zero_masked(item.weight)
+
+    def save_own_variables(self, store):
+        """Stores the step counter beside the model's own variables."""
+        super().save_own_variables(store)
+        store["step"] = np.int64(self._step)
+
+    def load_own_variables(self, store):
+        """Restores the step counter, if the file has one, and the model's own variables."""
+        entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
+        step = entries.pop("step", None)
+        super().load_own_variables(entries)
+        if step is not None:
+            self._step = int(np.asarray(step))
+
+    def get_config(self):
+        """The arguments of the constructor, for serialisation."""
+        return {**super().get_config(), **self._sparse_config()}
+
+    def _sparse_config(self):
+        return {"method": keras.saving.serialize_keras_object(self.method), "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes the model from what `get_config` returned."""
+        config = dict(config)
+        if isinstance(config.get("method"), dict):
+            config["method"] = keras.saving.deserialize_keras_object(
+                config["method"], custom_objects=custom_objects
+            )
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+class _Sparsified:
+    """What models made by `sparsify` share: they hold the masks of all their weights.
+
+    A recipe says how the masks are to be made; once they are, their paths and sparsities
+    are part of the configuration.
+    """
+
+    def _create_masks(self, recipe):
+        found = maskable.find(self, include_self=False)
+        sparsities = targets.resolve(found, **recipe)
+        weights = {m.path: m.weight for m in found}
+        # The first call of a model may happen while a function is being traced.
+        with tf.init_scope(), self.distribute_strategy.scope():
+            for index, (path, sparsity) in enumerate(sparsities.items()):
+                item = self._masks.add(path, weights[path], sparsity, recipe["pattern"])
+                item.set_mask(self.method.initial_mask(item, self.seed, index))
+
+    def _recreate_masks(self, masked):
+        weights = {m.path: m.weight for m in maskable.find(self, include_self=False)}
+        for entry in masked:
+            if entry["path"] not in weights:
+                raise ValueError(
+                    f"The file holds a mask for {entry['path']!r}, but the model has no such "
+                    f"weight. Its maskable weights: {sorted(weights)}"
+                )
+            pattern = keras.saving.deserialize_keras_object(entry["pattern"])
+            self._masks.add(entry["path"], weights[entry["path"]], entry["sparsity"], pattern)
+
+    def _sparse_config(self):
+        masked = [
+            {
+                "path": item.path,
+                "sparsity": item.target_sparsity,
+                "pattern": keras.saving.serialize_keras_object(item.pattern),
+            }
+            for item in self._masks.items
+        ]
+        return {**super()._sparse_config(), "masked": masked}
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class FunctionalSparseModel(_Sparsified, SparseModel, Functional):
+    """A `SparseModel` over a graph of layers. Made by `SparseModel` and `sparsify`."""
+
+    def __init__(self, inputs, outputs, name=None, *, recipe=None, masked=(), **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self._masks = Masks(name="masks")
+        if recipe is not None:
+            self._create_masks(recipe)
+        self._recreate_masks(masked)
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class WrappedSparseModel(_Sparsified, SparseModel):
+    """A `SparseModel` around a model without a graph. Made by `sparsify`.
+
+    Args:
+        model: a subclassed `keras.Model`, or one that is not built yet: its masks are
+            then drawn on the first call.
+    """
+
+    def __new__(cls, model, *args, **kwargs):
+        self = super().__new__(cls, model, *args, **kwargs)
+        show_call_of(self, model)
+        return self
+
+    def __init__(self, model, *, recipe=None, masked=(), **kwargs):
+        kwargs.setdefault("name", model.name)
+        super().__init__(**kwargs)
+        self.model = model
+        self._masks = Masks(name="masks")
+        self._recipe = recipe
+        self._masked = list(masked)
+        if model.built:
+            self._make_masks()
+
+    def _make_masks(self):
+        if self._masks.items:
+            return
+        if self._masked:
+            self._recreate_masks(self._masked)
+        elif self._recipe is not None:
+            self._create_masks(self._recipe)
+
+    @property
+    def layers(self):
+        """The layers of the wrapped model."""
+        return self.model.layers
+
+    def __call__(self, *args, **kwargs):
+        if not self._masks.items:
+            if not self.model.built:
+                super().__call__(*_symbolic(args), **_symbolic(kwargs))
+            self._make_masks()
+        return super().__call__(*args, **kwargs)
+
+    def get_build_config(self):
+        return {"model": self.model.get_build_config()}
+
+    def build_from_config(self, config):
+        if config.get("model") and not self.model.built:
+            self.model.build_from_config(config["model"])
+        if self.model.built:
+            self._make_masks()
+            self.built = True
+
+    def get_config(self):
+        config = {"name": self.name, "trainable": self.trainable}
+        model = keras.saving.serialize_keras_object(self.model)
+        return {**config, "model": model, **self._sparse_config()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("model", "method"):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the model knows of the present run of `fit`; nothing of it is saved."""
+
+    first_step: int = 0
+    steps: int | None = None  # How many it will have in all, if that is known.
+    active: list | None = None  # Units active in each masked weight; None: to be counted.
+    slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> optimizer slots.
+    seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
+
+
+class _RunLength(keras.callbacks.Callback):
+    """Tells the model how many steps `fit` will run."""
+
+    def __init__(self, initial_epoch):
+        super().__init__()
+        self.initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs=None):
+        model, steps = self.model, self.params.get("steps")
+        if steps is None:
+            model._run.steps = None
+            if model.method.needs_length:
+                raise ValueError(
+                    "A float `end_step` needs a data set of known length. Pass `end_step` as an "
+                    "integer, a step, or give `steps_per_epoch` to `fit`. "
+                    f"Received: method={model.method!r}"
+                )
+            return
+        # Epochs that an earlier run has done belong to the same schedule.
+        model._run.first_step = max(0, model.step - self.initial_epoch * steps)
+        model._run.steps = self.params["epochs"] * steps
+
+
+def _has_graph(args, kwargs):
+    """Whether constructor arguments are those of a functional model."""
+    return len(args) >= 2 or "outputs" in kwargs
+
+
+def _has_zeros(item):
+    """Whether a weight is masked at all: a dense layer costs nothing."""
+    return item.target_sparsity > 0
+
+
+def _where(mask, value):
+    return tf.where(tf.convert_to_tensor(mask), value, tf.zeros([], value.dtype))
+
+
+def _masked_gradient(gradient, mask):
+    """A gradient, dense or of rows (as embeddings have), zero where the mask is 0."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.gather(tf.convert_to_tensor(mask), gradient.indices)
+        return tf.IndexedSlices(
+            _where(rows, gradient.values), gradient.indices, gradient.dense_shape
+        )
+    return _where(mask, gradient)
+
+
+def _all_reduce(gradients):
+    """Sums over replicas; each one's loss was divided by their number."""
+    context = tf.distribute.get_replica_context()
+    if not gradients or context.num_replicas_in_sync == 1:
+        return gradients
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+
+def _assign(variables, values):
+    """Assigns values, equal on all replicas, to Keras variables from a replica context."""
+
+    def assign(strategy, *values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                variable.value, lambda v, new: v.assign(new), args=(value,), group=False
+            )
+
+    if variables:
+        tf.distribute.get_replica_context().merge_call(assign, args=tuple(values))
+
+
+def _without_optionals(data):
+    """Keras hands None through `tf.data` as an empty `tf.experimental.Optional`."""
+    return keras.tree.map_structure(
+        lambda i: None if isinstance(i, tf.experimental.Optional) else i, data
+    )
+
+
+def _symbolic(structure):
+    """The form of arrays and tensors, with a free batch size, for a symbolic call."""
+
+    def convert(x):
+        if isinstance(x, keras.KerasTensor) or not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            return x
+        shape = tuple(x.shape)
+        return keras.KerasTensor((None, *shape[1:]) if shape else shape, x.dtype)
+
+    return keras.tree.map_structure(convert, structure)

@@ -1,0 +1,116 @@
+"""The sparsity that each weight of a model is to have."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from tf_rigl import distributions
+from tf_rigl._arguments import check_sparsity, unknown_name
+
+
+def check_distribution(distribution):
+    """Raises if `distribution` is neither a known name, a function nor a mapping."""
+    if isinstance(distribution, Mapping):
+        for name, value in distribution.items():
+            check_sparsity(f"distribution[{name!r}]", value)
+    else:
+        distributions.get(distribution)
+
+
+def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, float]:
+    """Decides which weights are masked, and how sparse each will be.
+
+    Args:
+        found: list of `tf_rigl.maskable.Maskable`, in model order.
+        sparsity: float, over all weights that are not excluded.
+        distribution: str, function or mapping; see `tf_rigl.sparsify`.
+        pattern: `tf_rigl.patterns.Pattern`.
+        exclude: layer names or regular expressions.
+
+    Returns:
+        A dict of path to target sparsity, for each weight that is not excluded.
+
+    Raises:
+        ValueError: if a name matches nothing, nothing is left to mask, or the
+            sparsity cannot be met.
+    """
+    if not found:
+        raise ValueError(
+            "The model has no maskable layer. See `tf_rigl.maskable` for the layers that are; a "
+            "layer of your own names its weights with `get_prunable_weights()`."
+        )
+    kept = _without_excluded(found, exclude)
+    if not kept:
+        raise ValueError(
+            "Argument `exclude` leaves no maskable layer. "
+            f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
+        )
+    shapes = {m.path: tuple(m.weight.shape) for m in kept}
+    if isinstance(distribution, Mapping):
+        targets = _from_mapping(kept, distribution)
+    elif distribution == "uniform":
+        # Not its first *weight* alone: a recurrent layer has several.
+        first = {m.path: 0.0 for m in kept if m.layers == found[0].layers}
+        targets = distributions.uniform(shapes, sparsity, fixed=first, first_layer_dense=False)
+    else:
+        targets = distributions.get(distribution)(shapes, sparsity)
+        if set(targets) != set(shapes):
+            raise ValueError(
+                "Argument `distribution` must return a sparsity for each of "
+                f"{list(shapes)}. Received: {targets!r}"
+            )
+    wanted = sparsity > 0 if not isinstance(distribution, Mapping) else any(targets.values())
+    if wanted and not any(np.floor(targets[p] * pattern.units(s)) for p, s in shapes.items()):
+        raise ValueError(
+            "The sparsity cannot be met: no layer would have a single zero. Received: "
+            f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
+        )
+    return {path: check_sparsity(f"distribution[{path!r}]", s) for path, s in targets.items()}
+
+
+def _names(maskable):
+    """What a weight answers to: its layers' names and paths, and its own path."""
+    layers = maskable.layers
+    paths = ["/".join(layers[: n + 1]) for n in range(len(layers))]
+    return [*layers, *paths, maskable.path]
+
+
+def _without_excluded(found, exclude):
+    if isinstance(exclude, str) or not all(isinstance(e, str) for e in exclude):
+        raise ValueError(
+            "Argument `exclude` must be a list or tuple of layer names or regular expressions. "
+            f"Received: exclude={exclude!r}"
+        )
+    excluded = set()
+    for entry in exclude:
+        hits = {m.path for m in found if entry in _names(m)}
+        if not hits:  # Not a name: then it is a regular expression.
+            try:
+                expression = re.compile(entry)
+            except re.error as error:
+                raise ValueError(
+                    "Argument `exclude` holds what is neither a layer name nor a regular "
+                    f"expression ({error}). Received: {entry!r}"
+                ) from error
+            hits = {m.path for m in found if any(expression.search(n) for n in _names(m))}
+        if not hits:
+            raise ValueError(
+                f"Argument `exclude`: {entry!r} matches no maskable layer. "
+                f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
+            )
+        excluded |= hits
+    return [m for m in found if m.path not in excluded]
+
+
+def _from_mapping(kept, mapping):
+    """Sparsities as given; a layer that the mapping does not name stays dense."""
+    targets = {m.path: 0.0 for m in kept}
+    for name, value in mapping.items():
+        hits = [m.path for m in kept if name in _names(m)]
+        if not hits:
+            names = {n for m in kept for n in _names(m)}
+            raise unknown_name("distribution", name, names, or_object=False)
+        for path in hits:
+            targets[path] = check_sparsity(f"distribution[{name!r}]", value)
+    return targets
