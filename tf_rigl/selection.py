@@ -85,9 +85,7 @@ def _kth_largest(keys, k):
         found = bucket - 2**15 if inside is None else bucket
         hit = tf.equal(digit, found)
         inside = hit if inside is None else inside & hit
-        threshold += tf.bitwise.left_shift(
-            tf.cast(found, keys.dtype), tf.cast(shift, keys.dtype)
-        )
+        threshold += tf.bitwise.left_shift(tf.cast(found, keys.dtype), tf.cast(shift, keys.dtype))
     return threshold, k
 
 

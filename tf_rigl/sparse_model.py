@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.models.functional import Functional
 
-from tf_rigl import maskable, methods, optimizer_slots, targets
+from tf_rigl import maskable, methods, optimizers, targets
 from tf_rigl._arguments import resolve_seed
 from tf_rigl._delegation import show_call_of
 from tf_rigl.masks import MaskedWeight, Masks
@@ -127,11 +127,11 @@ class SparseModel(keras.Model):
             for g, w in zip(gradients, weights, strict=True)
         ]
         self.optimizer.apply_gradients(zip(masked, weights, strict=True))
-        # Optimizers may move weights of zero gradient: Muon mixes whole rows.
-        trained = [items[id(w)] for w in weights if id(w) in items]
+        free = not optimizers.moves_only_by_gradient(self.optimizer)
+        moved = [items[id(w)] for w in weights if id(w) in items and (free or w.constraint)]
         _assign(
-            [item.weight for item in trained],
-            [_where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in trained],
+            [item.weight for item in moved],
+            [_where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in moved],
         )
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
@@ -158,7 +158,9 @@ class SparseModel(keras.Model):
         weights = [item.weight for _, item in numbered]
         y_pred, gradients = self._gradients(x, y, sample_weight, weights)
         # A weight that the loss does not reach has no gradient: its mask stays.
-        reached = [(n, i, g) for (n, i), g in zip(numbered, gradients, strict=True) if g is not None]
+        reached = [
+            (n, i, g) for (n, i), g in zip(numbered, gradients, strict=True) if g is not None
+        ]
         gradients = _all_reduce([tf.convert_to_tensor(g) for _, _, g in reached])
         scale = self.optimizer.scale_loss(tf.ones([]))
         usable = self._usable(gradients)
@@ -241,7 +243,10 @@ class SparseModel(keras.Model):
                     if plan is None:
                         logs = ordinary(iterator)
                     else:
-                        counts, step = tf.constant(plan, tf.int32), tf.constant(self._step, tf.int32)
+                        counts, step = (
+                            tf.constant(plan, tf.int32),
+                            tf.constant(self._step, tf.int32),
+                        )
                         logs = update(iterator, counts, step)
                         self._run.active = [sum(n) for n in plan]
                 except (StopIteration, tf.errors.OutOfRangeError):
@@ -303,7 +308,7 @@ class SparseModel(keras.Model):
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
         trainable = {id(w) for w in self.trainable_variables}
-        run.slots = optimizer_slots.find(self.optimizer, self.trainable_variables)
+        run.slots = optimizers.find_slots(self.optimizer, self.trainable_variables)
         # Weights may have been set, and the optimizer used, since the last run.
         for item in items:
             if id(item.weight) in trainable and _has_zeros(item):

@@ -1,9 +1,32 @@
-"""Which variables of an optimizer belong to which weight."""
+"""What the training step has to know of an optimizer: its slots, and how it moves weights."""
 
 from collections import defaultdict
 
+from keras import optimizers
 
-def find(optimizer, weights) -> dict[int, list]:
+# Built-in optimizers that never move an entry whose gradient and slots are zero.
+# (Muon orthogonalises whole matrices, so it does.)
+_NAMES = (
+    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Nadam RMSprop SGD"
+    " ScheduleFreeAdamW"
+)
+_BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
+
+
+def moves_only_by_gradient(optimizer) -> bool:
+    """Whether an entry of zero gradient and zero slots stays as it is.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`.
+
+    Returns:
+        True for built-in optimizers that are known to; False for all others, users'
+        own subclasses included.
+    """
+    return type(getattr(optimizer, "inner_optimizer", optimizer)) in _BY_GRADIENT
+
+
+def find_slots(optimizer, weights) -> dict[int, list]:
     """Finds the slots of each weight: moments, velocities, accumulators, averages.
 
     Keras names a slot after the path of its weight (`add_variable_from_reference`),
