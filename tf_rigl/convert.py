@@ -51,7 +51,8 @@ def sparsify(
 
     Example:
 
-    >>> model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(300), keras.layers.Dense(10)])
+    >>> layers = [keras.Input((784,)), keras.layers.Dense(300), keras.layers.Dense(10)]
+    >>> model = keras.Sequential(layers)
     >>> sparse = tf_rigl.sparsify(model, method="rigl", sparsity=0.9, seed=0)
     >>> round(sparse.sparsity, 3)
     0.9

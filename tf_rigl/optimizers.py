@@ -4,12 +4,10 @@ from collections import defaultdict
 
 from keras import optimizers
 
-# Built-in optimizers that never move an entry whose gradient and slots are zero.
-# (Muon orthogonalises whole matrices, so it does.)
-_NAMES = (
-    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Nadam RMSprop SGD"
-    " ScheduleFreeAdamW"
-)
+# Built-in optimizers that work entry by entry: one of zero gradient and zero slots stays
+# as it is, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
+# Adafactor scale by norms, which a NaN anywhere carries everywhere.)
+_NAMES = "Adadelta Adagrad Adam AdamW Adamax Ftrl Lion Nadam RMSprop SGD ScheduleFreeAdamW"
 _BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
 
 
@@ -21,9 +19,11 @@ def moves_only_by_gradient(optimizer) -> bool:
 
     Returns:
         True for built-in optimizers that are known to; False for all others, users'
-        own subclasses included.
+        own subclasses included, and with clipping by norm.
     """
-    return type(getattr(optimizer, "inner_optimizer", optimizer)) in _BY_GRADIENT
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
+    return type(optimizer) in _BY_GRADIENT and not by_norm
 
 
 def find_slots(optimizer, weights) -> dict[int, list]:
