@@ -1,0 +1,209 @@
+"""Data sets as `tf.data` pipelines: any image classification set of TensorFlow Datasets.
+
+"digits" (scikit-learn's, 8x8 pixels) is embedded: it needs neither network nor files.
+"fashion_mnist" is downloaded by TensorFlow Datasets, or, where Debian's package
+`dataset-fashion-mnist` is installed, prepared from its files.
+"""
+
+import difflib
+import gzip
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_IN_MEMORY = 200 * 2**20  # Bytes up to which a data set is cached after its first epoch.
+_DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+class Data(NamedTuple):
+    """A data set ready for `fit`.
+
+    Attributes:
+        name: str.
+        train, test: `tf.data.Dataset` of batches (images, labels): images float32 in
+            [0, 1] of shape (batch, height, width, channels), labels int32 of shape
+            (batch,). `train` is shuffled anew at each epoch; the last batch may be
+            smaller.
+        input_shape: tuple of int, (height, width, channels).
+        num_classes: int.
+    """
+
+    name: str
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    input_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
+    """Loads a data set.
+
+    Args:
+        name: str, "digits", or the name of a data set of TensorFlow Datasets whose
+            examples are an image and a class label.
+        batch_size: int, examples in a batch.
+        seed: int, for the order of the training examples.
+        data_dir: str or path, where TensorFlow Datasets keeps what it prepared.
+            Defaults to its own choice (environment variable `TFDS_DATA_DIR`, or
+            `~/tensorflow_datasets`).
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        ValueError: if there is no such data set, or it does not hold images and labels.
+        FileNotFoundError: if its files are neither here nor to be had; the message says
+            what to run.
+
+    Example:
+
+    >>> data = load("digits", batch_size=64)
+    >>> data.input_shape, data.num_classes, len(data.train)
+    ((8, 8, 1), 10, 23)
+    """
+    if name == "digits":
+        train, test = _digits()
+        shape, classes = (8, 8, 1), 10
+    else:
+        train, test, shape, classes = _from_tfds(name, data_dir)
+
+    def scale(image, label):
+        return tf.cast(image, tf.float32) / (16 if name == "digits" else 255), tf.cast(
+            label, tf.int32
+        )
+
+    def pipeline(examples):
+        examples = examples.map(scale, num_parallel_calls=tf.data.AUTOTUNE)
+        size = int(examples.cardinality())
+        small = 0 < size * int(np.prod(shape)) * 4 < _IN_MEMORY
+        return examples.cache() if small else examples
+
+    train = pipeline(train)
+    buffer = max(1, min(int(train.cardinality()), 100_000))
+    train = train.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
+    return Data(
+        name,
+        train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        pipeline(test).batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        shape,
+        classes,
+    )
+
+
+def _digits():
+    """scikit-learn's digits: 1,437 examples for training, 360 for testing."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images, labels = digits.images[order, :, :, None], digits.target[order]
+    split = int(0.8 * len(labels))
+    return tuple(
+        tf.data.Dataset.from_tensor_slices((images[part].astype("float32"), labels[part]))
+        for part in (slice(None, split), slice(split, None))
+    )
+
+
+def _from_tfds(name, data_dir):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        names = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            "Argument `name` must be 'digits' or the name of a data set of TensorFlow "
+            f"Datasets.{hint} Received: name={name!r}"
+        ) from error
+    builder = _prepared(builder, name, data_dir)
+
+    features = builder.info.features
+    keys = builder.info.supervised_keys or ("image", "label")
+    image, label = (features.get(key) for key in keys[:2])
+    if (
+        not isinstance(image, tfds.features.Image)
+        or not isinstance(label, tfds.features.ClassLabel)
+        or None in image.shape
+    ):
+        raise ValueError(
+            "Argument `name` must be a data set of images of one size with class labels. "
+            f"Received: name={name!r} with features {features}"
+        )
+    has_test = "test" in builder.info.splits
+    splits = ("train", "test") if has_test else ("train[:90%]", "train[90%:]")
+    train, test = (
+        builder.as_dataset(split=split, shuffle_files=False).map(
+            lambda example: (example[keys[0]], example[keys[1]])
+        )
+        for split in splits
+    )
+    return train, test, tuple(image.shape), label.num_classes
+
+
+def _prepared(builder, name, data_dir):
+    """The builder of a data set whose files are on disk, made or fetched if need be."""
+    import tensorflow_datasets as tfds
+
+    if pathlib.Path(builder.data_dir).exists():
+        return builder
+    if name == "fashion_mnist" and _DEBIAN_FASHION_MNIST.is_dir():
+        _prepare_fashion_mnist(_DEBIAN_FASHION_MNIST, builder)
+        return tfds.builder(name, data_dir=data_dir)
+    try:
+        builder.download_and_prepare()
+    # What fails without network depends on where the files live: requests' errors are
+    # OSErrors, cloud storage has TensorFlow's, TFDS adds its own.
+    except (OSError, tf.errors.OpError, tfds.download.DownloadError, AssertionError) as error:
+        debian = " or install Debian's package: apt-get install dataset-fashion-mnist"
+        raise FileNotFoundError(
+            f"The data set {name!r} is not on this machine and could not be downloaded "
+            f'({type(error).__name__}: {error}). With network access, run: python -c "import '
+            f"tensorflow_datasets as tfds; tfds.load('{name}')\""
+            f"{debian if name == 'fashion_mnist' else ''}; the data set 'digits' needs neither. "
+            f"Searched: {builder.data_dir}"
+        ) from error
+    return builder
+
+
+def _prepare_fashion_mnist(source, builder):
+    """Writes the raw files of Fashion-MNIST as a prepared data set, in about a minute."""
+    import tensorflow_datasets as tfds
+
+    def examples(prefix):
+        images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz")
+        labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": images[..., None], "label": labels.astype(np.int64)}
+        )
+
+    print(f"Preparing Fashion-MNIST from {source} (once, about a minute) ...", flush=True)
+    target = pathlib.Path(builder.data_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target.parent))
+    try:
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="fashion_mnist",
+            version=str(builder.version),
+            features=builder.info.features,
+            split_datasets={"train": examples("train"), "test": examples("t10k")},
+            data_dir=scratch,
+            disable_shuffling=True,
+        )
+        (scratch / "fashion_mnist" / str(builder.version)).rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _read_idx(path):
+    """Reads a file of the IDX format of MNIST: unsigned bytes."""
+    with gzip.open(path, "rb") as file:
+        content = file.read()
+    axes = content[3]
+    shape = np.frombuffer(content, ">i4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

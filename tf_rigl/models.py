@@ -1,0 +1,113 @@
+"""Models to experiment with, dense: `tf_rigl.sparsify` makes them sparse.
+
+All end in logits, one for each class.
+"""
+
+import keras
+from keras import layers
+
+from tf_rigl._arguments import unknown_name
+
+
+def lenet_300_100(input_shape, num_classes) -> keras.Model:
+    """Two hidden layers of 300 and 100 units.
+
+    Args:
+        input_shape: tuple of int, (height, width, channels).
+        num_classes: int.
+
+    Returns:
+        A `keras.Model` from images to logits of shape (batch, num_classes).
+
+    Reference:
+
+    - LeCun et al., Gradient-based learning applied to document recognition, 1998.
+    """
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Flatten(),
+            layers.Dense(300, activation="relu", name="hidden_1"),
+            layers.Dense(100, activation="relu", name="hidden_2"),
+            layers.Dense(num_classes, name="logits"),
+        ],
+        name="lenet_300_100",
+    )
+
+
+def small_cnn(input_shape, num_classes) -> keras.Model:
+    """Three 3x3 convolutions of 32, 64 and 128 channels with batch normalisation.
+
+    The first two are followed by max pooling. Arguments and result are those of
+    `lenet_300_100`.
+    """
+    inputs = x = keras.Input(input_shape)
+    for number, channels in enumerate((32, 64, 128)):
+        name = f"conv_{number + 1}"
+        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=name)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.ReLU()(x)
+        if number < 2:
+            x = layers.MaxPooling2D(2, padding="same")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small_cnn")
+
+
+def wide_resnet_22_2(input_shape, num_classes) -> keras.Model:
+    """Wide ResNet of depth 22 and width 2, with normalisation before each convolution.
+
+    Arguments and result are those of `lenet_300_100`.
+
+    Reference:
+
+    - [Wide Residual Networks](https://arxiv.org/abs/1605.07146), the network of the
+      RigL paper's CIFAR-10 experiments.
+    """
+
+    def convolve(x, channels, name, size=3, stride=1):
+        return layers.Conv2D(
+            channels, size, strides=stride, padding="same", use_bias=False, name=name
+        )(x)
+
+    def activate(x):
+        return layers.ReLU()(layers.BatchNormalization()(x))
+
+    inputs = keras.Input(input_shape)
+    x = convolve(inputs, 16, "stem")
+    for group, (channels, first_stride) in enumerate(((32, 1), (64, 2), (128, 2)), start=1):
+        for block in range(1, 4):
+            name, stride = f"group_{group}_block_{block}", first_stride if block == 1 else 1
+            y = activate(x)
+            shortcut = convolve(y, channels, f"{name}_shortcut", 1, stride) if block == 1 else x
+            y = convolve(y, channels, f"{name}_conv_1", stride=stride)
+            y = convolve(activate(y), channels, f"{name}_conv_2")
+            x = layers.Add()([shortcut, y])
+    x = layers.GlobalAveragePooling2D()(activate(x))
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="wide_resnet_22_2")
+
+
+NAMES = {
+    "lenet-300-100": lenet_300_100,
+    "small-cnn": small_cnn,
+    "wide-resnet-22-2": wide_resnet_22_2,
+}
+
+
+def get(identifier):
+    """Looks up a model.
+
+    Args:
+        identifier: "lenet-300-100", "small-cnn", "wide-resnet-22-2", or a function of
+            `(input_shape, num_classes)` that returns a `keras.Model`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: if the name is unknown; the message offers the closest ones.
+    """
+    if callable(identifier):
+        return identifier
+    if isinstance(identifier, str) and identifier in NAMES:
+        return NAMES[identifier]
+    raise unknown_name("model", identifier, NAMES)
