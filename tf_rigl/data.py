@@ -71,10 +71,10 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
     else:
         train, test, shape, classes = _from_tfds(name, data_dir)
 
+    brightest = 16 if name == "digits" else 255
+
     def scale(image, label):
-        return tf.cast(image, tf.float32) / (16 if name == "digits" else 255), tf.cast(
-            label, tf.int32
-        )
+        return tf.cast(image, tf.float32) / brightest, tf.cast(label, tf.int32)
 
     def pipeline(examples):
         examples = examples.map(scale, num_parallel_calls=tf.data.AUTOTUNE)
@@ -113,7 +113,7 @@ def _from_tfds(name, data_dir):
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         names = ["digits", *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(name, names, n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -123,7 +123,7 @@ def _from_tfds(name, data_dir):
         ) from error
     builder = _prepared(builder, name, data_dir)
 
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     keys = builder.info.supervised_keys or ("image", "label")
     image, label = (features.get(key) for key in keys[:2])
     if (
@@ -133,7 +133,7 @@ def _from_tfds(name, data_dir):
     ):
         raise ValueError(
             "Argument `name` must be a data set of images of one size with class labels. "
-            f"Received: name={name!r} with features {features}"
+            f"Received: name={name!r} with features {sorted(features)}"
         )
     has_test = "test" in builder.info.splits
     splits = ("train", "test") if has_test else ("train[:90%]", "train[90%:]")

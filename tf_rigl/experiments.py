@@ -167,6 +167,7 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
         validation_data=dataset.test,
         epochs=settings.epochs,
         verbose=verbose,
+        shuffle=False,  # The pipeline shuffles already.
         callbacks=[masks] if sparse else [],
     )
     seconds = time.perf_counter() - began

@@ -1,0 +1,35 @@
+# `make demo` and `make test` set everything up on a machine that has Python and make.
+#
+#   make demo      train RigL at 90% sparsity beside dense, on embedded data
+#   make test      the whole test suite
+#   make lint      ruff
+#   make PYTHON=python3.12 demo    with another Python
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/tf-rigl train --beside-dense
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# pip is upgraded first: the one that comes with older Pythons takes very long to choose
+# versions. The mark is written last, so an installation that was cut off starts again.
+$(VENV)/installed: setup.py
+	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" \
+		|| { echo "tf_rigl needs Python 3.10 to 3.13; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[tests]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

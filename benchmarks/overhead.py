@@ -1,0 +1,156 @@
+"""What sparse training costs beside dense training, side by side in one run.
+
+    python benchmarks/overhead.py
+
+prints, and writes beside this file as JSON:
+
+- the time per training step, RigL at 90% sparsity over dense, mask updates every 100
+  steps included, plain and with `jit_compile=True`: for many short rounds in which the
+  two alternate, the ratio of the medians;
+- the time of one mask update of a 3x3x512x512 kernel over that of the sort-based way
+  (`tf.math.top_k` over all entries, twice, as google-research/rigl does);
+- the memory that masks add.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tf_rigl
+from tf_rigl import methods, models, patterns
+
+STEPS = 100  # In a round: one mask update among them.
+
+
+def mlp(input_shape, num_classes):
+    """Three hidden layers of 1024 units."""
+    hidden = [keras.layers.Dense(1024, activation="relu") for _ in range(3)]
+    layers = [keras.Input(input_shape), keras.layers.Flatten(), *hidden]
+    return keras.Sequential([*layers, keras.layers.Dense(num_classes)])
+
+
+# Name: model, batch size, input shape, rounds.
+MODELS = {
+    "MLP 3x1024": (mlp, 64, (28, 28, 1), 21),
+    "LeNet-300-100": (models.lenet_300_100, 128, (28, 28, 1), 31),
+    "small CNN": (models.small_cnn, 64, (14, 14, 1), 9),
+}
+
+
+def compiled(model, dataset, jit_compile):
+    """A compiled and warmed-up model, and an endless iterator for it."""
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+    )
+    model.fit(dataset, steps_per_epoch=STEPS + 1, epochs=2, verbose=0, shuffle=False)
+    return model.train_function, iter(dataset)
+
+
+def step_ratio(make, batch_size, input_shape, rounds, jit_compile):
+    """Times rounds of a dense and a sparse model in turn."""
+    images = np.random.default_rng(0).random((8 * batch_size, *input_shape), np.float32)
+    labels = np.random.default_rng(1).integers(0, 10, 8 * batch_size)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    dataset = dataset.cache().repeat()
+    method = methods.RigL(update_interval=STEPS, end_step=10**9)
+    dense = make(input_shape, 10)
+    sparse = tf_rigl.sparsify(dense, method=method, sparsity=0.9, seed=0)
+    runners = {
+        "dense": compiled(dense, dataset, jit_compile),
+        "sparse": compiled(sparse, dataset, jit_compile),
+    }
+    times = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, (train_function, iterator) in runners.items():
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                train_function(iterator)
+            times[name].append((time.perf_counter() - began) / STEPS)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    masks = sum(item.mask.numpy().nbytes for item in sparse.masked_weights)
+    weights = sum(int(np.prod(item.weight.shape)) for item in sparse.masked_weights)
+    return {
+        "dense_ms": 1000 * medians["dense"],
+        "sparse_ms": 1000 * medians["sparse"],
+        "ratio": medians["sparse"] / medians["dense"],
+        "mask_bytes_per_weight": masks / weights,
+    }
+
+
+def update_ratio(rounds=9, shape=(3, 3, 512, 512), density=0.1):
+    """Times one mask update of one kernel, and two sorts of as many scores."""
+    entries = int(np.prod(shape))
+    active = int(density * entries)
+    moved = int(0.3 * active)
+    rng = np.random.default_rng(0)
+    mask = np.zeros(entries, bool)
+    mask[rng.permutation(entries)[:active]] = True
+    mask = tf.constant(mask.reshape(shape))
+    weight = tf.where(mask, tf.constant(rng.standard_normal(shape), tf.float32), 0.0)
+    gradient = tf.constant(rng.standard_normal(shape), tf.float32)
+    method, pattern = methods.RigL(), patterns.Unstructured()
+
+    @tf.function
+    def ours(keep, grow):
+        return method.update(weight, gradient, mask, keep, grow, pattern, tf.constant([0, 0]))
+
+    @tf.function
+    def sorting():
+        drop = tf.math.top_k(tf.reshape(tf.abs(weight), [-1]), k=entries).indices
+        grow = tf.math.top_k(tf.reshape(tf.abs(gradient), [-1]), k=entries).indices
+        return drop, grow
+
+    jitted = tf.function(ours.python_function, jit_compile=True)
+    counts = tf.constant(active - moved), tf.constant(moved)
+    runners = {
+        "plain": lambda: ours(*counts),
+        "jit_compile": lambda: jitted(*counts),
+        "two_top_k": sorting,
+    }
+    times = {name: [] for name in runners}
+    for number in range(rounds + 1):
+        for name, runner in runners.items():
+            began = time.perf_counter()
+            _ = [output.numpy() for output in runner()]
+            if number:  # The first round traces.
+                times[name].append(time.perf_counter() - began)
+    ms = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    speedup = {name: ms["two_top_k"] / ms[name] for name in ("plain", "jit_compile")}
+    return {"milliseconds": ms, "times_faster": speedup}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+
+    result = {"steps": [], "update": update_ratio()}
+    update = result["update"]
+    print("One mask update of a 3x3x512x512 kernel at 10% density, beside two full top_k:")
+    for name, speedup in update["times_faster"].items():
+        print(f"  {name:12} {update['milliseconds'][name]:7.1f} ms, {speedup:.1f} times faster")
+    print("\nTime per training step, RigL at 90% sparsity over dense, updates every 100 steps:")
+    for jit_compile in (False, True):
+        for name, arguments in MODELS.items():
+            row = step_ratio(*arguments, jit_compile)
+            result["steps"].append({"model": name, "jit_compile": jit_compile, **row})
+            print(
+                f"  {name:14} {'jit_compile' if jit_compile else 'plain':12} "
+                f"{row['dense_ms']:7.2f} -> {row['sparse_ms']:7.2f} ms, ratio {row['ratio']:.3f}, "
+                f"masks {row['mask_bytes_per_weight']:.2f} bytes per weight",
+                flush=True,
+            )
+    pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

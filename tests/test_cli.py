@@ -1,0 +1,120 @@
+"""`tf-rigl`, in one process but for the one run that shows it works from a shell."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tf_rigl import cli, experiments
+
+QUICK = ["train", "--epochs", "2", "--batch-size", "256"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_folder_holds_result_model_and_picture(in_empty_folder, capsys):
+    assert cli.main([*QUICK, "--update-interval", "3", "--beside-dense", "--seed", "4"]) == 0
+    folder = in_empty_folder / "runs" / "digits-lenet-300-100-rigl-0.9-erk-seed4"
+    assert {p.name for p in folder.iterdir()} == {"result.json", "model.keras", "masks.png"}
+    result = json.loads((folder / "result.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"test accuracy   {result['accuracy']:.4f}" in printed
+    assert "dense on digits" in printed
+    assert result["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert result["steps"] == 12
+    assert result["settings"]["seed"] == 4
+    assert (folder / "masks.png").read_bytes().startswith(b"\x89PNG")
+    model = keras.models.load_model(folder / "model.keras")
+    assert model.step == 12
+    for layer, mask in zip(result["layers"], model.masks.values(), strict=True):
+        assert layer["active"] == np.count_nonzero(mask)
+    moved = result["masks_moved"]["since_start"]
+    assert len(moved) == 2
+    assert moved[-1]["hidden_1/kernel"] > 0
+
+
+def test_an_earlier_run_is_replaced_and_nothing_else_left(in_empty_folder):
+    for seed in ("1", "2"):
+        assert cli.main([*QUICK, "--method", "static", "--seed", seed, "--output", "out"]) == 0
+    assert json.loads((in_empty_folder / "out/result.json").read_text())["settings"]["seed"] == 2
+    assert [p.name for p in in_empty_folder.iterdir()] == ["out"]
+
+
+def test_other_peoples_folders_are_left_alone(in_empty_folder, capsys):
+    (in_empty_folder / "mine").mkdir()
+    (in_empty_folder / "mine" / "thesis.txt").write_text("all of it")
+    assert cli.main([*QUICK, "--output", "mine"]) == 2
+    assert "other than an earlier run" in capsys.readouterr().err
+    assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "rigel"], "Did you mean 'rigl'"),
+        (["--model", "lenet"], "lenet-300-100"),
+        (["--dataset", "digit"], "Did you mean 'digits'"),
+        (["--distribution", "erq"], "Did you mean 'erk'"),
+        (["--sparsity", "1.0"], "sparsity=1.0"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--update-interval", "0"], "update_interval=0"),
+        (["--drop-fraction", "1.5"], "drop_fraction=1.5"),
+        (["--learning-rate", "0"], "learning_rate=0"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, in_empty_folder, capsys):
+    assert cli.main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("tf-rigl: error: ")
+    assert "Traceback" not in error
+    assert not list(in_empty_folder.iterdir())
+
+
+def test_a_failure_in_training_or_writing_leaves_nothing(in_empty_folder, monkeypatch):
+    settings = experiments.Settings(epochs=1, batch_size=256, method="static")
+    model, result = experiments.run(settings, verbose=0)
+
+    def full_disk(result, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    (in_empty_folder / "out").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        experiments.write("out", model, result, full_disk)
+    assert [p.name for p in in_empty_folder.iterdir()] == ["out"]
+    assert not list((in_empty_folder / "out").iterdir())
+
+
+def test_dense_and_convolutional_runs(in_empty_folder):
+    arguments = ["--epochs", "1", "--batch-size", "512", "--model", "small-cnn"]
+    assert cli.main(["train", *arguments, "--method", "dense", "--output", "dense"]) == 0
+    result = json.loads((in_empty_folder / "dense" / "result.json").read_text())
+    assert result["layers"] == []
+    assert result["active_parameters"] == result["parameters"]
+    assert cli.main(["train", *arguments, "--method", "set", "--output", "set"]) == 0
+    result = json.loads((in_empty_folder / "set" / "result.json").read_text())
+    assert [layer["path"] for layer in result["layers"]] == [
+        "conv_1/kernel",
+        "conv_2/kernel",
+        "conv_3/kernel",
+        "logits/kernel",
+    ]
+
+
+def test_help_needs_no_tensorflow():
+    code = (
+        "import sys\nfrom tf_rigl import cli\n"
+        "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--sparsity" in run.stdout
