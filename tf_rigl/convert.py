@@ -162,11 +162,15 @@ def _trace(model):
         ) from error
 
 
+class _CannotCopyError(Exception):
+    """Keras cannot clone a model or layer of a user's own."""
+
+
 def _copy(model):
     """A copy of a model with its weights, or the model itself where Keras cannot."""
     try:
         return _copy_graph(model) if _is_graph(model) else _copy_subclassed(model)
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except _CannotCopyError as error:
         warnings.warn(
             f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
             f"in place. Give it `get_config` and `from_config` to have it copied. ({error})",
@@ -179,40 +183,74 @@ def _copy_graph(model):
     """A copy of a graph of layers, with masked layers replaced by what they wrap."""
     pairs = []
 
-    def copy_layer(layer):
-        if isinstance(layer, MaskedLayer):
-            layer = layer.layer
-        masked_inside = any(isinstance(inner, MaskedLayer) for inner in layer._flatten_layers())
-        if masked_inside and isinstance(layer, keras.Model) and _is_graph(layer):
-            return _copy_graph(layer)
-        copy = type(layer).from_config(layer.get_config())
-        pairs.append((layer, copy))
-        return copy
+    def copy_operation(operation):
+        if not isinstance(operation, keras.layers.Layer):
+            return type(operation).from_config(operation.get_config())
+        original = operation.layer if isinstance(operation, MaskedLayer) else operation
+        pairs.append((original, _clone(original)))
+        return pairs[-1][1]
 
-    copy = keras.models.clone_model(model, clone_function=copy_layer)
+    copy = keras.models.clone_model(model, clone_function=copy_operation)
     for original, twin in pairs:
-        _copy_variables(original, twin)
+        _copy_state(original, twin)
+    copy._trainable = model._trainable
     return copy
 
 
 def _copy_subclassed(model):
-    copy = type(model).from_config(model.get_config())
+    copy = _clone(model)
     if model.built:
         if not copy.built:
             copy.build_from_config(model.get_build_config())
-        _copy_variables(model, copy)
+        _copy_state(model, copy)
     return copy
 
 
-def _copy_variables(original, copy):
-    """Copies weights and the states of random seeds."""
+def _clone(layer):
+    """A new layer of the same configuration, without masks inside."""
+    # Whatever goes wrong here, goes wrong in the configuration of a user's class.
+    try:
+        return type(layer).from_config(_without_masks(layer.get_config()))
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise _CannotCopyError(str(error)) from error
+
+
+def _without_masks(config):
+    """A configuration in which wrapped layers stand in place of `MaskedLayer`."""
+    if isinstance(config, dict):
+        if config.get("registered_name") == "tf_rigl>MaskedLayer":
+            # What a graph says of the wrapper, its name and connections, it says of the layer.
+            graph = {k: config[k] for k in ("name", "inbound_nodes") if k in config}
+            return {**_without_masks(config["config"]["layer"]), **graph}
+        return {key: _without_masks(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_masks(value) for value in config)
+    return config
+
+
+def _copy_state(original, copy):
+    """Copies weights, the states of random seeds, and which layers are frozen."""
     old, new = _state(original), _state(copy)
-    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new]:
-        raise ValueError(f"the copy of {original.name!r} has other weights than the original")
+    layers, twins = _layers(original), _layers(copy)
+    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new] or len(layers) != len(twins):
+        raise _CannotCopyError(f"the copy of {original.name!r} has other weights than the original")
     for source, target in zip(old, new, strict=True):
         target.assign(source)
+        target.trainable = source.trainable
+    for source, target in zip(layers, twins, strict=True):
+        target._trainable = source._trainable
+
+
+def _layers(layer):
+    """A layer and all its sublayers, but for the masks and what holds them."""
+    inner = layer._flatten_layers()
+    return [each for each in inner if not isinstance(each, (Masks, MaskedLayer))]
 
 
 def _state(layer):
-    metrics = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
-    return [v for v in layer.variables if id(v) not in metrics]
+    """The variables of a layer, but for masks and metrics."""
+    left_out = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
+    for inner in layer._flatten_layers():
+        if isinstance(inner, Masks):
+            left_out |= {id(v) for v in inner.variables}
+    return [v for v in layer.variables if id(v) not in left_out]

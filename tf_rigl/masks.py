@@ -1,6 +1,6 @@
 """The masks themselves: variables beside the weights that they belong to."""
 
-from typing import NamedTuple
+import dataclasses
 
 import keras
 import numpy as np
@@ -9,7 +9,9 @@ import tensorflow as tf
 from tf_rigl.patterns import Pattern
 
 
-class MaskedWeight(NamedTuple):
+# Not a tuple: Keras tracks the variables in those, and the weight has its layer already.
+@dataclasses.dataclass(frozen=True)
+class MaskedWeight:
     """A weight and its mask.
 
     Attributes:
@@ -31,11 +33,11 @@ class MaskedWeight(NamedTuple):
         units = self.pattern.units(self.weight.shape)
         return units - int(np.floor(self.target_sparsity * units))
 
-    def zero_masked(self, variable):
-        """Sets a variable of the weight's shape to zero wherever the mask is 0."""
+    def zero_masked(self, variable, empty=0.0):
+        """Sets a variable of the weight's shape to `empty` wherever the mask is 0."""
         keep = tf.convert_to_tensor(self.mask)
         value = tf.convert_to_tensor(variable)
-        variable.assign(tf.where(keep, value, tf.zeros([], value.dtype)))
+        variable.assign(tf.where(keep, value, tf.constant(empty, value.dtype)))
 
     def set_mask(self, mask):
         """Replaces the mask, and sets the weight to zero where the new one is 0."""

@@ -1,7 +1,9 @@
 """What the training step has to know of an optimizer: its slots, and how it moves weights."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
+import keras
 from keras import optimizers
 
 # Built-in optimizers that work entry by entry: one of zero gradient and zero slots stays
@@ -9,6 +11,13 @@ from keras import optimizers
 # Adafactor scale by norms, which a NaN anywhere carries everywhere.)
 _NAMES = "Adadelta Adagrad Adam AdamW Adamax Ftrl Lion Nadam RMSprop SGD ScheduleFreeAdamW"
 _BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
+
+
+class Slot(NamedTuple):
+    """A variable that an optimizer keeps for a weight, of the weight's shape."""
+
+    variable: keras.Variable
+    empty: float  # What it holds for an entry that was never trained.
 
 
 def moves_only_by_gradient(optimizer) -> bool:
@@ -37,10 +46,18 @@ def find_slots(optimizer, weights) -> dict[int, list]:
         weights: the variables it was built with, in that order.
 
     Returns:
-        A dict of `id(weight)` to the list of its slots that have the weight's shape.
-        (Adafactor's row and column statistics have not: they belong to no single
-        entry.)
+        A dict of `id(weight)` to the list of its `Slot`s: those of the weight's shape.
+        (Adafactor's row and column statistics belong to no single entry.) An empty slot
+        is zero, but for the accumulators of Ftrl, which divides by them.
     """
+    parts = [getattr(optimizer, "inner_optimizer", optimizer)]
+    parts += getattr(optimizer, "optimizers", [])
+    empty = {
+        id(accumulator): part.initial_accumulator_value
+        for part in parts
+        if isinstance(part, optimizers.Ftrl)
+        for accumulator in part._accumulators
+    }
     by_prefix = defaultdict(list)
     for weight in weights:
         by_prefix[weight.path.replace("/", "_") + "_"].append(weight)
@@ -56,5 +73,5 @@ def find_slots(optimizer, weights) -> dict[int, list]:
         weight = sharing[seen[variable.path] % len(sharing)]
         seen[variable.path] += 1
         if tuple(variable.shape) == tuple(weight.shape):
-            slots[id(weight)].append(variable)
+            slots[id(weight)].append(Slot(variable, empty.get(id(variable), 0.0)))
     return dict(slots)

@@ -78,7 +78,7 @@ class SparseModel(keras.Model):
             if isinstance(layer, Masks):
                 for item in layer.items:
                     path = maskable.unique(item.path, taken)
-                    items.append(item._replace(path=path))
+                    items.append(dataclasses.replace(item, path=path))
         return items
 
     @property
@@ -183,10 +183,10 @@ class SparseModel(keras.Model):
                 new_weight = tf.where(usable, new_weight, weight)
             variables += [item.mask, item.weight]
             values += [new_mask, new_weight]
-            # Slots of dropped entries would go stale; those of new ones start at zero.
-            for slot in self._run.slots.get(id(item.weight), ()):
+            # Slots of dropped entries would go stale; those of new ones start empty.
+            for slot, empty in self._run.slots.get(id(item.weight), ()):
                 variables.append(slot)
-                values.append(_where(mask & new_mask, tf.convert_to_tensor(slot.value)))
+                values.append(_where(mask & new_mask, tf.convert_to_tensor(slot.value), empty))
         _assign(variables, values)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -312,8 +312,9 @@ class SparseModel(keras.Model):
         # Weights may have been set, and the optimizer used, since the last run.
         for item in items:
             if id(item.weight) in trainable and _has_zeros(item):
-                for variable in (item.weight, *run.slots.get(id(item.weight), ())):
-                    item.zero_masked(variable)
+                item.zero_masked(item.weight)
+                for slot in run.slots.get(id(item.weight), ()):
+                    item.zero_masked(*slot)
         run.active = [int(item.pattern.active(tf.convert_to_tensor(item.mask))) for item in items]
         return iterator
 
@@ -436,7 +437,9 @@ class WrappedSparseModel(_Sparsified, SparseModel):
 
     def __init__(self, model, *, recipe=None, masked=(), **kwargs):
         kwargs.setdefault("name", model.name)
+        kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
+        self.autocast = model.autocast
         self.model = model
         self._masks = Masks(name="masks")
         self._recipe = recipe
@@ -465,7 +468,7 @@ class WrappedSparseModel(_Sparsified, SparseModel):
         return super().__call__(*args, **kwargs)
 
     def get_build_config(self):
-        return {"model": self.model.get_build_config()}
+        return {"model": self.model.get_build_config()} if self.model.built else None
 
     def build_from_config(self, config):
         if config.get("model") and not self.model.built:
@@ -476,13 +479,15 @@ class WrappedSparseModel(_Sparsified, SparseModel):
 
     def get_config(self):
         config = {"name": self.name, "trainable": self.trainable}
-        model = keras.saving.serialize_keras_object(self.model)
-        return {**config, "model": model, **self._sparse_config()}
+        config["model"] = keras.saving.serialize_keras_object(self.model)
+        if not self._masks.items and self._recipe is not None:
+            config["recipe"] = keras.saving.serialize_keras_object(self._recipe)
+        return {**config, **self._sparse_config()}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for key in ("model", "method"):
+        for key in {"model", "method", "recipe"} & set(config):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects=custom_objects
             )
@@ -496,7 +501,7 @@ class _Run:
     first_step: int = 0
     steps: int | None = None  # How many it will have in all, if that is known.
     active: list | None = None  # Units active in each masked weight; None: to be counted.
-    slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> optimizer slots.
+    slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> list of Slot.
     seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
 
 
@@ -518,8 +523,10 @@ class _RunLength(keras.callbacks.Callback):
                     f"Received: method={model.method!r}"
                 )
             return
-        # Epochs that an earlier run has done belong to the same schedule.
-        model._run.first_step = max(0, model.step - self.initial_epoch * steps)
+        # Epochs that an earlier run has done belong to the same schedule. Keras keeps in
+        # `_initial_epoch` where `BackupAndRestore` goes on.
+        initial_epoch = getattr(model, "_initial_epoch", None) or self.initial_epoch
+        model._run.first_step = max(0, model.step - initial_epoch * steps)
         model._run.steps = self.params["epochs"] * steps
 
 
@@ -533,8 +540,8 @@ def _has_zeros(item):
     return item.target_sparsity > 0
 
 
-def _where(mask, value):
-    return tf.where(tf.convert_to_tensor(mask), value, tf.zeros([], value.dtype))
+def _where(mask, value, empty=0.0):
+    return tf.where(tf.convert_to_tensor(mask), value, tf.constant(empty, value.dtype))
 
 
 def _masked_gradient(gradient, mask):
