@@ -416,6 +416,9 @@ class FunctionalSparseModel(_Sparsified, SparseModel, Functional):
     def __init__(self, inputs, outputs, name=None, *, recipe=None, masked=(), **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
         self._masks = Masks(name="masks")
+        # Older versions of Keras do not track layers outside the graph by themselves.
+        if not any(layer is self._masks for layer in self._layers):
+            self._layers.append(self._masks)
         if recipe is not None:
             self._create_masks(recipe)
         self._recreate_masks(masked)
