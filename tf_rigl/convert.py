@@ -202,6 +202,7 @@ def _copy_subclassed(model):
     if model.built:
         if not copy.built:
             copy.build_from_config(model.get_build_config())
+            copy.built = True
         _copy_state(model, copy)
     return copy
 

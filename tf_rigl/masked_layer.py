@@ -1,5 +1,7 @@
 """`MaskedLayer`: a wrapper that makes one layer sparse."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -92,8 +94,9 @@ class MaskedLayer(keras.layers.Wrapper):
         if not self.layer.built:
             self.layer.build(input_shape)
         for index, found in enumerate(maskable.find(self.layer)):
-            item = self._masks.add(found.path, found.weight, self.sparsity, self.pattern)
-            item.set_mask(random_mask(item, self.seed, index))
+            draw = functools.partial(random_mask, seed=self.seed, index=index)
+            self._masks.add(found.path, found.weight, self.sparsity, self.pattern, draw)
+        self._masks.settle()
         if not self._masks.items:
             raise ValueError(
                 f"Layer {self.layer.name!r} (of type {type(self.layer).__name__}) has nothing to "
@@ -104,6 +107,10 @@ class MaskedLayer(keras.layers.Wrapper):
     # Tells Keras to build the wrapped layer by a symbolic call, with whatever arguments
     # it takes, before `build` is called with the first shape alone.
     build._is_default = True
+
+    def __call__(self, *args, **kwargs):
+        self._masks.settle()
+        return super().__call__(*args, **kwargs)
 
     def get_build_config(self):
         return {"layer": self.layer.get_build_config()}

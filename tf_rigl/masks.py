@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from tf_rigl.patterns import Pattern
 
@@ -60,10 +61,17 @@ class Masks(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(trainable=False, **kwargs)
         self.items = []
+        self._due = []
         self.built = True
 
-    def add(self, path, weight, target_sparsity, pattern) -> MaskedWeight:
-        """Adds a mask for a weight, all ones at first."""
+    def add(self, path, weight, target_sparsity, pattern, draw=None) -> MaskedWeight:
+        """Adds a mask for a weight, all ones at first.
+
+        Args:
+            path, weight, target_sparsity, pattern: see `MaskedWeight`.
+            draw: function of the item that returns the mask to begin with, called by
+                `settle`.
+        """
         mask = self.add_weight(
             shape=weight.shape,
             dtype="bool",
@@ -73,10 +81,26 @@ class Masks(keras.layers.Layer):
         )
         item = MaskedWeight(path, weight, mask, float(target_sparsity), pattern)
         self.items.append(item)
+        if draw is not None:
+            self._due.append((item, draw))
         return item
+
+    def settle(self):
+        """Draws the masks that are due, and sets the weights under them to zero.
+
+        Keras builds some models within a stateless scope, in which variables have no
+        values yet and none can be set: there it does nothing.
+        """
+        if not self._due or in_stateless_scope():
+            return
+        with tf.init_scope():  # The first call may be one that is being traced.
+            for item, draw in self._due:
+                item.set_mask(draw(item))
+        self._due = []
 
     def save_own_variables(self, store):
         """Stores each mask under its number."""
+        self.settle()
         for number, item in enumerate(self.items):
             store[str(number)] = item.mask.numpy()
 
@@ -88,6 +112,7 @@ class Masks(keras.layers.Layer):
         """
         keys = list(store.keys())
         if not keys:
+            self.settle()
             for item in self.items:
                 item.zero_masked(item.weight)
             return
@@ -111,3 +136,4 @@ class Masks(keras.layers.Layer):
                 )
         for item, mask in zip(self.items, masks, strict=True):
             item.mask.assign(mask)
+        self._due = []

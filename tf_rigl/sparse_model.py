@@ -1,6 +1,7 @@
 """`SparseModel`: a Keras model that trains sparse."""
 
 import dataclasses
+import functools
 import inspect
 
 import keras
@@ -76,6 +77,7 @@ class SparseModel(keras.Model):
         items, taken = [], set()
         for layer in self._flatten_layers(include_self=False):
             if isinstance(layer, Masks):
+                layer.settle()
                 for item in layer.items:
                     path = maskable.unique(item.path, taken)
                     items.append(dataclasses.replace(item, path=path))
@@ -108,8 +110,10 @@ class SparseModel(keras.Model):
         callbacks = bound.arguments["callbacks"]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             watcher.set_model(self)
-            watcher.set_params({"epochs": bound.arguments["epochs"], **callbacks.params})
-            callbacks.append(watcher)
+            watcher.set_params(callbacks.params)
+            # A list may be used again: its watcher of the last run goes.
+            others = [c for c in callbacks.callbacks if not isinstance(c, _RunLength)]
+            callbacks.callbacks[:] = [*others, watcher]
         else:
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
             bound.arguments["callbacks"] = [*callbacks, watcher]
@@ -380,11 +384,11 @@ class _Sparsified:
         found = maskable.find(self, include_self=False)
         sparsities = targets.resolve(found, **recipe)
         weights = {m.path: m.weight for m in found}
-        # The first call of a model may happen while a function is being traced.
-        with tf.init_scope(), self.distribute_strategy.scope():
+        with self.distribute_strategy.scope():
             for index, (path, sparsity) in enumerate(sparsities.items()):
-                item = self._masks.add(path, weights[path], sparsity, recipe["pattern"])
-                item.set_mask(self.method.initial_mask(item, self.seed, index))
+                draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
+                self._masks.add(path, weights[path], sparsity, recipe["pattern"], draw)
+            self._masks.settle()
 
     def _recreate_masks(self, masked):
         weights = {m.path: m.weight for m in maskable.find(self, include_self=False)}
@@ -413,8 +417,9 @@ class _Sparsified:
 class FunctionalSparseModel(_Sparsified, SparseModel, Functional):
     """A `SparseModel` over a graph of layers. Made by `SparseModel` and `sparsify`."""
 
-    def __init__(self, inputs, outputs, name=None, *, recipe=None, masked=(), **kwargs):
-        super().__init__(inputs, outputs, name=name, **kwargs)
+    # `*args, **kwargs` is how Keras knows a constructor that takes what a graph's does.
+    def __init__(self, *args, recipe=None, masked=(), **kwargs):
+        super().__init__(*args, **kwargs)
         self._masks = Masks(name="masks")
         # Older versions of Keras do not track layers outside the graph by themselves.
         if not any(layer is self._masks for layer in self._layers):
@@ -468,6 +473,7 @@ class WrappedSparseModel(_Sparsified, SparseModel):
             if not self.model.built:
                 super().__call__(*_symbolic(args), **_symbolic(kwargs))
             self._make_masks()
+        self._masks.settle()
         return super().__call__(*args, **kwargs)
 
     def get_build_config(self):
