@@ -118,6 +118,25 @@ def erdos_renyi_kernel(
     return _balanced(shapes, sparsity, fixed, lambda shape: sum(shape) / math.prod(shape))
 
 
+def zeros(sparsity, entries):
+    """How many zeros a layer has: `floor(sparsity * entries)`.
+
+    Args:
+        sparsity: float or array, the fraction of zeros.
+        entries: int or array, the number of entries (or blocks).
+
+    Returns:
+        The number of zeros, a float or an array of floats. Products that only rounding
+        keeps from being whole numbers count as whole.
+
+    Example:
+
+    >>> int(zeros(0.29, 100)), 0.29 * 100
+    (29, 28.999999999999996)
+    """
+    return np.floor(np.multiply(sparsity, entries) * (1 + 1e-12))
+
+
 NAMES = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erdos_renyi_kernel}
 
 
@@ -169,14 +188,14 @@ def _balanced(shapes, sparsity, fixed, raw_density):
     names = [name for name in shapes if name not in fixed]
     raw = np.array([raw_density(tuple(shapes[name])) for name in names], np.float64)
     size = np.array([math.prod(shapes[name]) for name in names], np.float64)
-    zeros = np.floor(sparsity * size)
+    removed = zeros(sparsity, size)
     result = {name: fixed.get(name, 0.0) for name in shapes}
-    if not zeros.any():
+    if not removed.any():
         return result
 
     dense = np.zeros(len(names), bool)
     while not dense.all():
-        budget = (size - zeros)[~dense].sum() - zeros[dense].sum()
+        budget = (size - removed)[~dense].sum() - removed[dense].sum()
         factor = budget / (raw * size)[~dense].sum()
         if factor < 0:
             break

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
+from tf_rigl import distributions
 from tf_rigl.patterns import Pattern
 
 
@@ -32,7 +33,7 @@ class MaskedWeight:
     def target_active(self) -> int:
         """How many units are kept at the target sparsity."""
         units = self.pattern.units(self.weight.shape)
-        return units - int(np.floor(self.target_sparsity * units))
+        return units - int(distributions.zeros(self.target_sparsity, units))
 
     def zero_masked(self, variable, empty=0.0):
         """Sets a variable of the weight's shape to `empty` wherever the mask is 0."""

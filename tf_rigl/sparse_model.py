@@ -468,6 +468,15 @@ class WrappedSparseModel(_Sparsified, SparseModel):
         """The layers of the wrapped model."""
         return self.model.layers
 
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build(input_shape)
+        if self.model.built:
+            self._make_masks()
+
+    # Tells Keras to build by a symbolic call first, with all the arguments of a call.
+    build._is_default = True
+
     def __call__(self, *args, **kwargs):
         if not self._masks.items:
             if not self.model.built:

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from tf_rigl import distributions
 from tf_rigl._arguments import check_sparsity, unknown_name
 
@@ -61,7 +59,9 @@ def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, flo
                 f"{list(shapes)}. Received: {targets!r}"
             )
     wanted = sparsity > 0 if not isinstance(distribution, Mapping) else any(targets.values())
-    if wanted and not any(np.floor(targets[p] * pattern.units(s)) for p, s in shapes.items()):
+    if wanted and not any(
+        distributions.zeros(targets[p], pattern.units(s)) for p, s in shapes.items()
+    ):
         raise ValueError(
             "The sparsity cannot be met: no layer would have a single zero. Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
