@@ -58,10 +58,9 @@ def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, flo
                 "Argument `distribution` must return a sparsity for each of "
                 f"{list(shapes)}. Received: {targets!r}"
             )
-    wanted = sparsity > 0 if not isinstance(distribution, Mapping) else any(targets.values())
-    if wanted and not any(
-        distributions.zeros(targets[p], pattern.units(s)) for p, s in shapes.items()
-    ):
+    asked = any(targets.values()) if isinstance(distribution, Mapping) else sparsity > 0
+    zeros = [distributions.zeros(targets[p], pattern.units(s)) for p, s in shapes.items()]
+    if asked and not any(zeros):
         raise ValueError(
             "The sparsity cannot be met: no layer would have a single zero. Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
