@@ -39,4 +39,4 @@ def __dir__():
 def _register(keras):
     """Lets `keras.models.load_model` find our classes as soon as Keras is there."""
     if keras.backend.backend() == "tensorflow":
-        importlib.import_module("tf_rigl.sparse_model")
+        importlib.import_module("tf_rigl.sparsified")

@@ -9,7 +9,8 @@ from tf_rigl import methods, patterns, targets
 from tf_rigl._arguments import check_sparsity
 from tf_rigl.masked_layer import MaskedLayer
 from tf_rigl.masks import Masks
-from tf_rigl.sparse_model import FunctionalSparseModel, SparseModel, WrappedSparseModel
+from tf_rigl.sparse_model import SparseModel
+from tf_rigl.sparsified import SparsifiedGraph, SparsifiedModel
 
 
 def sparsify(
@@ -90,8 +91,8 @@ def sparsify(
         copy = _copy(model)
         if _is_graph(copy):
             inputs, outputs = _ends(copy)
-            return FunctionalSparseModel(inputs, outputs, name=model.name, **arguments)
-        return WrappedSparseModel(copy, **arguments)
+            return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
+        return SparsifiedModel(copy, **arguments)
 
 
 def strip(model):
@@ -119,7 +120,7 @@ def strip(model):
             f"Received: model={model!r} (of type {type(model)})"
         )
     with model.distribute_strategy.scope():
-        if isinstance(model, WrappedSparseModel):
+        if isinstance(model, SparsifiedModel):
             return _copy(model.model)
         if isinstance(model, Functional):
             inputs, outputs = _ends(model)

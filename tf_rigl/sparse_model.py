@@ -1,7 +1,6 @@
 """`SparseModel`: a Keras model that trains sparse."""
 
 import dataclasses
-import functools
 import inspect
 
 import keras
@@ -10,9 +9,8 @@ import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.models.functional import Functional
 
-from tf_rigl import maskable, methods, optimizers, targets
+from tf_rigl import _tensors, maskable, methods, optimizers
 from tf_rigl._arguments import resolve_seed
-from tf_rigl._delegation import show_call_of
 from tf_rigl.masks import MaskedWeight, Masks
 
 
@@ -127,15 +125,17 @@ class SparseModel(keras.Model):
         y_pred, gradients = self._gradients(x, y, sample_weight, weights)
         items = {id(item.weight): item for item in self.masked_weights if _has_zeros(item)}
         masked = [
-            _masked_gradient(g, items[id(w)].mask) if g is not None and id(w) in items else g
+            _tensors.masked_gradient(g, items[id(w)].mask)
+            if g is not None and id(w) in items
+            else g
             for g, w in zip(gradients, weights, strict=True)
         ]
         self.optimizer.apply_gradients(zip(masked, weights, strict=True))
         free = not optimizers.moves_only_by_gradient(self.optimizer)
         moved = [items[id(w)] for w in weights if id(w) in items and (free or w.constraint)]
-        _assign(
+        _tensors.assign(
             [item.weight for item in moved],
-            [_where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in moved],
+            [_tensors.where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in moved],
         )
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
@@ -165,7 +165,7 @@ class SparseModel(keras.Model):
         reached = [
             (n, i, g) for (n, i), g in zip(numbered, gradients, strict=True) if g is not None
         ]
-        gradients = _all_reduce([tf.convert_to_tensor(g) for _, _, g in reached])
+        gradients = _tensors.all_reduce([tf.convert_to_tensor(g) for _, _, g in reached])
         scale = self.optimizer.scale_loss(tf.ones([]))
         usable = self._usable(gradients)
 
@@ -190,8 +190,10 @@ class SparseModel(keras.Model):
             # Slots of dropped entries would go stale; those of new ones start empty.
             for slot, empty in self._run.slots.get(id(item.weight), ()):
                 variables.append(slot)
-                values.append(_where(mask & new_mask, tf.convert_to_tensor(slot.value), empty))
-        _assign(variables, values)
+                values.append(
+                    _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty)
+                )
+        _tensors.assign(variables, values)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _gradients(self, x, y, sample_weight, weights):
@@ -272,7 +274,7 @@ class SparseModel(keras.Model):
             return reduce_per_replica(outputs, strategy, reduction="auto")
 
         def on_iterator(iterator, *args):
-            return on_batch(_without_optionals(iterator.get_next()), *args)
+            return on_batch(_tensors.without_optionals(iterator.get_next()), *args)
 
         if not self.run_eagerly:
             on_batch = tf.function(
@@ -283,7 +285,7 @@ class SparseModel(keras.Model):
         def run(iterator, *args):
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 return on_iterator(iterator, *args)
-            return on_batch(_without_optionals(next(iterator)), *args)
+            return on_batch(_tensors.without_optionals(next(iterator)), *args)
 
         return run
 
@@ -331,7 +333,7 @@ class SparseModel(keras.Model):
             rest = iterator
             iterator = (batch for source in ([data], rest) for batch in source)
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        self(_symbolic(x))
+        self(_tensors.symbolic(x))
         return iterator
 
     # What is saved.
@@ -373,143 +375,13 @@ class SparseModel(keras.Model):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-class _Sparsified:
-    """What models made by `sparsify` share: they hold the masks of all their weights.
-
-    A recipe says how the masks are to be made; once they are, their paths and sparsities
-    are part of the configuration.
-    """
-
-    def _create_masks(self, recipe):
-        found = maskable.find(self, include_self=False)
-        sparsities = targets.resolve(found, **recipe)
-        weights = {m.path: m.weight for m in found}
-        with self.distribute_strategy.scope():
-            for index, (path, sparsity) in enumerate(sparsities.items()):
-                draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
-                self._masks.add(path, weights[path], sparsity, recipe["pattern"], draw)
-            self._masks.settle()
-
-    def _recreate_masks(self, masked):
-        weights = {m.path: m.weight for m in maskable.find(self, include_self=False)}
-        for entry in masked:
-            if entry["path"] not in weights:
-                raise ValueError(
-                    f"The file holds a mask for {entry['path']!r}, but the model has no such "
-                    f"weight. Its maskable weights: {sorted(weights)}"
-                )
-            pattern = keras.saving.deserialize_keras_object(entry["pattern"])
-            self._masks.add(entry["path"], weights[entry["path"]], entry["sparsity"], pattern)
-
-    def _sparse_config(self):
-        masked = [
-            {
-                "path": item.path,
-                "sparsity": item.target_sparsity,
-                "pattern": keras.saving.serialize_keras_object(item.pattern),
-            }
-            for item in self._masks.items
-        ]
-        return {**super()._sparse_config(), "masked": masked}
-
-
 @keras.saving.register_keras_serializable(package="tf_rigl")
-class FunctionalSparseModel(_Sparsified, SparseModel, Functional):
-    """A `SparseModel` over a graph of layers. Made by `SparseModel` and `sparsify`."""
+class FunctionalSparseModel(SparseModel, Functional):
+    """A `SparseModel` over a graph of layers: what `SparseModel(inputs, outputs)` makes."""
 
     # `*args, **kwargs` is how Keras knows a constructor that takes what a graph's does.
-    def __init__(self, *args, recipe=None, masked=(), **kwargs):
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._masks = Masks(name="masks")
-        # Older versions of Keras do not track layers outside the graph by themselves.
-        if not any(layer is self._masks for layer in self._layers):
-            self._layers.append(self._masks)
-        if recipe is not None:
-            self._create_masks(recipe)
-        self._recreate_masks(masked)
-
-
-@keras.saving.register_keras_serializable(package="tf_rigl")
-class WrappedSparseModel(_Sparsified, SparseModel):
-    """A `SparseModel` around a model without a graph. Made by `sparsify`.
-
-    Args:
-        model: a subclassed `keras.Model`, or one that is not built yet: its masks are
-            then drawn on the first call.
-    """
-
-    def __new__(cls, model, *args, **kwargs):
-        self = super().__new__(cls, model, *args, **kwargs)
-        show_call_of(self, model)
-        return self
-
-    def __init__(self, model, *, recipe=None, masked=(), **kwargs):
-        kwargs.setdefault("name", model.name)
-        kwargs.setdefault("dtype", model.dtype_policy)
-        super().__init__(**kwargs)
-        self.autocast = model.autocast
-        self.model = model
-        self._masks = Masks(name="masks")
-        self._recipe = recipe
-        self._masked = list(masked)
-        if model.built:
-            self._make_masks()
-
-    def _make_masks(self):
-        if self._masks.items:
-            return
-        if self._masked:
-            self._recreate_masks(self._masked)
-        elif self._recipe is not None:
-            self._create_masks(self._recipe)
-
-    @property
-    def layers(self):
-        """The layers of the wrapped model."""
-        return self.model.layers
-
-    def build(self, input_shape=None):
-        if not self.model.built:
-            self.model.build(input_shape)
-        if self.model.built:
-            self._make_masks()
-
-    # Tells Keras to build by a symbolic call first, with all the arguments of a call.
-    build._is_default = True
-
-    def __call__(self, *args, **kwargs):
-        if not self._masks.items:
-            if not self.model.built:
-                super().__call__(*_symbolic(args), **_symbolic(kwargs))
-            self._make_masks()
-        self._masks.settle()
-        return super().__call__(*args, **kwargs)
-
-    def get_build_config(self):
-        return {"model": self.model.get_build_config()} if self.model.built else None
-
-    def build_from_config(self, config):
-        if config.get("model") and not self.model.built:
-            self.model.build_from_config(config["model"])
-        if self.model.built:
-            self._make_masks()
-            self.built = True
-
-    def get_config(self):
-        config = {"name": self.name, "trainable": self.trainable}
-        config["model"] = keras.saving.serialize_keras_object(self.model)
-        if not self._masks.items and self._recipe is not None:
-            config["recipe"] = keras.saving.serialize_keras_object(self._recipe)
-        return {**config, **self._sparse_config()}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for key in {"model", "method", "recipe"} & set(config):
-            config[key] = keras.saving.deserialize_keras_object(
-                config[key], custom_objects=custom_objects
-            )
-        return cls(**config)
 
 
 @dataclasses.dataclass
@@ -556,57 +428,3 @@ def _has_graph(args, kwargs):
 def _has_zeros(item):
     """Whether a weight is masked at all: a dense layer costs nothing."""
     return item.target_sparsity > 0
-
-
-def _where(mask, value, empty=0.0):
-    return tf.where(tf.convert_to_tensor(mask), value, tf.constant(empty, value.dtype))
-
-
-def _masked_gradient(gradient, mask):
-    """A gradient, dense or of rows (as embeddings have), zero where the mask is 0."""
-    if isinstance(gradient, tf.IndexedSlices):
-        rows = tf.gather(tf.convert_to_tensor(mask), gradient.indices)
-        return tf.IndexedSlices(
-            _where(rows, gradient.values), gradient.indices, gradient.dense_shape
-        )
-    return _where(mask, gradient)
-
-
-def _all_reduce(gradients):
-    """Sums over replicas; each one's loss was divided by their number."""
-    context = tf.distribute.get_replica_context()
-    if not gradients or context.num_replicas_in_sync == 1:
-        return gradients
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-
-
-def _assign(variables, values):
-    """Assigns values, equal on all replicas, to Keras variables from a replica context."""
-
-    def assign(strategy, *values):
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(
-                variable.value, lambda v, new: v.assign(new), args=(value,), group=False
-            )
-
-    if variables:
-        tf.distribute.get_replica_context().merge_call(assign, args=tuple(values))
-
-
-def _without_optionals(data):
-    """Keras hands None through `tf.data` as an empty `tf.experimental.Optional`."""
-    return keras.tree.map_structure(
-        lambda i: None if isinstance(i, tf.experimental.Optional) else i, data
-    )
-
-
-def _symbolic(structure):
-    """The form of arrays and tensors, with a free batch size, for a symbolic call."""
-
-    def convert(x):
-        if isinstance(x, keras.KerasTensor) or not hasattr(x, "shape") or not hasattr(x, "dtype"):
-            return x
-        shape = tuple(x.shape)
-        return keras.KerasTensor((None, *shape[1:]) if shape else shape, x.dtype)
-
-    return keras.tree.map_structure(convert, structure)

@@ -1,0 +1,59 @@
+"""Small operations that the training step is made of."""
+
+import keras
+import tensorflow as tf
+
+
+def where(mask, value, empty=0.0):
+    """`value` where the mask is 1, `empty` where it is 0."""
+    return tf.where(tf.convert_to_tensor(mask), value, tf.constant(empty, value.dtype))
+
+
+def masked_gradient(gradient, mask):
+    """A gradient, dense or of rows (as embeddings have), zero where the mask is 0."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.gather(tf.convert_to_tensor(mask), gradient.indices)
+        return tf.IndexedSlices(
+            where(rows, gradient.values), gradient.indices, gradient.dense_shape
+        )
+    return where(mask, gradient)
+
+
+def all_reduce(gradients):
+    """Sums over replicas; each one's loss was divided by their number."""
+    context = tf.distribute.get_replica_context()
+    if not gradients or context.num_replicas_in_sync == 1:
+        return gradients
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+
+def assign(variables, values):
+    """Assigns values, equal on all replicas, to Keras variables from a replica context."""
+
+    def set_each(strategy, *values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                variable.value, lambda v, new: v.assign(new), args=(value,), group=False
+            )
+
+    if variables:
+        tf.distribute.get_replica_context().merge_call(set_each, args=tuple(values))
+
+
+def without_optionals(data):
+    """Keras hands None through `tf.data` as an empty `tf.experimental.Optional`."""
+    return keras.tree.map_structure(
+        lambda i: None if isinstance(i, tf.experimental.Optional) else i, data
+    )
+
+
+def symbolic(structure):
+    """The form of arrays and tensors, with a free batch size, for a symbolic call."""
+
+    def convert(x):
+        if isinstance(x, keras.KerasTensor) or not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            return x
+        shape = tuple(x.shape)
+        return keras.KerasTensor((None, *shape[1:]) if shape else shape, x.dtype)
+
+    return keras.tree.map_structure(convert, structure)
