@@ -17,11 +17,14 @@ _HOME = {
     "strip": "convert",
 }
 _MODULES = ("data", "distributions", "maskable", "methods", "models", "patterns", "schedules")
+_WITHOUT_KERAS = ("data", "distributions", "schedules")
 
 __all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name):
+    if name in __all__ and name not in _WITHOUT_KERAS:
+        importlib.import_module("tf_rigl._backend")
     if name in _HOME:
         value = getattr(importlib.import_module(f"tf_rigl.{_HOME[name]}"), name)
         globals()[name] = value

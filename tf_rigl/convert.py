@@ -74,6 +74,7 @@ def sparsify(
         )
     method = methods.get(method)
     targets.check_distribution(distribution)
+    targets.check_exclude(exclude)
     recipe = {
         "sparsity": check_sparsity("sparsity", sparsity),
         "distribution": distribution,

@@ -16,6 +16,17 @@ def check_distribution(distribution):
         distributions.get(distribution)
 
 
+def check_exclude(exclude):
+    """Raises if `exclude` is not a collection of strings."""
+    if not isinstance(exclude, (list, tuple, set, frozenset)) or not all(
+        isinstance(entry, str) for entry in exclude
+    ):
+        raise ValueError(
+            "Argument `exclude` must be a list or tuple of layer names or regular expressions. "
+            f"Received: exclude={exclude!r}"
+        )
+
+
 def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, float]:
     """Decides which weights are masked, and how sparse each will be.
 
@@ -76,11 +87,6 @@ def _names(maskable):
 
 
 def _without_excluded(found, exclude):
-    if isinstance(exclude, str) or not all(isinstance(e, str) for e in exclude):
-        raise ValueError(
-            "Argument `exclude` must be a list or tuple of layer names or regular expressions. "
-            f"Received: exclude={exclude!r}"
-        )
     excluded = set()
     for entry in exclude:
         hits = {m.path for m in found if entry in _names(m)}
