@@ -78,13 +78,20 @@ def erdos_renyi(
         are dense, and the others make up for them.
 
     Raises:
-        ValueError: as for `uniform`, and if the budget cannot be met.
+        ValueError: as for `uniform`, if a shape has fewer than two axes, and if the
+            budget cannot be met.
 
     Example:
 
     >>> erdos_renyi({"a": (10, 10), "b": (10, 10)}, 0.5)
     {'a': 0.5, 'b': 0.5}
     """
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(
+                "Argument `shapes` must give every kernel at least two axes. "
+                f"Received: shapes[{name!r}]={tuple(shape)}"
+            )
     return _balanced(shapes, sparsity, fixed, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
 
 
@@ -134,7 +141,7 @@ def zeros(sparsity, entries):
     >>> int(zeros(0.29, 100)), 0.29 * 100
     (29, 28.999999999999996)
     """
-    return np.floor(np.multiply(sparsity, entries) * (1 + 1e-12))
+    return np.floor(np.multiply(sparsity, entries) + np.multiply(1e-12, entries))
 
 
 NAMES = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erdos_renyi_kernel}

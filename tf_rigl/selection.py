@@ -37,6 +37,8 @@ def top_k_mask(scores, k, among=None):
     scores = tf.convert_to_tensor(scores)
     keys = _ordered_integers(tf.reshape(scores, [-1]))
     if among is not None:
+        if scores.dtype.is_integer:  # Floats leave the lowest integer free.
+            keys = tf.maximum(keys, keys.dtype.min + 1)
         keys = tf.where(tf.reshape(among, [-1]), keys, keys.dtype.min)
     count = tf.cast(k, tf.int32)
     threshold, at_threshold = _kth_largest(keys, count)
@@ -48,9 +50,12 @@ def top_k_mask(scores, k, among=None):
 
 
 def _ordered_integers(scores):
-    """Maps scores to signed integers of the same order; the lowest value stays free."""
+    """Maps scores to signed integers, of 32 or 64 bits, of the same order."""
+    if scores.dtype == tf.uint64:
+        return tf.bitcast(tf.bitwise.bitwise_xor(scores, tf.constant(2**63, tf.uint64)), tf.int64)
     if scores.dtype.is_integer:
-        return tf.maximum(tf.cast(scores, tf.int32), tf.int32.min + 1)
+        wide = scores.dtype in (tf.int64, tf.uint32)
+        return tf.cast(scores, tf.int64 if wide else tf.int32)
     if scores.dtype != tf.float64:
         scores = tf.cast(scores, tf.float32)
     integer = tf.int64 if scores.dtype == tf.float64 else tf.int32

@@ -223,6 +223,7 @@ class SparseModel(keras.Model):
         """
         if self.train_function is not None and not force:
             return self.train_function
+        self._run.active = None  # There may be a new optimizer.
         several = None
         if self.steps_per_execution > 1:
             with self.distribute_strategy.scope():

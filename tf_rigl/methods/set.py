@@ -111,8 +111,14 @@ class SET(Method):
         return tf.random.stateless_uniform(weight.shape, seed, None, None, tf.int32)
 
     def new_values(self, weight, seed):
-        del seed
-        return tf.cast(self.grow_initializer(weight.shape), weight.dtype)
+        values = tf.cast(self.grow_initializer(weight.shape), weight.dtype)
+        if hasattr(self.grow_initializer, "seed"):
+            # A Keras initializer draws the same each time: another place to begin reading
+            # makes other values of them at each update.
+            flat = tf.reshape(values, [-1])
+            shift = tf.random.stateless_uniform([], seed, 0, flat.shape[0], tf.int32)
+            values = tf.reshape(tf.roll(flat, shift, 0), weight.shape)
+        return values
 
     def get_config(self):
         return {
