@@ -63,6 +63,7 @@ class Masks(keras.layers.Layer):
         super().__init__(trainable=False, **kwargs)
         self.items = []
         self._due = []
+        self._refusal = None
         self.built = True
 
     def add(self, path, weight, target_sparsity, pattern, draw=None) -> MaskedWeight:
@@ -111,6 +112,18 @@ class Masks(keras.layers.Layer):
         A file without masks (of a dense model) leaves them as they are: they are
         applied to the weights that were loaded.
         """
+        if self._refusal is not None and not list(store.keys()):
+            # Keras tries an object that could not be loaded again wherever it meets it
+            # next, and there the file has nothing: that is not a dense model's file.
+            raise self._refusal
+        try:
+            self._load(store)
+            self._refusal = None
+        except ValueError as error:
+            self._refusal = error
+            raise
+
+    def _load(self, store):
         keys = list(store.keys())
         if not keys:
             self.settle()
@@ -123,18 +136,21 @@ class Masks(keras.layers.Layer):
             )
         masks = [np.asarray(store[str(number)]) for number in range(len(self.items))]
         for item, mask in zip(self.items, masks, strict=True):
-            if mask.shape != tuple(item.weight.shape):
-                raise ValueError(
-                    f"The mask of {item.path!r} does not fit its weight: "
-                    f"mask.shape={mask.shape}, weight.shape={tuple(item.weight.shape)}"
-                )
-            if mask.dtype != np.bool_:
-                raise ValueError(f"The mask of {item.path!r} is not boolean: {mask.dtype}")
-            if np.any(keras.ops.convert_to_numpy(item.weight)[~mask] != 0):
-                raise ValueError(
-                    f"The mask of {item.path!r} does not fit its weight: there are weights other "
-                    "than zero where the mask is 0."
-                )
+            _check_fit(item, mask)
         for item, mask in zip(self.items, masks, strict=True):
             item.mask.assign(mask)
         self._due = []
+
+
+def _check_fit(item, mask):
+    """Raises if an array cannot be the mask of a weight as it stands."""
+    if mask.shape != tuple(item.weight.shape) or mask.dtype != np.bool_:
+        raise ValueError(
+            f"The mask of {item.path!r} does not fit its weight: it must be a boolean array of "
+            f"shape {tuple(item.weight.shape)}. Received: mask of {mask.dtype}, shape {mask.shape}"
+        )
+    if np.any(keras.ops.convert_to_numpy(item.weight)[~mask] != 0):
+        raise ValueError(
+            f"The mask of {item.path!r} does not fit its weight: there are weights other than "
+            "zero where the mask is 0."
+        )

@@ -346,17 +346,29 @@ class SparseModel(keras.Model):
             item.zero_masked(item.weight)
 
     def save_own_variables(self, store):
-        """Stores the step counter beside the model's own variables."""
+        """Stores the step counter, and the states of random seeds, which Keras leaves out."""
         super().save_own_variables(store)
         store["step"] = np.int64(self._step)
+        seeds = self._seed_states()
+        if seeds:
+            store["seeds"] = np.stack([seed.numpy() for seed in seeds])
 
     def load_own_variables(self, store):
-        """Restores the step counter, if the file has one, and the model's own variables."""
+        """Restores what `save_own_variables` stored; a dense model's file has none of it."""
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
-        step = entries.pop("step", None)
+        step, states = entries.pop("step", None), entries.pop("seeds", ())
         super().load_own_variables(entries)
         if step is not None:
             self._step = int(np.asarray(step))
+        seeds = self._seed_states()
+        if len(states) == len(seeds):
+            for seed, state in zip(seeds, np.asarray(states), strict=True):
+                seed.assign(state)
+
+    def _seed_states(self):
+        """The states of the seeds of dropout and the like, in model order."""
+        layers = self._flatten_layers()
+        return [seed.state for layer in layers for seed in layer._seed_generators]
 
     def get_config(self):
         """The arguments of the constructor, for serialisation."""
