@@ -144,11 +144,13 @@ class Masks(keras.layers.Layer):
 
 def _check_fit(item, mask):
     """Raises if an array cannot be the mask of a weight as it stands."""
-    if mask.shape != tuple(item.weight.shape) or mask.dtype != np.bool_:
+    if mask.shape != tuple(item.weight.shape):
         raise ValueError(
-            f"The mask of {item.path!r} does not fit its weight: it must be a boolean array of "
-            f"shape {tuple(item.weight.shape)}. Received: mask of {mask.dtype}, shape {mask.shape}"
+            f"The mask of {item.path!r} does not fit its weight: "
+            f"mask.shape={mask.shape}, weight.shape={tuple(item.weight.shape)}"
         )
+    if mask.dtype != np.bool_:
+        raise ValueError(f"The mask of {item.path!r} is not boolean: {mask.dtype}")
     if np.any(keras.ops.convert_to_numpy(item.weight)[~mask] != 0):
         raise ValueError(
             f"The mask of {item.path!r} does not fit its weight: there are weights other than "

@@ -90,6 +90,7 @@ class SparsifiedModel(_Sparsified, SparseModel):
         self._masked = list(masked)
         if model.built:
             self._make_masks()
+            self.built = True
 
     def _make_masks(self):
         if self._masks.items:
