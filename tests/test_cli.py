@@ -21,7 +21,8 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 def test_a_run_folder_holds_result_model_and_picture(in_empty_folder, capsys):
     assert cli.main([*QUICK, "--update-interval", "3", "--beside-dense", "--seed", "4"]) == 0
-    folder = in_empty_folder / "runs" / "digits-lenet-300-100-rigl-0.9-erk-seed4"
+    (folder,) = (in_empty_folder / "runs").iterdir()
+    assert folder.name.startswith("digits-lenet-300-100-rigl-0.9-erk-epochs2-")
     assert {p.name for p in folder.iterdir()} == {"result.json", "model.keras", "masks.png"}
     result = json.loads((folder / "result.json").read_text())
     printed = capsys.readouterr().out
@@ -53,6 +54,17 @@ def test_other_peoples_folders_are_left_alone(in_empty_folder, capsys):
     assert cli.main([*QUICK, "--output", "mine"]) == 2
     assert "other than an earlier run" in capsys.readouterr().err
     assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "all of it"
+
+
+def test_the_current_folder_can_be_the_run_folder(in_empty_folder):
+    assert cli.main([*QUICK, "--method", "static", "--output", "."]) == 0
+    assert {p.name for p in in_empty_folder.iterdir()} == {
+        "result.json",
+        "model.keras",
+        "masks.png",
+    }
+    assert cli.main([*QUICK, "--method", "dense", "--output", "."]) == 0
+    assert {p.name for p in in_empty_folder.iterdir()} == {"result.json", "model.keras"}
 
 
 @pytest.mark.parametrize(

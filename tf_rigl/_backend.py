@@ -9,8 +9,9 @@ ADVICE = (
 )
 
 # Before Keras is imported: with another backend that import may fail in ways of its own.
-if "keras" not in sys.modules and os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    raise ImportError(f"{ADVICE}KERAS_BACKEND={os.environ['KERAS_BACKEND']!r}")
+asked = os.environ.get("KERAS_BACKEND") or "tensorflow"
+if "keras" not in sys.modules and asked != "tensorflow":
+    raise ImportError(f"{ADVICE}KERAS_BACKEND={asked!r}")
 
 import keras  # noqa: E402
 

@@ -90,7 +90,7 @@ def _train(options):
     if dense is not None:
         print(experiments.summary(dense))
     print(experiments.summary(result))
-    print(f"Written to {folder}: {', '.join(sorted(os.listdir(folder)))}")
+    print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
     return 0
 
 

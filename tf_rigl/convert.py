@@ -12,6 +12,9 @@ from tf_rigl.masks import Masks
 from tf_rigl.sparse_model import SparseModel
 from tf_rigl.sparsified import SparsifiedGraph, SparsifiedModel
 
+# What a subclass of `keras.Model` may define, and a sparse copy of it does not take over.
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+
 
 def sparsify(
     model,
@@ -79,13 +82,14 @@ def sparsify(
         "sparsity": check_sparsity("sparsity", sparsity),
         "distribution": distribution,
         "pattern": patterns.get(pattern),
-        "exclude": exclude,
+        "exclude": sorted(exclude),
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
-    if type(model).train_step is not keras.Model.train_step:
+    own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
+    if own:
         warnings.warn(
-            f"The `train_step` of {type(model).__name__} is not used: a sparse model has its own. "
-            "To combine them, subclass `tf_rigl.SparseModel`.",
+            f"{type(model).__name__} defines {', '.join(own)}: a sparse model uses those of Keras "
+            "and its own. To combine them, subclass `tf_rigl.SparseModel`.",
             stacklevel=2,
         )
     with model.distribute_strategy.scope():
@@ -107,8 +111,8 @@ def strip(model):
         and can be saved and loaded without tf_rigl.
 
     Raises:
-        ValueError: if `model` is not sparse, or is a subclass of
-            `tf_rigl.SparseModel` whose `call` Keras cannot trace.
+        ValueError: if `model` is not sparse, holds what Keras cannot clone, or is a
+            subclass of `tf_rigl.SparseModel` whose `call` Keras cannot trace.
 
     Example:
 
@@ -121,13 +125,17 @@ def strip(model):
             f"Received: model={model!r} (of type {type(model)})"
         )
     with model.distribute_strategy.scope():
-        if isinstance(model, SparsifiedModel):
-            return _copy(model.model)
-        if isinstance(model, Functional):
-            inputs, outputs = _ends(model)
-        else:
-            inputs, outputs = _trace(model)
-        return _copy_graph(keras.Model(inputs, outputs, name=model.name))
+        try:
+            if isinstance(model, SparsifiedModel):
+                inner = model.model
+                return _copy_graph(inner) if _is_graph(inner) else _copy_subclassed(inner)
+            ends = _ends(model) if isinstance(model, Functional) else _trace(model)
+            return _copy_graph(keras.Model(*ends, name=model.name))
+        except _CannotCopyError as error:
+            raise ValueError(
+                f"{model.name!r} cannot be stripped: Keras cannot clone a model or layer in it. "
+                f"Give it `get_config` and `from_config`. ({error})"
+            ) from error
 
 
 def _is_graph(model):
@@ -196,6 +204,8 @@ def _copy_graph(model):
     for original, twin in pairs:
         _copy_state(original, twin)
     copy._trainable = model._trainable
+    if len(_state(copy)) != len(_state(model)):  # Shared across the border of a nested model.
+        raise _CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -67,11 +68,15 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """A folder name that tells what the run was."""
+        """A folder name that tells what the run was: what is not as usual is in it."""
         parts = [self.dataset, self.model, self.method]
         if self.method != "dense":
             parts += [f"{self.sparsity:g}", self.distribution]
-        return "-".join([*parts, f"seed{self.seed}"])
+        for field in dataclasses.fields(self)[5:]:
+            value = getattr(self, field.name)
+            if value != field.default or field.name == "seed":
+                parts.append(f"{field.name.replace('_', '')}{value}")
+        return "-".join(parts)
 
     def make_method(self, steps) -> methods.Method:
         """The method object for a run of so many steps."""
@@ -252,7 +257,10 @@ def check_folder(folder) -> pathlib.Path:
     Returns:
         The path.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).resolve()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"The output folder cannot be written. Received: {str(folder)!r}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output folder is a file. Received: {str(folder)!r}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").exists():
@@ -281,12 +289,14 @@ def write(folder, model, result, draw=None):
         (scratch / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         if draw is not None:
             draw(result, scratch / "masks.png")
-        if folder.exists():
-            old = scratch.with_name(scratch.name + "-old")
-            folder.rename(old)
+        if not folder.exists():
             scratch.rename(folder)
-            shutil.rmtree(old)
-        else:
-            scratch.rename(folder)
+            return
+        # It may be somebody's current folder: file by file, what marks it as a run last.
+        written = {path.name for path in scratch.iterdir()}
+        for name in sorted(written, key="result.json".__eq__):
+            os.replace(scratch / name, folder / name)
+        for name in {"masks.png"} - written:
+            (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

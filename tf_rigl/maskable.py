@@ -35,6 +35,7 @@ class Maskable(NamedTuple):
 
     path: str  # The names of the layers on the way, and the variable's own.
     layers: tuple[str, ...]  # The names of the layers on the way, outermost first.
+    owner: tuple[str, ...]  # The same up to the outermost layer that is not a model.
     weight: keras.Variable
 
 
@@ -81,18 +82,20 @@ def find(layer, include_self=True) -> list[Maskable]:
     """
     found, seen_layers, seen_weights, paths = [], set(), set(), set()
 
-    def visit(layer, route):
+    def visit(layer, route, owner=None):
         if id(layer) in seen_layers:
             return
         seen_layers.add(id(layer))
+        if owner is None and not isinstance(layer, keras.Model):
+            owner = route
         for weight in own_weights(layer):
             if id(weight) in seen_weights:
                 continue
             seen_weights.add(id(weight))
             path = unique("/".join((*route, weight.name)), paths)
-            found.append(Maskable(path, route, weight))
+            found.append(Maskable(path, route, owner or route, weight))
         for child in sublayers(layer):
-            visit(child, (*route, child.name))
+            visit(child, (*route, child.name), owner)
 
     visit(layer, (layer.name,) if include_self else ())
     return found

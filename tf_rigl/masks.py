@@ -57,13 +57,14 @@ class Masks(keras.layers.Layer):
 
     Attributes:
         items: list of `MaskedWeight`.
+        refusal: the error with which the last file was refused, or None.
     """
 
     def __init__(self, **kwargs):
         super().__init__(trainable=False, **kwargs)
         self.items = []
         self._due = []
-        self._refusal = None
+        self.refusal = None
         self.built = True
 
     def add(self, path, weight, target_sparsity, pattern, draw=None) -> MaskedWeight:
@@ -112,15 +113,17 @@ class Masks(keras.layers.Layer):
         A file without masks (of a dense model) leaves them as they are: they are
         applied to the weights that were loaded.
         """
-        if self._refusal is not None and not list(store.keys()):
+        if self.refusal is not None and not list(store.keys()):
             # Keras tries an object that could not be loaded again wherever it meets it
             # next, and there the file has nothing: that is not a dense model's file.
-            raise self._refusal
+            raise self.refusal
         try:
             self._load(store)
-            self._refusal = None
+            self.refusal = None
         except ValueError as error:
-            self._refusal = error
+            self.refusal = error
+            for item in self.items:  # The weights are those of the file by now.
+                item.zero_masked(item.weight)
             raise
 
     def _load(self, store):

@@ -28,11 +28,12 @@ def moves_only_by_gradient(optimizer) -> bool:
 
     Returns:
         True for built-in optimizers that are known to; False for all others, users'
-        own subclasses included, and with clipping by norm.
+        own subclasses included, with clipping by norm, and with an epsilon of zero.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
-    return type(optimizer) in _BY_GRADIENT and not by_norm
+    divides_by_zero = getattr(optimizer, "epsilon", None) == 0
+    return type(optimizer) in _BY_GRADIENT and not by_norm and not divides_by_zero
 
 
 def find_slots(optimizer, weights) -> dict[int, list]:

@@ -130,13 +130,18 @@ class SparseModel(keras.Model):
             else g
             for g, w in zip(gradients, weights, strict=True)
         ]
-        self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+        if weights:
+            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+        # Some optimizers move weights without a gradient, and so may constraints.
         free = not optimizers.moves_only_by_gradient(self.optimizer)
-        moved = [items[id(w)] for w in weights if id(w) in items and (free or w.constraint)]
-        _tensors.assign(
-            [item.weight for item in moved],
-            [_tensors.where(item.mask, tf.convert_to_tensor(item.weight.value)) for item in moved],
-        )
+        variables, values = [], []
+        for item in (items[id(w)] for w in weights if id(w) in items and (free or w.constraint)):
+            slots = self._run.slots.get(id(item.weight), ())
+            for variable, empty in [(item.weight, 0.0), *slots]:
+                variables.append(variable)
+                value = tf.convert_to_tensor(variable.value)
+                values.append(_tensors.where(item.mask, value, empty))
+        _tensors.assign(variables, values)
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -344,6 +349,7 @@ class SparseModel(keras.Model):
         super().set_weights(weights)
         for item in self.masked_weights:
             item.zero_masked(item.weight)
+        self._run.active = None  # The slots under other masks are to be emptied.
 
     def save_own_variables(self, store):
         """Stores the step counter, and the states of random seeds, which Keras leaves out."""
@@ -355,6 +361,10 @@ class SparseModel(keras.Model):
 
     def load_own_variables(self, store):
         """Restores what `save_own_variables` stored; a dense model's file has none of it."""
+        self._run.active = None
+        for layer in self._flatten_layers():
+            if isinstance(layer, Masks):
+                layer.refusal = None
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         step, states = entries.pop("step", None), entries.pop("seeds", ())
         super().load_own_variables(entries)

@@ -59,8 +59,8 @@ def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, flo
     if isinstance(distribution, Mapping):
         targets = _from_mapping(kept, distribution)
     elif distribution == "uniform":
-        # Not its first *weight* alone: a recurrent layer has several.
-        first = {m.path: 0.0 for m in kept if m.layers == found[0].layers}
+        # Not its first *weight* alone: recurrent and attention layers have several.
+        first = {m.path: 0.0 for m in kept if m.owner == found[0].owner}
         targets = distributions.uniform(shapes, sparsity, fixed=first, first_layer_dense=False)
     else:
         targets = distributions.get(distribution)(shapes, sparsity)

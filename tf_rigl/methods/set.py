@@ -96,7 +96,9 @@ class SET(Method):
         end = self.last_step(first_step, run_steps)
         if not schedules.is_update_step(step, start, end, self.update_interval):
             return None
-        fraction = self.fraction(step, end)
+        # A length of `fit` counts from its beginning, and so does the decay.
+        first_step = first_step if self.needs_length else 0
+        fraction = self.fraction(step - first_step, end - first_step)
         if not 0 <= fraction <= 1:
             raise ValueError(
                 "Argument `decay` must return a factor in [0, 1]. Received: "

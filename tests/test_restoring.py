@@ -1,0 +1,142 @@
+"""Weights under a mask stay zero when weights, masks or optimizers change in mid-training."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import tf_rigl
+from tests.helpers import compiled, mlp, random_data, rigl, sparsify
+
+X, Y = random_data(batches=12)
+
+
+def train(model, batches, start=0):
+    for n in range(start, start + batches):
+        model.train_on_batch(X[8 * n : 8 * n + 8], Y[8 * n : 8 * n + 8])
+        for item in model.masked_weights:
+            assert np.all(item.weight.numpy()[~item.mask.numpy()] == 0)
+
+
+def test_weights_set_between_batches():
+    model = compiled(sparsify(mlp()), keras.optimizers.Adam(0.01))
+    train(model, 1)
+    weights = model.get_weights()
+    train(model, 6, start=1)
+    model.set_weights(weights)
+    train(model, 4, start=7)
+
+
+def test_weights_loaded_between_batches(tmp_path):
+    path = tmp_path / "other.weights.h5"
+    sparsify(mlp(), seed=5).save_weights(path)
+    model = compiled(sparsify(mlp()), keras.optimizers.Adam(0.01))
+    train(model, 6)
+    model.load_weights(path)
+    train(model, 5, start=6)
+
+
+def test_weights_set_by_a_callback():
+    class Restore(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.weights = self.model.get_weights()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights(self.weights)
+
+    model = compiled(sparsify(mlp()), keras.optimizers.Adam(0.01))
+    model.fit(X, Y, batch_size=8, epochs=3, callbacks=[Restore()], verbose=0)
+    train(model, 3)
+
+
+def test_a_refused_file_leaves_no_weights_under_the_masks(tmp_path):
+    path = tmp_path / "fewer.weights.h5"
+    sparsify(mlp(), exclude=["head"]).save_weights(path)
+    dense = tmp_path / "dense.weights.h5"
+    mlp().save_weights(dense)
+    model = compiled(sparsify(mlp()))
+    with pytest.raises(ValueError, match="holds 1 masks, the model has 2"):
+        model.load_weights(path)
+    train(model, 3)
+    model.load_weights(dense)  # The refusal is that of the other file.
+    train(model, 3, start=3)
+
+
+def test_adam_without_epsilon():
+    train(compiled(sparsify(mlp()), keras.optimizers.Adam(0.01, epsilon=0.0)), 6)
+
+
+def test_averages_of_an_optimizer_that_mixes_entries():
+    class Mixing(keras.optimizers.SGD):
+        """Moves every entry by the mean gradient, like a caricature of Muon."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            shared = keras.ops.mean(gradient) + keras.ops.zeros_like(gradient)
+            super().update_step(shared, variable, learning_rate)
+
+    model = compiled(sparsify(mlp()), Mixing(0.1, use_ema=True))
+    model.fit(X, Y, batch_size=8, verbose=0)
+    for item in model.masked_weights:
+        assert np.all(item.weight.numpy()[~item.mask.numpy()] == 0)
+
+
+def test_nothing_to_train():
+    model = sparsify(mlp())
+    model.trainable = False
+    before = model.get_weights()
+    compiled(model).fit(X, Y, batch_size=8, verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.step == 12
+
+
+def test_a_loss_of_the_models_own_class_is_not_dropped_in_silence():
+    class Own(keras.Model):
+        def compute_loss(self, *args, **kwargs):
+            return 1234.0
+
+    inputs = keras.Input((10,))
+    with pytest.warns(UserWarning, match="defines compute_loss"):
+        sparsify(Own(inputs, keras.layers.Dense(3)(inputs)))
+
+
+def test_what_cannot_be_cloned_cannot_be_stripped():
+    class Stubborn(keras.layers.Dense):
+        def get_config(self):
+            raise NotImplementedError("nope")
+
+    model = keras.Sequential([keras.Input((10,)), Stubborn(3)])
+    with pytest.warns(UserWarning, match="changed in place"):
+        sparse = sparsify(model)
+    with pytest.raises(ValueError, match=r"cannot be stripped.*nope"):
+        tf_rigl.strip(sparse)
+
+
+def test_a_layer_shared_with_a_nested_model_stays_shared():
+    shared = keras.layers.Dense(10)
+    inner_inputs = keras.Input((10,))
+    inner = keras.Model(inner_inputs, shared(inner_inputs))
+    inputs = keras.Input((10,))
+    model = keras.Model(inputs, shared(inner(inputs)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sparse = sparsify(model)
+    assert any("changed in place" in str(w.message) for w in caught)
+    assert len(sparse.masked_weights) == 1
+
+
+def test_the_drop_fraction_begins_anew_with_each_fit():
+    method = rigl(end_step=1.0, decay="cosine")
+    (first,) = method.plan(2, [100], first_step=0, run_steps=8)
+    (again,) = method.plan(10, [100], first_step=8, run_steps=8)
+    assert first == again
+
+
+def test_a_random_initializer_draws_other_values_at_each_update():
+    method = rigl(grow_initializer=keras.initializers.RandomNormal(seed=1))
+    weight = np.zeros((4, 5), "float32")
+    draws = [method.new_values(weight, [0, step]).numpy() for step in (2, 4, 6, 8)]
+    assert len({draw.tobytes() for draw in draws}) > 1
+    for draw in draws:
+        np.testing.assert_array_equal(np.sort(draw, axis=None), np.sort(draws[0], axis=None))
