@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/tf-rigl train --beside-dense
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

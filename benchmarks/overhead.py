@@ -37,9 +37,9 @@ def mlp(input_shape, num_classes):
 
 # Name: model, batch size, input shape, rounds.
 MODELS = {
-    "MLP 3x1024": (mlp, 64, (28, 28, 1), 21),
-    "LeNet-300-100": (models.lenet_300_100, 128, (28, 28, 1), 31),
-    "small CNN": (models.small_cnn, 64, (14, 14, 1), 9),
+    "MLP 3x1024": (mlp, 64, (28, 28, 1), 11),
+    "LeNet-300-100": (models.lenet_300_100, 128, (28, 28, 1), 21),
+    "small CNN": (models.small_cnn, 64, (14, 14, 1), 7),
 }
 
 

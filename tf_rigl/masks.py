@@ -122,8 +122,6 @@ class Masks(keras.layers.Layer):
             self.refusal = None
         except ValueError as error:
             self.refusal = error
-            for item in self.items:  # The weights are those of the file by now.
-                item.zero_masked(item.weight)
             raise
 
     def _load(self, store):
