@@ -178,7 +178,8 @@ class SparseModel(keras.Model):
         for (number, item, _), gradient in zip(reached, gradients, strict=True):
             weight = tf.convert_to_tensor(item.weight.value)
             mask = tf.convert_to_tensor(item.mask)
-            new_mask, new_weight = self.method.update(
+            update = self.method.update_function(weight.shape.num_elements())
+            new_mask, new_weight = update(
                 weight,
                 tf.cast(gradient, weight.dtype) / tf.cast(scale, weight.dtype),
                 mask,

@@ -1,0 +1,315 @@
+"""Bad input fails before training, and the message names the argument and what came in."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_rigl
+from tests.helpers import (
+    BATCH,
+    CLASSES,
+    FEATURES,
+    MODEL_KINDS,
+    compiled,
+    mlp,
+    random_data,
+    rigl,
+    sparsify,
+)
+
+
+def raises(message, error=ValueError):
+    return pytest.raises(error, match=f"(?s){message}")
+
+
+@pytest.mark.parametrize("sparsity", [1, 1.0, 1.5, -0.1, float("nan"), "0.9", None, True])
+def test_sparsity_outside_its_range(sparsity):
+    with raises(rf"`sparsity` must be a number in \[0, 1\).*sparsity={sparsity!r}"):
+        tf_rigl.sparsify(mlp(), sparsity=sparsity)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "close"),
+    [
+        ("method", "rigel", "'rigl'"),
+        ("method", "RigL", "'rigl'"),
+        ("method", "statik", "'static'"),
+        ("distribution", "unifrom", "'uniform'"),
+        ("distribution", "erdos-renyi", "'erdos_renyi'"),
+        ("pattern", "unstructurd", "'unstructured'"),
+    ],
+)
+def test_unknown_names_offer_the_close_ones(argument, value, close):
+    with raises(rf"`{argument}` must be one of .*Did you mean {close}.*{argument}={value!r}"):
+        tf_rigl.sparsify(mlp(), **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["method", "distribution", "pattern"])
+@pytest.mark.parametrize("value", [None, 3, ["rigl"]])
+def test_what_is_no_name_at_all(argument, value):
+    with raises(rf"`{argument}` must be one of .*{argument}="):
+        tf_rigl.sparsify(mlp(), **{argument: value})
+
+
+def test_method_class_in_place_of_an_object():
+    with raises("`method` must be .*RigL"):
+        tf_rigl.sparsify(mlp(), tf_rigl.methods.RigL)
+
+
+@pytest.mark.parametrize("exclude", [["hiden"], ["hidden", "xyz.*"], ("dense_[0-9]+",)])
+def test_exclude_pattern_that_matches_nothing(exclude):
+    with raises(rf"`exclude`: '{re.escape(exclude[-1])}' matches no .*hidden/kernel"):
+        tf_rigl.sparsify(mlp(), exclude=exclude)
+
+
+@pytest.mark.parametrize("exclude", ["hidden", [3], [None], 5, None])
+def test_exclude_that_is_no_list_of_names(exclude):
+    with raises("`exclude` must be a list or tuple.*exclude="):
+        tf_rigl.sparsify(mlp(), exclude=exclude)
+
+
+def test_exclude_that_is_no_regular_expression():
+    with raises(r"`exclude` holds .*neither .*'\(head'"):
+        tf_rigl.sparsify(mlp(), exclude=["(head"])
+
+
+def test_exclude_that_leaves_nothing():
+    with raises("`exclude` leaves no maskable layer.*hidden/kernel"):
+        tf_rigl.sparsify(mlp(), exclude=[".*"])
+
+
+def test_model_without_a_maskable_layer():
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+    with raises("no maskable layer.*get_prunable_weights"):
+        tf_rigl.sparsify(model)
+
+
+def test_unbuilt_model_without_a_maskable_layer():
+    """Seen when the model is built, which is before training."""
+    sparse = compiled(sparsify(keras.Sequential([keras.layers.BatchNormalization()])))
+    with raises("no maskable layer"):
+        sparse.fit(*random_data(), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("hiden", "hidden"), ("hidden/kernal", "hidden/kernel")]
+)
+def test_distribution_with_an_unknown_layer(name, close):
+    with raises(rf"`distribution` must .*Did you mean .*'{close}'.*'{name}'"):
+        tf_rigl.sparsify(mlp(), distribution={name: 0.5})
+
+
+def test_distribution_with_an_excluded_layer():
+    with raises("`distribution` must .*'head'"):
+        tf_rigl.sparsify(mlp(), distribution={"head": 0.5}, exclude=["head"])
+
+
+@pytest.mark.parametrize("value", [1.0, -1, "half", None])
+def test_distribution_with_a_wrong_sparsity(value):
+    with raises(rf"`distribution\['head'\]` must be a number.*{value!r}"):
+        tf_rigl.sparsify(mlp(), distribution={"head": value})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda shapes, sparsity: {},
+        lambda shapes, sparsity: {**dict.fromkeys(shapes, 0.5), "more": 0.5},
+    ],
+)
+def test_distribution_function_that_leaves_out_or_adds_layers(function):
+    with raises("`distribution` must return a sparsity for each of.*hidden/kernel"):
+        tf_rigl.sparsify(mlp(), distribution=function)
+
+
+def test_distribution_function_that_returns_a_wrong_sparsity():
+    with raises(r"distribution\['hidden/kernel'\]` must be a number"):
+        tf_rigl.sparsify(mlp(), distribution=lambda shapes, s: dict.fromkeys(shapes, 1.5))
+
+
+def tiny():
+    inputs = keras.Input((1,))
+    return keras.Model(inputs, keras.layers.Dense(2)(inputs))
+
+
+@pytest.mark.parametrize("distribution", ["erk", "erdos_renyi"])
+def test_budget_that_cannot_be_met(distribution):
+    """Both weights of a 1x2 kernel would have to stay, and so would all of a second one."""
+    with raises("cannot be met.*sparsity=0.1"):
+        tf_rigl.sparsify(tiny(), sparsity=0.1, distribution=distribution)
+
+
+def test_uniform_with_one_layer_has_nothing_to_zero():
+    """The first layer stays dense, and there is no other."""
+    with raises("cannot be met.*distribution='uniform'"):
+        tf_rigl.sparsify(tiny(), sparsity=0.5, distribution="uniform")
+
+
+@pytest.mark.parametrize("interval", [0, -1, 1.5, "10"])
+def test_update_interval_below_one(interval):
+    with raises(rf"`update_interval` must be an integer of at least 1.*{interval!r}"):
+        tf_rigl.methods.RigL(update_interval=interval)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0"])
+def test_seed_that_is_none(seed):
+    with raises(rf"`seed` must be .*seed={seed!r}"):
+        tf_rigl.sparsify(mlp(), seed=seed)
+
+
+@pytest.mark.parametrize("model", [None, "model", keras.layers.Dense(3), keras.Model])
+def test_what_is_not_a_model(model):
+    with raises("`model` must be a `keras.Model`.*Received: model="):
+        tf_rigl.sparsify(model)
+    with raises("`model` must be a `tf_rigl.SparseModel`.*Received: model="):
+        tf_rigl.strip(model)
+
+
+def test_dense_model_cannot_be_stripped():
+    with raises("`model` must be a `tf_rigl.SparseModel`"):
+        tf_rigl.strip(mlp())
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_sparse_model_cannot_be_made_sparse_again(kind):
+    sparse = sparsify(MODEL_KINDS[kind][0]())
+    with raises("`model` is sparse already.*tf_rigl.strip"):
+        tf_rigl.sparsify(sparse)
+
+
+def test_model_of_masked_layers_is_sparse_already():
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, tf_rigl.MaskedLayer(keras.layers.Dense(3))(inputs))
+    with raises("sparse already"):
+        tf_rigl.sparsify(model)
+
+
+def test_failure_leaves_the_model_as_it_was():
+    model = mlp()
+    before = model.get_weights()
+    with raises("matches no"):
+        tf_rigl.sparsify(model, exclude=["nothing"])
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# At `fit`, before its first step.
+
+
+def unknown_length():
+    return tf.data.Dataset.from_tensor_slices(random_data()).batch(BATCH).filter(lambda *_: True)
+
+
+def batches():
+    yield random_data()
+
+
+@pytest.mark.parametrize("data", [unknown_length, batches])
+def test_float_end_step_without_a_known_length(data):
+    sparse = compiled(sparsify(mlp(), rigl(end_step=0.5)), run_eagerly=True)
+    before = sparse.get_weights()
+    with raises("float `end_step` needs .* known length.*integer.*end_step=0.5"):
+        sparse.fit(data(), verbose=0)
+    assert sparse.step == 0
+    for a, b in zip(sparse.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_float_end_step_in_train_on_batch():
+    sparse = compiled(sparsify(mlp(), rigl(end_step=0.5)), run_eagerly=True)
+    with raises("float `end_step` needs .* known length.*end_step=0.5"):
+        sparse.train_on_batch(*random_data(batches=1))
+    assert sparse.step == 0
+
+
+def test_float_end_step_with_steps_per_epoch_is_fine():
+    sparse = compiled(sparsify(mlp(), rigl(end_step=0.5)), run_eagerly=True)
+    sparse.fit(unknown_length(), steps_per_epoch=4, verbose=0)
+    assert sparse.step == 4
+
+
+def test_sparse_model_without_masked_layers():
+    inputs = keras.Input((FEATURES,))
+    model = tf_rigl.SparseModel(inputs, keras.layers.Dense(CLASSES)(inputs), method="static")
+    with raises("no masked weights.*tf_rigl.MaskedLayer"):
+        compiled(model, run_eagerly=True).fit(*random_data(), verbose=0)
+
+
+def test_sparse_model_with_an_unknown_method():
+    inputs = keras.Input((FEATURES,))
+    outputs = tf_rigl.MaskedLayer(keras.layers.Dense(CLASSES))(inputs)
+    with raises(r"`method` must be .*Did you mean 'rigl'.*method='riggl'"):
+        tf_rigl.SparseModel(inputs, outputs, method="riggl")
+
+
+def test_subclass_given_inputs_and_outputs():
+    class Own(tf_rigl.SparseModel):
+        pass
+
+    inputs = keras.Input((FEATURES,))
+    with raises("Own is a subclass", TypeError):
+        Own(inputs, tf_rigl.MaskedLayer(keras.layers.Dense(CLASSES))(inputs))
+
+
+def test_fit_before_compile_is_kerass_own_error():
+    with raises("call `compile\\(\\)`"):
+        sparsify(mlp()).fit(*random_data(), verbose=0)
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_other_backends_are_refused_with_what_to_set():
+    """Before Keras looks for its backend; what trains nothing still works."""
+    code = """
+import tf_rigl
+print(tf_rigl.distributions.uniform({"a": (4, 4), "b": (4, 4)}, 0.5)["b"])
+for name in ("sparsify", "MaskedLayer", "SparseModel", "methods"):
+    try:
+        getattr(tf_rigl, name)
+    except ImportError as error:
+        print("KERAS_BACKEND=tensorflow" in str(error) and "'numpy'" in str(error), error)
+"""
+    done = run(code, KERAS_BACKEND="numpy")
+    assert done.returncode == 0, done.stderr
+    first, *refused = done.stdout.splitlines()
+    assert first == "0.5"
+    assert [line.split()[0] for line in refused] == ["True"] * 4, refused
+
+
+def test_other_backend_of_a_keras_that_is_there_already(monkeypatch):
+    from tf_rigl import _backend
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with raises("KERAS_BACKEND=tensorflow.*'jax'", ImportError):
+        importlib.reload(_backend)
+
+
+def test_import_is_light():
+    """`import tf_rigl` pulls in nothing; what trains pulls in neither tfmot nor data sets."""
+    code = """
+import sys, tf_rigl
+tf_rigl.distributions
+print({"tensorflow", "keras"} & set(sys.modules))
+tf_rigl.sparsify
+print({"tensorflow_model_optimization", "tf_keras", "tensorflow_datasets"} & set(sys.modules))
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["set()", "set()"]
