@@ -126,6 +126,14 @@ def test_a_layer_shared_with_a_nested_model_stays_shared():
     assert len(sparse.masked_weights) == 1
 
 
+def test_lambda_layers_are_copied():
+    inputs = keras.Input((10,))
+    outputs = keras.layers.Dense(3)(keras.layers.Lambda(lambda x: 2 * x)(inputs))
+    model = keras.Model(inputs, outputs)
+    sparse = sparsify(model)  # The warning that it is changed in place would be an error here.
+    assert sparse.layers[-1] is not model.layers[-1]
+
+
 def test_the_drop_fraction_begins_anew_with_each_fit():
     method = rigl(end_step=1.0, decay="cosine")
     (first,) = method.plan(2, [100], first_step=0, run_steps=8)

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_rigl import methods, patterns, targets
 from tf_rigl._arguments import check_sparsity
@@ -223,7 +224,8 @@ def _clone(layer):
     """A new layer of the same configuration, without masks inside."""
     # Whatever goes wrong here, goes wrong in the configuration of a user's class.
     try:
-        return type(layer).from_config(_without_masks(layer.get_config()))
+        with SafeModeScope(False):  # Lambdas: the configuration comes from a live object.
+            return type(layer).from_config(_without_masks(layer.get_config()))
     except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise _CannotCopyError(str(error)) from error
 
