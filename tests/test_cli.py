@@ -56,6 +56,12 @@ def test_other_peoples_folders_are_left_alone(in_empty_folder, capsys):
     assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "all of it"
 
 
+def test_a_file_in_the_way_is_seen_before_training(in_empty_folder, capsys):
+    (in_empty_folder / "file").write_text("in the way")
+    assert cli.main([*QUICK, "--output", "file/run"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 def test_the_current_folder_can_be_the_run_folder(in_empty_folder):
     assert cli.main([*QUICK, "--method", "static", "--output", "."]) == 0
     assert {p.name for p in in_empty_folder.iterdir()} == {

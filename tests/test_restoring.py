@@ -148,3 +148,31 @@ def test_a_random_initializer_draws_other_values_at_each_update():
     assert len({draw.tobytes() for draw in draws}) > 1
     for draw in draws:
         np.testing.assert_array_equal(np.sort(draw, axis=None), np.sort(draws[0], axis=None))
+
+
+def test_a_subclassed_model_of_unnamed_layers_loads_whatever_their_names_are_by_then(tmp_path):
+    @keras.saving.register_keras_serializable(package="tests")
+    class Unnamed(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.first, self.second = keras.layers.Dense(8), keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.second(self.first(x))
+
+        def get_config(self):
+            return super().get_config()
+
+    model = compiled(sparsify(Unnamed()))
+    model.fit(X, Y, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model.predict(X, verbose=0), loaded.predict(X, verbose=0))
+    for old, new in zip(model.masks.values(), loaded.masks.values(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_run_without_any_update_says_so():
+    model = compiled(sparsify(mlp(), tf_rigl.methods.RigL()))
+    with pytest.warns(UserWarning, match="masks will not change in this run of 12 steps"):
+        model.fit(X, Y, batch_size=8, verbose=0)

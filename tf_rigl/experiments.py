@@ -259,10 +259,10 @@ def check_folder(folder) -> pathlib.Path:
     """
     folder = pathlib.Path(folder).resolve()
     place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"{str(place)!r} is a file. Received: output folder {str(folder)!r}")
     if not os.access(place, os.W_OK):
         raise ValueError(f"The output folder cannot be written. Received: {str(folder)!r}")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output folder is a file. Received: {str(folder)!r}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "result.json").exists():
         raise ValueError(
             "The output folder holds something other than an earlier run (it has no "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -442,6 +443,16 @@ class _RunLength(keras.callbacks.Callback):
         initial_epoch = getattr(model, "_initial_epoch", None) or self.initial_epoch
         model._run.first_step = max(0, model.step - initial_epoch * steps)
         model._run.steps = self.params["epochs"] * steps
+        method, run = model.method, model._run
+        if not method.needs_length or model.step > run.first_step:
+            return
+        if method.next_update(model.step, run.first_step, run.steps) is None:
+            warnings.warn(
+                f"The masks will not change in this run of {run.steps} steps: it ends before "
+                f"the first update. Train longer, or pass a smaller `update_interval`. "
+                f"Received: method={method!r}",
+                stacklevel=2,
+            )
 
 
 def _has_graph(args, kwargs):

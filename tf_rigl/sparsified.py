@@ -28,20 +28,28 @@ class _Sparsified:
             self._masks.settle()
 
     def _recreate_masks(self, masked):
-        weights = {m.path: m.weight for m in maskable.find(self, include_self=False)}
+        found = maskable.find(self, include_self=False)
         for entry in masked:
-            if entry["path"] not in weights:
+            match = self._match(entry, found)
+            if match is None:
                 raise ValueError(
                     f"The file holds a mask for {entry['path']!r}, but the model has no such "
-                    f"weight. Its maskable weights: {sorted(weights)}"
+                    f"weight. Its maskable weights: {[m.path for m in found]}"
                 )
             pattern = keras.saving.deserialize_keras_object(entry["pattern"])
-            self._masks.add(entry["path"], weights[entry["path"]], entry["sparsity"], pattern)
+            self._masks.add(match.path, match.weight, entry["sparsity"], pattern)
+
+    def _match(self, entry, found):
+        """The weight that an entry of the configuration means: a graph keeps its names."""
+        return next((m for m in found if m.path == entry["path"]), None)
 
     def _sparse_config(self):
+        numbers = {id(m.weight): n for n, m in enumerate(maskable.find(self, include_self=False))}
         masked = [
             {
                 "path": item.path,
+                "number": numbers[id(item.weight)],
+                "shape": list(item.weight.shape),
                 "sparsity": item.target_sparsity,
                 "pattern": keras.saving.serialize_keras_object(item.pattern),
             }
@@ -99,6 +107,11 @@ class SparsifiedModel(_Sparsified, SparseModel):
             self._recreate_masks(self._masked)
         elif self._recipe is not None:
             self._create_masks(self._recipe)
+
+    def _match(self, entry, found):
+        # Layers that were not given names have others each time the model is made.
+        numbered = found[entry["number"] : entry["number"] + 1]
+        return next((m for m in numbered if list(m.weight.shape) == entry["shape"]), None)
 
     @property
     def layers(self):

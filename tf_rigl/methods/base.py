@@ -56,6 +56,13 @@ class Method:
         """
         del step, active, first_step, run_steps
 
+    def next_update(self, step, first_step=0, run_steps=None):
+        """The first update step from `step` on, or None where there is none.
+
+        Arguments are those of `plan`.
+        """
+        del step, first_step, run_steps
+
     def drop_scores(self, weight, gradient, mask, seed):
         """Which active entries to keep: those of the highest score.
 

@@ -87,6 +87,11 @@ class SET(Method):
             return self.end_step
         return first_step + int(self.end_step * run_steps)
 
+    def next_update(self, step, first_step=0, run_steps=None):
+        start = self.update_interval if self.start_step is None else self.start_step
+        following = -(-max(start, step) // self.update_interval) * self.update_interval
+        return following if following < self.last_step(first_step, run_steps) else None
+
     def fraction(self, step, end_step) -> float:
         """The fraction of active entries that move at a step."""
         return self.drop_fraction * self._decay(step, end_step)
