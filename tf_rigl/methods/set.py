@@ -73,6 +73,7 @@ class SET(Method):
                 "Argument `end_step` must be an integer (a step) or a float in (0, 1] "
                 f"(a fraction of the steps that `fit` runs). Received: end_step={end_step!r}"
             )
+        self._start = self.update_interval if self.start_step is None else self.start_step
         self.decay = decay
         self._decay = schedules.get_decay(decay)
         self.grow_initializer = keras.initializers.get(grow_initializer)
@@ -88,8 +89,7 @@ class SET(Method):
         return first_step + int(self.end_step * run_steps)
 
     def next_update(self, step, first_step=0, run_steps=None):
-        start = self.update_interval if self.start_step is None else self.start_step
-        following = -(-max(start, step) // self.update_interval) * self.update_interval
+        following = -(-max(self._start, step) // self.update_interval) * self.update_interval
         return following if following < self.last_step(first_step, run_steps) else None
 
     def fraction(self, step, end_step) -> float:
@@ -97,9 +97,8 @@ class SET(Method):
         return self.drop_fraction * self._decay(step, end_step)
 
     def plan(self, step, active, first_step=0, run_steps=None):
-        start = self.update_interval if self.start_step is None else self.start_step
         end = self.last_step(first_step, run_steps)
-        if not schedules.is_update_step(step, start, end, self.update_interval):
+        if not schedules.is_update_step(step, self._start, end, self.update_interval):
             return None
         # A length of `fit` counts from its beginning, and so does the decay.
         first_step = first_step if self.needs_length else 0
