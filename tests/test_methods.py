@@ -40,6 +40,8 @@ def test_defaults(cls):
         "end_step": 0.75,
         "decay": "cosine",
         "grow_initializer": keras.initializers.serialize(keras.initializers.Zeros()),
+        "apply_optimizer_on_update": False,
+        **({"gradient_batches": 1} if cls is RigL else {}),
     }
 
 
@@ -72,10 +74,11 @@ def test_repr_shows_the_arguments():
     assert repr(RigL(update_interval=7)).startswith("RigL(drop_fraction=0.3, update_interval=7,")
 
 
-def test_set_and_rigl_differ_by_their_grow_scores_alone():
+def test_rigl_plans_and_drops_as_set_does():
     assert issubclass(RigL, SET)
     own = {name for name, value in vars(RigL).items() if callable(value)}
-    assert own == {"grow_scores"}
+    assert not own & {"plan", "next_update", "drop_scores", "new_values", "update"}
+    assert RigL().observation(199, 0, 1000) is None
 
 
 def test_set_and_rigl_keep_the_same_and_grow_differently():
@@ -242,7 +245,7 @@ def test_own_initial_mask():
 
 def test_base_class_does_not_grow():
     class Lazy(Method):
-        def plan(self, step, active, first_step=0, run_steps=None):
+        def plan(self, step, active, first_step=0, run_steps=None, items=None):
             return [(n - 1, 1) for n in active]
 
     sparse = compiled(sparsify(mlp(), Lazy()), run_eagerly=True)

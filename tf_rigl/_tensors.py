@@ -19,6 +19,13 @@ def masked_gradient(gradient, mask):
     return where(mask, gradient)
 
 
+def mean_of(kept, new, factors):
+    """`factors[0] * kept + factors[1] * new`, in which what is not finite counts as zero."""
+    past, present = factors[0], factors[1]
+    new = tf.where(tf.math.is_finite(new), new, tf.zeros([], new.dtype))
+    return past * kept + present * new
+
+
 def all_reduce(gradients):
     """Sums over replicas; each one's loss was divided by their number."""
     context = tf.distribute.get_replica_context()

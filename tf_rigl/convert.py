@@ -1,6 +1,8 @@
 """`sparsify` and `strip`: from an ordinary Keras model to a sparse one, and back."""
 
+import math
 import warnings
+from collections.abc import Mapping
 
 import keras
 from keras.src.models.functional import Functional
@@ -13,6 +15,8 @@ from tf_rigl.masks import Masks
 from tf_rigl.sparse_model import SparseModel
 from tf_rigl.sparsified import SparsifiedGraph, SparsifiedModel
 
+# The default sparsity, told apart from the same number given by the caller.
+_LEFT_OUT = type("Default", (float,), {})(0.9)
 # What a subclass of `keras.Model` may define, and a sparse copy of it does not take over.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
@@ -20,11 +24,13 @@ _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_me
 def sparsify(
     model,
     method="rigl",
-    sparsity=0.9,
+    sparsity=_LEFT_OUT,
     distribution="erk",
     pattern="unstructured",
     exclude=(),
     seed=None,
+    *,
+    fixed=None,
 ):
     """Makes a sparse model of a Keras model; the rest is plain Keras.
 
@@ -32,9 +38,10 @@ def sparsify(
         model: a `keras.Model`: Sequential, functional or subclassed, built or not. It is
             left as it is; a subclassed model that Keras cannot clone is changed in
             place, with a warning. Weights already trained are kept where the mask is 1.
-        method: str or `tf_rigl.methods.Method`, how masks begin and change: "rigl",
-            "set", "static".
+        method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
+            "set", "rigl", "snfs", "snip", "magnitude".
         sparsity: float in [0, 1), zeros over all maskable entries of the whole model.
+            Defaults to 0.9, or to where the schedule of `MagnitudePruning` ends.
         distribution: "uniform" (the first layer stays dense), "erdos_renyi", "erk"; a
             function with the signature of `tf_rigl.distributions.erdos_renyi`; or a
             mapping of layer name to sparsity, in which case `sparsity` is not used
@@ -46,6 +53,8 @@ def sparsify(
             searched for in names and paths.
         seed: int, for masks and whatever the method draws at random. Defaults to one
             drawn from Python's `random`, which `keras.utils.set_random_seed` seeds.
+        fixed: mapping of layer name (or path) to sparsity: layers that are to have
+            exactly that one. The distribution balances the others among themselves.
 
     Returns:
         A `tf_rigl.SparseModel`, to be compiled.
@@ -79,11 +88,13 @@ def sparsify(
     method = methods.get(method)
     targets.check_distribution(distribution)
     targets.check_exclude(exclude)
+    targets.check_fixed(fixed)
     recipe = {
-        "sparsity": check_sparsity("sparsity", sparsity),
+        "sparsity": _sparsity(sparsity, method, distribution),
         "distribution": distribution,
         "pattern": patterns.get(pattern),
         "exclude": sorted(exclude),
+        "fixed": fixed,
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
     own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
@@ -99,6 +110,24 @@ def sparsify(
             inputs, outputs = _ends(copy)
             return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
         return SparsifiedModel(copy, **arguments)
+
+
+def _sparsity(sparsity, method, distribution):
+    """The overall sparsity; a schedule that ends at another one is refused."""
+    end = method.final_sparsity
+    if sparsity is _LEFT_OUT and end is not None:
+        return check_sparsity("sparsity", end)
+    sparsity = check_sparsity("sparsity", sparsity)
+    if (
+        end is not None
+        and not math.isclose(end, sparsity)
+        and not isinstance(distribution, Mapping)
+    ):
+        raise ValueError(
+            f"Argument `sparsity` must be that at which the schedule of {type(method).__name__} "
+            f"ends, {end}, or left out. Received: sparsity={sparsity}"
+        )
+    return sparsity
 
 
 def strip(model):

@@ -56,6 +56,21 @@ def uniform(
     return result
 
 
+def uniform_all(
+    shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The same sparsity in every layer, the first one included.
+
+    Arguments, result and errors are those of `uniform`.
+
+    Example:
+
+    >>> uniform_all({"a": (784, 300), "b": (300, 10)}, 0.9)
+    {'a': 0.9, 'b': 0.9}
+    """
+    return uniform(shapes, sparsity, fixed=fixed, first_layer_dense=False)
+
+
 def erdos_renyi(
     shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None
 ) -> dict[str, float]:
@@ -144,16 +159,20 @@ def zeros(sparsity, entries):
     return np.floor(np.multiply(sparsity, entries) + np.multiply(1e-12, entries))
 
 
-NAMES = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erdos_renyi_kernel}
+NAMES = {
+    "uniform": uniform,
+    "uniform_all": uniform_all,
+    "erdos_renyi": erdos_renyi,
+    "erk": erdos_renyi_kernel,
+}
 
 
 def get(identifier) -> Callable[..., dict[str, float]]:
     """Looks up a distribution.
 
     Args:
-        identifier: "uniform", "erdos_renyi", "erk", or a function with the signature
-            of `erdos_renyi` (for example
-            `functools.partial(uniform, first_layer_dense=False)`).
+        identifier: "uniform", "uniform_all", "erdos_renyi", "erk", or a function with
+            the signature of `erdos_renyi`.
 
     Returns:
         The function.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import maskable, patterns
-from tf_rigl._arguments import check_sparsity, resolve_seed
+from tf_rigl._arguments import check_sparsity, resolve_seed, unknown_name
 from tf_rigl._delegation import show_call_of
 from tf_rigl.masks import Masks
 
@@ -43,6 +43,8 @@ class MaskedLayer(keras.layers.Wrapper):
         pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
             together.
         seed: int, for the random mask. Defaults to a random one.
+        initial_mask: str, "random", or "ones" for methods that begin dense and prune
+            ("snip", "magnitude").
         **kwargs: arguments of `keras.layers.Layer`, such as `name`.
 
     Call arguments: those of the wrapped layer.
@@ -70,7 +72,15 @@ class MaskedLayer(keras.layers.Wrapper):
             show_call_of(self, layer)
         return self
 
-    def __init__(self, layer, sparsity=0.9, pattern="unstructured", seed=None, **kwargs):
+    def __init__(
+        self,
+        layer,
+        sparsity=0.9,
+        pattern="unstructured",
+        seed=None,
+        initial_mask="random",
+        **kwargs,
+    ):
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, MaskedLayer):
             raise ValueError(
                 "Argument `layer` must be a `keras.layers.Layer` that is not masked yet. "
@@ -86,6 +96,9 @@ class MaskedLayer(keras.layers.Wrapper):
         self.sparsity = check_sparsity("sparsity", sparsity)
         self.pattern = patterns.get(pattern)
         self.seed = resolve_seed(seed)
+        if initial_mask not in ("random", "ones"):
+            raise unknown_name("initial_mask", initial_mask, ("random", "ones"), or_object=False)
+        self.initial_mask = initial_mask
         self._masks = Masks(name="masks")
         if layer.built:
             self.build(None)
@@ -94,7 +107,9 @@ class MaskedLayer(keras.layers.Wrapper):
         if not self.layer.built:
             self.layer.build(input_shape)
         for index, found in enumerate(maskable.find(self.layer)):
-            draw = functools.partial(random_mask, seed=self.seed, index=index)
+            draw = None
+            if self.initial_mask == "random":
+                draw = functools.partial(random_mask, seed=self.seed, index=index)
             self._masks.add(found.path, found.weight, self.sparsity, self.pattern, draw)
         self._masks.settle()
         if not self._masks.items:
@@ -135,6 +150,7 @@ class MaskedLayer(keras.layers.Wrapper):
             "sparsity": self.sparsity,
             "pattern": keras.saving.serialize_keras_object(self.pattern),
             "seed": self.seed,
+            "initial_mask": self.initial_mask,
         }
         return {**super().get_config(), **config}
 

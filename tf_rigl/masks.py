@@ -22,6 +22,8 @@ class MaskedWeight:
         mask: `keras.Variable` of the weight's shape and dtype "bool".
         target_sparsity: float, the fraction of zeros that was asked for.
         pattern: `tf_rigl.patterns.Pattern`, what lives and dies together.
+        state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
+            method keeps for the weight beside its mask.
     """
 
     path: str
@@ -29,6 +31,12 @@ class MaskedWeight:
     mask: keras.Variable
     target_sparsity: float
     pattern: Pattern
+    state: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the weight is masked at all: a layer that stays dense costs nothing."""
+        return self.target_sparsity > 0
 
     def target_active(self) -> int:
         """How many units are kept at the target sparsity."""
@@ -88,6 +96,19 @@ class Masks(keras.layers.Layer):
             self._due.append((item, draw))
         return item
 
+    def add_state(self, names):
+        """Adds what a method keeps for each weight, zeros at first, where it is not there."""
+        for number, item in enumerate(self.items):
+            for name in names if item.is_sparse else ():
+                if name not in item.state:
+                    item.state[name] = self.add_weight(
+                        shape=item.weight.shape,
+                        dtype=item.weight.dtype,
+                        initializer="zeros",
+                        trainable=False,
+                        name=f"{number}_{name}",
+                    )
+
     def settle(self):
         """Draws the masks that are due, and sets the weights under them to zero.
 
@@ -102,13 +123,15 @@ class Masks(keras.layers.Layer):
         self._due = []
 
     def save_own_variables(self, store):
-        """Stores each mask under its number."""
+        """Stores each mask under its number, and the method's state beside it."""
         self.settle()
         for number, item in enumerate(self.items):
             store[str(number)] = item.mask.numpy()
+            for name, variable in item.state.items():
+                store[f"{number}_{name}"] = keras.ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        """Restores the masks and checks that they fit their weights.
+        """Restores masks and states, and checks that the masks fit their weights.
 
         A file without masks (of a dense model) leaves them as they are: they are
         applied to the weights that were loaded.
@@ -131,15 +154,20 @@ class Masks(keras.layers.Layer):
             for item in self.items:
                 item.zero_masked(item.weight)
             return
-        if len(keys) != len(self.items):
+        stored = sum(key.isdigit() for key in keys)
+        if stored != len(self.items):
             raise ValueError(
-                f"The file holds {len(keys)} masks, the model has {len(self.items)} masked weights."
+                f"The file holds {stored} masks, the model has {len(self.items)} masked weights."
             )
         masks = [np.asarray(store[str(number)]) for number in range(len(self.items))]
         for item, mask in zip(self.items, masks, strict=True):
             _check_fit(item, mask)
-        for item, mask in zip(self.items, masks, strict=True):
+        for number, (item, mask) in enumerate(zip(self.items, masks, strict=True)):
             item.mask.assign(mask)
+            # What another method has stored stays in the file; what it has not begins anew.
+            for name, variable in item.state.items():
+                key = f"{number}_{name}"
+                variable.assign(np.asarray(store[key]) if key in keys else np.zeros(mask.shape))
         self._due = []
 
 

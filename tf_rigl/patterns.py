@@ -28,6 +28,14 @@ class Pattern:
         """How many units of a boolean mask are kept, as an int32 scalar tensor."""
         raise NotImplementedError
 
+    def unit_scores(self, scores):
+        """The score of each unit, as a flat tensor."""
+        raise NotImplementedError
+
+    def unit_mask(self, mask):
+        """Which units of a mask are kept, as a flat boolean tensor."""
+        raise NotImplementedError
+
     def select(self, scores, count, among=None, kept=None):
         """Marks the `count` units of the highest score.
 
@@ -80,6 +88,14 @@ class Unstructured(Pattern):
     def active(self, mask):
         """The number of entries set."""
         return tf.math.count_nonzero(mask, dtype=tf.int32)
+
+    def unit_scores(self, scores):
+        """The scores themselves."""
+        return tf.reshape(scores, [-1])
+
+    def unit_mask(self, mask):
+        """The mask itself."""
+        return tf.reshape(mask, [-1])
 
     def select(self, scores, count, among=None, kept=None):
         """The `count` entries of the highest score; see `Pattern.select`."""

@@ -2,15 +2,13 @@
 
 import dataclasses
 import inspect
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.models.functional import Functional
 
-from tf_rigl import _tensors, maskable, methods, optimizers
+from tf_rigl import _tensors, maskable, methods, optimizers, training
 from tf_rigl._arguments import resolve_seed
 from tf_rigl.masks import MaskedWeight, Masks
 
@@ -31,8 +29,8 @@ class SparseModel(keras.Model):
 
     Args:
         inputs, outputs, name: as in `keras.Model`, for a functional model.
-        method: str or `tf_rigl.methods.Method`, how masks begin and change: "rigl",
-            "set", "static".
+        method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
+            "set", "rigl", "snfs", "snip", "magnitude".
         seed: int, for whatever the method draws at random. Defaults to one drawn from
             Python's `random`, which `keras.utils.set_random_seed` seeds.
 
@@ -66,7 +64,7 @@ class SparseModel(keras.Model):
         self.method = method
         self.seed = resolve_seed(seed)
         self._step = 0
-        self._run = _Run()
+        self._run = training.Run()
 
     # What the masks are.
 
@@ -74,13 +72,17 @@ class SparseModel(keras.Model):
     def masked_weights(self) -> list[MaskedWeight]:
         """The masked weights with their masks, in model order."""
         items, taken = [], set()
-        for layer in self._flatten_layers(include_self=False):
-            if isinstance(layer, Masks):
-                layer.settle()
-                for item in layer.items:
-                    path = maskable.unique(item.path, taken)
-                    items.append(dataclasses.replace(item, path=path))
+        for layer in self._mask_layers():
+            layer.settle()
+            for item in layer.items:
+                path = maskable.unique(item.path, taken)
+                items.append(dataclasses.replace(item, path=path))
         return items
+
+    def _mask_layers(self) -> list[Masks]:
+        """What holds the masks, in model order."""
+        layers = self._flatten_layers(include_self=False)
+        return [layer for layer in layers if isinstance(layer, Masks)]
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -105,13 +107,13 @@ class SparseModel(keras.Model):
         """Trains the model; the arguments are those of `keras.Model.fit`."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         bound.apply_defaults()
-        watcher = _RunLength(bound.arguments["initial_epoch"])
+        watcher = training.RunLength(bound.arguments["initial_epoch"])
         callbacks = bound.arguments["callbacks"]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             watcher.set_model(self)
             watcher.set_params(callbacks.params)
             # A list may be used again: its watcher of the last run goes.
-            others = [c for c in callbacks.callbacks if not isinstance(c, _RunLength)]
+            others = [c for c in callbacks.callbacks if not isinstance(c, training.RunLength)]
             callbacks.callbacks[:] = [*others, watcher]
         else:
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
@@ -121,10 +123,73 @@ class SparseModel(keras.Model):
 
     def train_step(self, data):
         """An ordinary step: gradients are masked before the optimizer sees them."""
+        return self._one_step(data, train=True)
+
+    def observing_step(self, data, observation):
+        """An ordinary step at which the method keeps the dense gradient in mind.
+
+        Args:
+            data: a batch, as for `train_step`.
+            observation: float32 tensor of shape (2,), see `Method.observation`.
+
+        Returns:
+            The metrics, as `train_step` does.
+        """
+        return self._one_step(data, train=True, observation=observation)
+
+    def update_step(self, data, counts, step, observation=None):
+        """An update step: masks change, by default instead of an optimizer step.
+
+        Args:
+            data: a batch, as for `train_step`.
+            counts: int32 tensor of shape (masked weights, 2): units to keep and to grow.
+            step: int32 scalar tensor, for what the method draws at random.
+            observation: as for `observing_step`, or None.
+
+        Returns:
+            The metrics, as `train_step` does.
+        """
+        order = self.method.order
+        if order == "before":
+            self._change_masks([(n, i, None) for n, i in self._trained()], counts, step)
+            return self._one_step(data, train=True, observation=observation)
+        return self._one_step(data, order == "after", observation, counts, step)
+
+    def _one_step(self, data, train, observation=None, counts=None, step=None):
+        """A forward and a backward pass, and what is asked for of the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        weights = self.trainable_weights
+        trained = self._trained()
+        weights = self.trainable_weights if train else [item.weight for _, item in trained]
         y_pred, gradients = self._gradients(x, y, sample_weight, weights)
-        items = {id(item.weight): item for item in self.masked_weights if _has_zeros(item)}
+        if observation is not None or counts is not None:
+            by_weight = {id(w): g for w, g in zip(weights, gradients, strict=True)}
+            # A weight that the loss does not reach has no gradient: its mask stays.
+            reached = [
+                (number, item, by_weight[id(item.weight)])
+                for number, item in trained
+                if by_weight[id(item.weight)] is not None
+            ]
+            reached, usable = self._dense_gradients(reached)
+        if observation is not None:
+            reached = _observe(reached, observation, usable)
+        if train:
+            self._train(weights, gradients)
+        if counts is not None:
+            self._change_masks(reached, counts, step, usable)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _trained(self):
+        """The masked weights that training may change, with their numbers."""
+        trainable = {id(w) for w in self.trainable_weights}
+        return [
+            (number, item)
+            for number, item in enumerate(self.masked_weights)
+            if id(item.weight) in trainable and item.is_sparse
+        ]
+
+    def _train(self, weights, gradients):
+        """Applies the optimizer to masked gradients."""
+        items = {id(item.weight): item for _, item in self._trained()}
         masked = [
             _tensors.masked_gradient(g, items[id(w)].mask)
             if g is not None and id(w) in items
@@ -145,50 +210,54 @@ class SparseModel(keras.Model):
         _tensors.assign(variables, values)
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
-    def update_step(self, data, counts, step):
-        """An update step: masks change, the optimizer is not applied.
+    def _dense_gradients(self, reached):
+        """Gradients over the global batch, and whether none of them overflowed.
 
         Args:
-            data: a batch, as for `train_step`.
-            counts: int32 tensor of shape (masked weights, 2): units to keep and to grow.
-            step: int32 scalar tensor, for what the method draws at random.
+            reached: list of (number, item, gradient of the scaled loss on this replica).
 
         Returns:
-            The metrics, as `train_step` does.
+            The list with gradients of the loss, of the weights' dtypes; and a boolean
+            tensor, or None where there is no dynamic loss scaling.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        trainable = {id(w) for w in self.trainable_weights}
-        numbered = [
-            (number, item)
-            for number, item in enumerate(self.masked_weights)
-            if id(item.weight) in trainable and _has_zeros(item)
-        ]
-        weights = [item.weight for _, item in numbered]
-        y_pred, gradients = self._gradients(x, y, sample_weight, weights)
-        # A weight that the loss does not reach has no gradient: its mask stays.
-        reached = [
-            (n, i, g) for (n, i), g in zip(numbered, gradients, strict=True) if g is not None
-        ]
         gradients = _tensors.all_reduce([tf.convert_to_tensor(g) for _, _, g in reached])
+        usable = None
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         scale = self.optimizer.scale_loss(tf.ones([]))
-        usable = self._usable(gradients)
-
-        variables, values = [], []
+        dense = []
         for (number, item, _), gradient in zip(reached, gradients, strict=True):
-            weight = tf.convert_to_tensor(item.weight.value)
-            mask = tf.convert_to_tensor(item.mask)
-            update = self.method.update_function(weight.shape.num_elements())
-            new_mask, new_weight = update(
-                weight,
-                tf.cast(gradient, weight.dtype) / tf.cast(scale, weight.dtype),
-                mask,
-                counts[number, 0],
-                counts[number, 1],
-                item.pattern,
+            dtype = item.weight.value.dtype
+            dense.append((number, item, tf.cast(gradient, dtype) / tf.cast(scale, dtype)))
+        return dense, usable
+
+    def _change_masks(self, entries, counts, step, usable=None):
+        """Sets new masks, weights under them, and the optimizer's slots.
+
+        Args:
+            entries: list of (number, item, gradient); None where no gradient is needed.
+            counts, step: as for `update_step`.
+            usable: boolean scalar tensor, whether anything may change, or None.
+        """
+        scored = [  # The arguments of `Method.drop_scores`.
+            (
+                tf.convert_to_tensor(item.weight.value),
+                gradient,
+                tf.convert_to_tensor(item.mask),
                 tf.stack([(self.seed + number) % 2**31, step]),
             )
+            for number, item, gradient in entries
+        ]
+        patterns = [item.pattern for _, item, _ in entries]
+        shares = [(counts[number, 0], counts[number, 1]) for number, _, _ in entries]
+        shares = self.method.share(shares, scored, patterns)
+        variables, values = [], []
+        for (_, item, _), (weight, gradient, mask, seed), (keep, grow) in zip(
+            entries, scored, shares, strict=True
+        ):
+            update = self.method.update_function(weight.shape.num_elements())
+            new_mask, new_weight = update(weight, gradient, mask, keep, grow, item.pattern, seed)
             if usable is not None:
                 new_mask = tf.where(usable, new_mask, mask)
                 new_weight = tf.where(usable, new_weight, weight)
@@ -201,7 +270,6 @@ class SparseModel(keras.Model):
                     _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty)
                 )
         _tensors.assign(variables, values)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def _gradients(self, x, y, sample_weight, weights):
         """A forward and a backward pass, as in `keras.Model.train_step`."""
@@ -216,12 +284,6 @@ class SparseModel(keras.Model):
             loss = self.optimizer.scale_loss(loss)
         return y_pred, tape.gradient(loss, [w.value for w in weights])
 
-    def _usable(self, gradients):
-        """Whether no gradient overflowed under dynamic loss scaling; None without it."""
-        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return None
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-
     def make_train_function(self, force=False):
         """Compiles an ordinary and an update step; the host chooses between them.
 
@@ -230,7 +292,6 @@ class SparseModel(keras.Model):
         """
         if self.train_function is not None and not force:
             return self.train_function
-        self._run.active = None  # There may be a new optimizer.
         several = None
         if self.steps_per_execution > 1:
             with self.distribute_strategy.scope():
@@ -239,110 +300,8 @@ class SparseModel(keras.Model):
                 )
             super().make_train_function(force=True)
             several = self.train_function
-        ordinary, update = self._compiled(self.train_step), self._compiled(self.update_step)
-
-        def train_function(iterator):
-            if self._run.active is None:
-                iterator = self._begin_run(iterator)
-            plans = [self._plan(self._step + n) for n in range(self.steps_per_execution)]
-            if several is not None and not any(plans):
-                before = int(self._run.seen)
-                try:
-                    return several(iterator)
-                finally:
-                    self._step += int(self._run.seen) - before
-            logs = None
-            for plan in plans:
-                try:
-                    if plan is None:
-                        logs = ordinary(iterator)
-                    else:
-                        counts, step = (
-                            tf.constant(plan, tf.int32),
-                            tf.constant(self._step, tf.int32),
-                        )
-                        logs = update(iterator, counts, step)
-                        self._run.active = [sum(n) for n in plan]
-                except (StopIteration, tf.errors.OutOfRangeError):
-                    if logs is None:
-                        raise
-                    break
-                self._step += 1
-            return logs
-
-        self.train_function = train_function
-        return train_function
-
-    def _compiled(self, step_function):
-        """A function that takes a batch off an iterator and runs a step on it."""
-
-        def on_batch(data, *args):
-            strategy = self.distribute_strategy
-            outputs = strategy.run(step_function, args=(data, *args))
-            return reduce_per_replica(outputs, strategy, reduction="auto")
-
-        def on_iterator(iterator, *args):
-            return on_batch(_tensors.without_optionals(iterator.get_next()), *args)
-
-        if not self.run_eagerly:
-            on_batch = tf.function(
-                on_batch, autograph=False, reduce_retracing=True, jit_compile=self.jit_compile
-            )
-            on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
-
-        def run(iterator, *args):
-            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                return on_iterator(iterator, *args)
-            return on_batch(_tensors.without_optionals(next(iterator)), *args)
-
-        return run
-
-    def _plan(self, step):
-        run = self._run
-        return self.method.plan(step, run.active, run.first_step, run.steps)
-
-    def _begin_run(self, iterator):
-        """What has to stand before the first step of a run; returns the iterator."""
-        run = self._run
-        if not self.built:
-            iterator = self._build_on(iterator)
-        items = self.masked_weights
-        if not items:
-            raise ValueError(
-                "The model has no masked weights: wrap layers in `tf_rigl.MaskedLayer`, or make "
-                "the model with `tf_rigl.sparsify`."
-            )
-        if self.method.needs_length and run.steps is None:
-            raise ValueError(
-                "A float `end_step` needs a training run of known length: `fit` with a data set "
-                "whose number of batches is known (or `steps_per_epoch`). Pass `end_step` as an "
-                f"integer, a step, instead. Received: method={self.method!r}"
-            )
-        if not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-        trainable = {id(w) for w in self.trainable_variables}
-        run.slots = optimizers.find_slots(self.optimizer, self.trainable_variables)
-        # Weights may have been set, and the optimizer used, since the last run.
-        for item in items:
-            if id(item.weight) in trainable and _has_zeros(item):
-                item.zero_masked(item.weight)
-                for slot in run.slots.get(id(item.weight), ()):
-                    item.zero_masked(*slot)
-        run.active = [int(item.pattern.active(tf.convert_to_tensor(item.mask))) for item in items]
-        return iterator
-
-    def _build_on(self, iterator):
-        """Builds the model on the form of the first batch."""
-        if isinstance(iterator, tf.data.Iterator):
-            data = iterator.element_spec
-        else:
-            data = next(iterator)
-            rest = iterator
-            iterator = (batch for source in ([data], rest) for batch in source)
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        self(_tensors.symbolic(x))
-        return iterator
+        self.train_function = training.train_function(self, several)
+        return self.train_function
 
     # What is saved.
 
@@ -364,9 +323,9 @@ class SparseModel(keras.Model):
     def load_own_variables(self, store):
         """Restores what `save_own_variables` stored; a dense model's file has none of it."""
         self._run.active = None
-        for layer in self._flatten_layers():
-            if isinstance(layer, Masks):
-                layer.refusal = None
+        for masks in self._mask_layers():
+            masks.refusal = None
+            masks.add_state(self.method.state_names)
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         step, states = entries.pop("step", None), entries.pop("seeds", ())
         super().load_own_variables(entries)
@@ -409,57 +368,29 @@ class FunctionalSparseModel(SparseModel, Functional):
         super().__init__(*args, **kwargs)
 
 
-@dataclasses.dataclass
-class _Run:
-    """What the model knows of the present run of `fit`; nothing of it is saved."""
-
-    first_step: int = 0
-    steps: int | None = None  # How many it will have in all, if that is known.
-    active: list | None = None  # Units active in each masked weight; None: to be counted.
-    slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> list of Slot.
-    seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
-
-
-class _RunLength(keras.callbacks.Callback):
-    """Tells the model how many steps `fit` will run."""
-
-    def __init__(self, initial_epoch):
-        super().__init__()
-        self.initial_epoch = initial_epoch
-
-    def on_train_begin(self, logs=None):
-        model, steps = self.model, self.params.get("steps")
-        if steps is None:
-            model._run.steps = None
-            if model.method.needs_length:
-                raise ValueError(
-                    "A float `end_step` needs a data set of known length. Pass `end_step` as an "
-                    "integer, a step, or give `steps_per_epoch` to `fit`. "
-                    f"Received: method={model.method!r}"
-                )
-            return
-        # Epochs that an earlier run has done belong to the same schedule. Keras keeps in
-        # `_initial_epoch` where `BackupAndRestore` goes on.
-        initial_epoch = getattr(model, "_initial_epoch", None) or self.initial_epoch
-        model._run.first_step = max(0, model.step - initial_epoch * steps)
-        model._run.steps = self.params["epochs"] * steps
-        method, run = model.method, model._run
-        if not method.needs_length or model.step > run.first_step:
-            return
-        if method.next_update(model.step, run.first_step, run.steps) is None:
-            warnings.warn(
-                f"The masks will not change in this run of {run.steps} steps: it ends before "
-                f"the first update. Train longer, or pass a smaller `update_interval`. "
-                f"Received: method={method!r}",
-                stacklevel=2,
-            )
-
-
 def _has_graph(args, kwargs):
     """Whether constructor arguments are those of a functional model."""
     return len(args) >= 2 or "outputs" in kwargs
 
 
-def _has_zeros(item):
-    """Whether a weight is masked at all: a dense layer costs nothing."""
-    return item.target_sparsity > 0
+def _observe(reached, observation, usable):
+    """Takes gradients into the means that are kept of them, and puts those in their place.
+
+    Args:
+        reached: list of (number, item, dense gradient).
+        observation: float32 tensor of shape (2,), the factors of what is kept and of the
+            new gradient.
+        usable: boolean scalar tensor, whether gradients are to be taken in, or None.
+
+    Returns:
+        The list with means for gradients.
+    """
+    variables, values = [], []
+    for _, item, gradient in reached:
+        variable = item.state["gradient"]
+        kept = tf.convert_to_tensor(variable.value)
+        mean = _tensors.mean_of(kept, gradient, tf.cast(observation, kept.dtype))
+        variables.append(variable)
+        values.append(mean if usable is None else tf.where(usable, mean, kept))
+    _tensors.assign(variables, values)
+    return [(n, item, value) for (n, item, _), value in zip(reached, values, strict=True)]

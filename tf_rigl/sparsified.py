@@ -19,12 +19,13 @@ class _Sparsified:
 
     def _create_masks(self, recipe):
         found = maskable.find(self, include_self=False)
-        sparsities = targets.resolve(found, **recipe)
+        sparsities = targets.resolve(found, **recipe, scope=self.method.scope)
         weights = {m.path: m.weight for m in found}
         with self.distribute_strategy.scope():
             for index, (path, sparsity) in enumerate(sparsities.items()):
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
                 self._masks.add(path, weights[path], sparsity, recipe["pattern"], draw)
+            self._masks.add_state(self.method.state_names)
             self._masks.settle()
 
     def _recreate_masks(self, masked):
@@ -38,6 +39,7 @@ class _Sparsified:
                 )
             pattern = keras.saving.deserialize_keras_object(entry["pattern"])
             self._masks.add(match.path, match.weight, entry["sparsity"], pattern)
+        self._masks.add_state(self.method.state_names)
 
     def _match(self, entry, found):
         """The weight that an entry of the configuration means: a graph keeps its names."""

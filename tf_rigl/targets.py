@@ -16,6 +16,19 @@ def check_distribution(distribution):
         distributions.get(distribution)
 
 
+def check_fixed(fixed):
+    """Raises if `fixed` is neither None nor a mapping of sparsities."""
+    if fixed is None:
+        return
+    if not isinstance(fixed, Mapping):
+        raise ValueError(
+            "Argument `fixed` must be a mapping of layer name to sparsity. "
+            f"Received: fixed={fixed!r}"
+        )
+    for name, value in fixed.items():
+        check_sparsity(f"fixed[{name!r}]", value)
+
+
 def check_exclude(exclude):
     """Raises if `exclude` is not a collection of strings."""
     if not isinstance(exclude, (list, tuple, set, frozenset)) or not all(
@@ -27,7 +40,9 @@ def check_exclude(exclude):
         )
 
 
-def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, float]:
+def resolve(
+    found, *, sparsity, distribution, pattern, exclude, fixed=None, scope="layer"
+) -> dict[str, float]:
     """Decides which weights are masked, and how sparse each will be.
 
     Args:
@@ -36,6 +51,8 @@ def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, flo
         distribution: str, function or mapping; see `tf_rigl.sparsify`.
         pattern: `tf_rigl.patterns.Pattern`.
         exclude: layer names or regular expressions.
+        fixed: mapping of layer name to a sparsity to keep as given, or None.
+        scope: str, "global" where sparsities come out of a method's scores.
 
     Returns:
         A dict of path to target sparsity, for each weight that is not excluded.
@@ -56,14 +73,22 @@ def resolve(found, *, sparsity, distribution, pattern, exclude) -> dict[str, flo
             f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
         )
     shapes = {m.path: tuple(m.weight.shape) for m in kept}
+    fixed = _by_path("fixed", kept, fixed or {})
     if isinstance(distribution, Mapping):
-        targets = _from_mapping(kept, distribution)
+        # A layer that the mapping does not name stays dense.
+        named = _by_path("distribution", kept, distribution)
+        targets = dict.fromkeys(shapes, 0.0) | named | fixed
     elif distribution == "uniform":
         # Not its first *weight* alone: recurrent and attention layers have several.
         first = {m.path: 0.0 for m in kept if m.owner == found[0].owner}
-        targets = distributions.uniform(shapes, sparsity, fixed=first, first_layer_dense=False)
+        targets = distributions.uniform(
+            shapes, sparsity, fixed=first | fixed, first_layer_dense=False
+        )
+    elif scope == "global":
+        targets = dict.fromkeys(shapes, sparsity) | fixed
     else:
-        targets = distributions.get(distribution)(shapes, sparsity)
+        arguments = {"fixed": fixed} if fixed else {}
+        targets = distributions.get(distribution)(shapes, sparsity, **arguments)
         if set(targets) != set(shapes):
             raise ValueError(
                 "Argument `distribution` must return a sparsity for each of "
@@ -108,14 +133,14 @@ def _without_excluded(found, exclude):
     return [m for m in found if m.path not in excluded]
 
 
-def _from_mapping(kept, mapping):
-    """Sparsities as given; a layer that the mapping does not name stays dense."""
-    targets = {m.path: 0.0 for m in kept}
+def _by_path(argument, kept, mapping):
+    """Sparsities given by layer name, by the paths of weights."""
+    targets = {}
     for name, value in mapping.items():
         hits = [m.path for m in kept if name in _names(m)]
         if not hits:
             names = {n for m in kept for n in _names(m)}
-            raise unknown_name("distribution", name, names, or_object=False)
+            raise unknown_name(argument, name, names, or_object=False)
         for path in hits:
-            targets[path] = check_sparsity(f"distribution[{name!r}]", value)
+            targets[path] = check_sparsity(f"{argument}[{name!r}]", value)
     return targets

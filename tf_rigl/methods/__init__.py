@@ -2,20 +2,42 @@
 
 from tf_rigl._arguments import unknown_name
 from tf_rigl.methods.base import Method
+from tf_rigl.methods.magnitude import MagnitudePruning
 from tf_rigl.methods.rigl import RigL
 from tf_rigl.methods.set import SET
+from tf_rigl.methods.snfs import SNFS
+from tf_rigl.methods.snip import SNIP
 from tf_rigl.methods.static import Static
+from tf_rigl.schedules import ConstantSparsity, PolynomialDecay
 
-__all__ = ["SET", "Method", "RigL", "Static", "get"]
+__all__ = [
+    "SET",
+    "SNFS",
+    "SNIP",
+    "ConstantSparsity",
+    "MagnitudePruning",
+    "Method",
+    "PolynomialDecay",
+    "RigL",
+    "Static",
+    "get",
+]
 
-NAMES = {"static": Static, "set": SET, "rigl": RigL}
+NAMES = {
+    "static": Static,
+    "snip": SNIP,
+    "set": SET,
+    "snfs": SNFS,
+    "rigl": RigL,
+    "magnitude": MagnitudePruning,
+}
 
 
 def get(identifier) -> Method:
     """Looks up a method.
 
     Args:
-        identifier: "static", "set", "rigl", or a `Method`.
+        identifier: "static", "snip", "set", "snfs", "rigl", "magnitude", or a `Method`.
 
     Returns:
         The method.

@@ -12,20 +12,39 @@ class Method:
     """Base class of all methods.
 
     A method answers three questions; the defaults here keep a random mask for ever.
-    It holds no state of its own: masks and the step counter belong to the model.
+    It holds no state of its own: masks, the step counter, and what is kept of gradients
+    belong to the model.
 
     Attributes:
         jit_compile: bool, whether XLA may compile `update`, which makes it several times
             faster for large weights. To be set to False in a method whose scores need
             operations that XLA does not know.
+        begins_dense: bool, whether masks are all ones when training begins.
+        order: str, what an update step is to the optimizer. "instead": the optimizer is
+            not applied on that batch. "after": it is, and masks change after it, by
+            the gradient of the same batch. "before": masks change first, and need no
+            gradient; then the batch is trained on.
+        scope: str, "layer": each weight keeps its own share of units. "global": all
+            masked weights draw theirs from one pool.
+        state_names: tuple of str, what is kept for each weight beside its mask, in
+            `MaskedWeight.state`. "gradient" is what `observation` fills.
     """
 
     jit_compile = True
+    begins_dense = False
+    order = "instead"
+    scope = "layer"
+    state_names = ()
 
     @property
     def needs_length(self) -> bool:
         """Whether `plan` needs to know how many steps `fit` will run."""
         return False
+
+    @property
+    def final_sparsity(self):
+        """The overall sparsity that the method itself says it ends at, or None."""
+        return None
 
     def initial_mask(self, item, seed, index):
         """How a mask begins: at random, by default.
@@ -40,7 +59,7 @@ class Method:
         """
         return random_mask(item, seed, index)
 
-    def plan(self, step, active, first_step=0, run_steps=None):
+    def plan(self, step, active, first_step=0, run_steps=None, items=None):
         """When masks change: what happens at a step.
 
         Args:
@@ -48,13 +67,27 @@ class Method:
             active: list of int, units now active in each masked weight.
             first_step: int, the step at which the present run of `fit` began.
             run_steps: int, how many steps it will have in all, or None.
+            items: list of `tf_rigl.masks.MaskedWeight`, for methods that need to know
+                shapes and target sparsities.
 
         Returns:
             None for an ordinary step; for an update step a list of `(keep, grow)`
             for each masked weight: the units of the present mask to keep, and those
             to add.
         """
-        del step, active, first_step, run_steps
+        del step, active, first_step, run_steps, items
+
+    def observation(self, step, first_step=0, run_steps=None):
+        """Whether the method keeps the dense gradient of a step in mind, and how.
+
+        Arguments are those of `plan`.
+
+        Returns:
+            None, or two floats `(past, present)`: what is kept of gradients becomes
+            `past * kept + present * gradient`. At an update step scores then see this
+            instead of the gradient of the batch alone.
+        """
+        del step, first_step, run_steps
 
     def next_update(self, step, first_step=0, run_steps=None):
         """The first update step from `step` on, or None where there is none.
@@ -62,6 +95,20 @@ class Method:
         Arguments are those of `plan`.
         """
         del step, first_step, run_steps
+
+    def share(self, counts, scored, patterns):
+        """Divides what an update keeps and adds among the weights: as planned, by default.
+
+        Args:
+            counts: list of `(keep, grow)`, int32 scalar tensors, for each weight.
+            scored: list of the arguments of `drop_scores`, for each weight.
+            patterns: list of `tf_rigl.patterns.Pattern`, for each weight.
+
+        Returns:
+            A list like `counts`.
+        """
+        del scored, patterns
+        return counts
 
     def drop_scores(self, weight, gradient, mask, seed):
         """Which active entries to keep: those of the highest score.
@@ -117,6 +164,24 @@ class Method:
             return tf.function(self.update, autograph=False, jit_compile=True)
         return self.update
 
+    def train_flops(self, report, steps=None) -> float:
+        """FLOPs of a training step for one example: three sparse forward passes' worth.
+
+        Args:
+            report: `tf_rigl.Report` of the model at its target sparsities.
+            steps: int, how many steps training has, for methods whose cost changes on
+                the way.
+
+        Returns:
+            The mean over training.
+
+        Reference:
+
+        - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), appendix H.
+        """
+        del steps
+        return 3.0 * report.flops
+
     def get_config(self):
         """The arguments of the constructor, for serialisation."""
         return {}
@@ -127,8 +192,19 @@ class Method:
         return cls(**config)
 
     def __repr__(self):
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
+        return _call_of(type(self).__name__, self.get_config())
+
+
+def _call_of(name, config):
+    """How an object is made, of its name and configuration; so for objects within it."""
+    arguments = []
+    for key, value in config.items():
+        if isinstance(value, dict) and "class_name" in value:
+            value = _call_of(value["class_name"], value.get("config") or {})
+        else:
+            value = repr(value)
+        arguments.append(f"{key}={value}")
+    return f"{name}({', '.join(arguments)})"
 
 
 def serialize_function(value):

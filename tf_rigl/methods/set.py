@@ -31,7 +31,9 @@ class SET(Method):
             `(step, end_step)` that returns a factor in [0, 1]. Functions are saved by
             name: register them with `keras.saving.register_keras_serializable`.
         grow_initializer: str or `keras.initializers.Initializer`, the values at which
-            newly grown entries start.
+            newly grown entries start: "zeros", "random_normal", ...
+        apply_optimizer_on_update: bool, whether the optimizer is applied on update steps
+            too, before masks change. The paper's algorithm leaves it out there.
 
     Raises:
         ValueError: if an argument is out of range, or `decay` is unknown.
@@ -55,6 +57,7 @@ class SET(Method):
         end_step=0.75,
         decay="cosine",
         grow_initializer="zeros",
+        apply_optimizer_on_update=False,
     ):
         if not _is_number(drop_fraction) or not 0 < drop_fraction <= 1:
             raise ValueError(
@@ -77,6 +80,8 @@ class SET(Method):
         self.decay = decay
         self._decay = schedules.get_decay(decay)
         self.grow_initializer = keras.initializers.get(grow_initializer)
+        self.apply_optimizer_on_update = bool(apply_optimizer_on_update)
+        self.order = "after" if apply_optimizer_on_update else "instead"
 
     @property
     def needs_length(self) -> bool:
@@ -96,7 +101,8 @@ class SET(Method):
         """The fraction of active entries that move at a step."""
         return self.drop_fraction * self._decay(step, end_step)
 
-    def plan(self, step, active, first_step=0, run_steps=None):
+    def plan(self, step, active, first_step=0, run_steps=None, items=None):
+        del items
         end = self.last_step(first_step, run_steps)
         if not schedules.is_update_step(step, self._start, end, self.update_interval):
             return None
@@ -134,6 +140,7 @@ class SET(Method):
             "end_step": self.end_step,
             "decay": serialize_function(self.decay),
             "grow_initializer": keras.initializers.serialize(self.grow_initializer),
+            "apply_optimizer_on_update": self.apply_optimizer_on_update,
         }
 
     @classmethod

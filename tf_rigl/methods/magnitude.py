@@ -1,0 +1,197 @@
+"""Gradual magnitude pruning: from dense to sparse while training."""
+
+import importlib
+
+import keras
+import numpy as np
+
+from tf_rigl import distributions, schedules
+from tf_rigl.methods.pruning import Pruning
+
+_OWN = {cls.__name__: cls for cls in (schedules.PolynomialDecay, schedules.ConstantSparsity)}
+_TFMOT = "tensorflow_model_optimization.sparsity.keras"
+_TFMOT_SCHEDULES = ("ConstantSparsity", "PolynomialDecay")
+_LAST_STEP = 2**31 - 1
+_EXACT_IN_FLOAT32 = 2**24
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class MagnitudePruning(Pruning):
+    """Takes away the weights of smallest magnitude while the network trains.
+
+    Before the batches that the schedule names, counted from 1, each weight is pruned to
+    the sparsity that it gives, and then the batch is trained on: the steps, and the
+    counts, of `prune_low_magnitude` in tensorflow-model-optimization: at sparsity s a
+    weight of N entries keeps `max(1, round(N (1 - s)))` where the schedule names its final
+    sparsity, and `N - floor(s N)`, as all methods do, where it leaves that to
+    `tf_rigl.sparsify`. What was pruned does not come back.
+
+    A schedule says how sparsity grows, `tf_rigl.sparsify` how sparse each layer becomes: a
+    layer of target sparsity t is pruned to `t * s / final` when the schedule, which ends at
+    `final`, is at s. So every distribution goes with every schedule.
+
+    Args:
+        schedule: `tf_rigl.schedules.PolynomialDecay` (the default) or
+            `ConstantSparsity`; any `PruningSchedule` of
+            tensorflow-model-optimization; or a function of the number of the batch that
+            returns whether to prune and to what sparsity. If it names a sparsity to end
+            at, that is the default of `tf_rigl.sparsify`.
+        scope: str, "layer" (each weight to its own sparsity) or "global" (magnitudes of
+            all weights are compared).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> MagnitudePruning(PolynomialDecay(end_step=5000)).schedule(5000)
+    (True, 1.0)
+
+    Reference:
+
+    - [To prune, or not to prune](https://arxiv.org/abs/1710.01878).
+    """
+
+    order = "before"
+
+    def __init__(self, schedule=None, scope="layer"):
+        super().__init__(scope)
+        schedule = schedules.PolynomialDecay() if schedule is None else schedule
+        if not callable(schedule):
+            raise ValueError(
+                "Argument `schedule` must be a pruning schedule: a function of the number of the "
+                "batch that returns whether to prune and to what sparsity. "
+                f"Received: schedule={schedule!r}"
+            )
+        self.schedule = schedule
+        self._in_run = None  # The schedule of a run of `fit`, and which run that is.
+
+    @property
+    def needs_length(self):
+        return getattr(self.schedule, "needs_length", False)
+
+    @property
+    def final_sparsity(self):
+        """The sparsity at which the schedule ends, or None if it leaves that open."""
+        for name in ("final_sparsity", "target_sparsity"):
+            if hasattr(self.schedule, name):
+                return getattr(self.schedule, name)
+        return _read(self.schedule(_LAST_STEP))[1]
+
+    def _schedule_in(self, first_step, run_steps):
+        if not self.needs_length:
+            return self.schedule
+        if self._in_run is None or self._in_run[0] != (first_step, run_steps):
+            self._in_run = (first_step, run_steps), self.schedule.over(first_step, run_steps)
+        return self._in_run[1]
+
+    def plan(self, step, active, first_step=0, run_steps=None, items=None):
+        schedule = self._schedule_in(first_step, run_steps)
+        if not _may_prune(schedule, step + 1):
+            return None
+        due, sparsity = _read(schedule(step + 1))
+        if not due:
+            return None
+        final = self.final_sparsity
+        keep = []
+        for now, item in zip(active, items, strict=True):
+            if not item.is_sparse:
+                keep.append(now)
+                continue
+            target, units = item.target_sparsity, item.pattern.units(item.weight.shape)
+            if final is None:  # Ends at the very counts that all methods have.
+                keep.append(units - int(distributions.zeros(target * sparsity, units)))
+            else:
+                # No product where there is nothing to scale: it would round.
+                scaled = sparsity if target == final else target * (sparsity / final)
+                keep.append(_kept(units, scaled))
+        if self.scope == "global":
+            pool = [n for n, item in enumerate(items) if item.is_sparse]
+            if sum(keep[n] for n in pool) >= sum(active[n] for n in pool):
+                return None
+        else:
+            keep = [min(n, now) for n, now in zip(keep, active, strict=True)]
+            if keep == list(active):
+                return None
+        return [(n, 0) for n in keep]
+
+    def next_update(self, step, first_step=0, run_steps=None):
+        schedule = self._schedule_in(first_step, run_steps)
+        if not hasattr(schedule, "next_step"):
+            return step  # Nothing is known of it.
+        following = schedule.next_step(step + 1)
+        return None if following is None else following - 1
+
+    def train_flops(self, report, steps=None):
+        """The mean over training, layer by layer: dense at first, then ever less."""
+        if steps is None:
+            raise ValueError(
+                "Argument `steps` must be an integer, how many steps training has: the cost of "
+                "gradual pruning changes on the way. Received: steps=None"
+            )
+        schedule = self._schedule_in(0, steps)
+        end = self.final_sparsity
+        end = 1.0 if end is None else end
+        pruned = total = 0.0  # The way gone to the target, and its sum over steps.
+        for step in range(1, steps + 1):
+            if _may_prune(schedule, step):
+                due, sparsity = _read(schedule(step))
+                if due and end:
+                    pruned = max(pruned, sparsity / end)
+            total += pruned
+        mean = total / steps
+        saved = sum(row.dense_flops * row.sparsity for row in report.layers)
+        return 3.0 * (report.dense_flops - mean * saved)
+
+    def get_config(self):
+        return {"schedule": _serialize(self.schedule), **super().get_config()}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "schedule": _deserialize(config["schedule"])})
+
+
+def _kept(units, sparsity):
+    """How many units are kept, rounded as tensorflow-model-optimization does it."""
+    number = np.float32 if units < _EXACT_IN_FLOAT32 else np.float64
+    return max(1, int(np.round(number(units) * (number(1) - number(sparsity)))))
+
+
+def _read(answer):
+    """What a schedule returns, tensors included, as Python numbers."""
+    due, sparsity = answer
+    return bool(due), float(sparsity)
+
+
+def _may_prune(schedule, step):
+    """Whether it is worth asking: schedules of TensorFlow operations take their time."""
+    if not _is_tfmot(schedule):
+        return True
+    begin, end = schedule.begin_step, schedule.end_step
+    return begin <= step and (end < 0 or step <= end) and (step - begin) % schedule.frequency == 0
+
+
+def _is_tfmot(schedule):
+    cls = type(schedule)
+    return cls.__module__.startswith("tensorflow_model_optimization") and (
+        cls.__name__ in _TFMOT_SCHEDULES
+    )
+
+
+def _serialize(schedule):
+    if type(schedule) in _OWN.values():
+        return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
+    if _is_tfmot(schedule):
+        return {**schedule.get_config(), "module": _TFMOT}
+    return keras.saving.serialize_keras_object(schedule)
+
+
+def _deserialize(value):
+    if not isinstance(value, dict):
+        return value
+    name = value.get("class_name")
+    if name in _OWN and "module" not in value:
+        return _OWN[name](**value["config"])
+    if name in _TFMOT_SCHEDULES and value.get("module") == _TFMOT:
+        return getattr(importlib.import_module(_TFMOT), name)(**value["config"])
+    return keras.saving.deserialize_keras_object(value)
