@@ -86,8 +86,44 @@ def wide_resnet_22_2(input_shape, num_classes) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="wide_resnet_22_2")
 
 
+def resnet_50(input_shape, num_classes) -> keras.Model:
+    """ResNet-50 v1.5: a downsampling block has its stride in the 3x3 convolution.
+
+    Arguments and result are those of `lenet_300_100`; the figures that papers print are
+    those of `resnet_50((224, 224, 3), 1000)`.
+
+    Reference:
+
+    - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), table 1; the place of
+      the stride after [Goyal et al.](https://arxiv.org/abs/1706.02677), section 5.1.
+    """
+
+    def convolve(x, channels, name, size=1, stride=1):
+        x = layers.Conv2D(
+            channels, size, strides=stride, padding="same", use_bias=False, name=name
+        )(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = keras.Input(input_shape)
+    x = layers.ReLU()(convolve(inputs, 64, "stem", 7, 2))
+    x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    for group, (channels, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
+        for block in range(1, blocks + 1):
+            name, stride = f"group_{group}_block_{block}", 2 if group > 1 and block == 1 else 1
+            shortcut = x
+            if block == 1:
+                shortcut = convolve(x, 4 * channels, f"{name}_shortcut", stride=stride)
+            y = layers.ReLU()(convolve(x, channels, f"{name}_conv_1"))
+            y = layers.ReLU()(convolve(y, channels, f"{name}_conv_2", 3, stride))
+            y = convolve(y, 4 * channels, f"{name}_conv_3")
+            x = layers.ReLU()(layers.Add()([shortcut, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="resnet_50")
+
+
 NAMES = {
     "lenet-300-100": lenet_300_100,
+    "resnet-50": resnet_50,
     "small-cnn": small_cnn,
     "wide-resnet-22-2": wide_resnet_22_2,
 }
@@ -97,8 +133,8 @@ def get(identifier):
     """Looks up a model.
 
     Args:
-        identifier: "lenet-300-100", "small-cnn", "wide-resnet-22-2", or a function of
-            `(input_shape, num_classes)` that returns a `keras.Model`.
+        identifier: "lenet-300-100", "resnet-50", "small-cnn", "wide-resnet-22-2", or a
+            function of `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.

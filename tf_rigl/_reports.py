@@ -1,0 +1,123 @@
+"""The figures of a report, and how they are printed."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """What one kernel costs.
+
+    Attributes:
+        name: str, the path of the weight, as in `SparseModel.masked_weights`. Products of
+            activations, which have no weight, are named after their layer:
+            "attention/products".
+        shape: tuple of int, the shape of the weight; () for products.
+        sparsity: float, the fraction of zeros.
+        params: int, entries.
+        nnz: int, entries that are not zero.
+        flops: per example and forward pass, those of entries that are not zero.
+        dense_flops: those of all entries.
+        bytes: float, with the bias of the layer; a kernel with zeros is stored sparse.
+        dense_bytes: float, stored dense.
+        bias_flops: one for each output of the layer, in the row of its last kernel.
+        masked: bool, whether the weight counts in the sparsity of the model.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sparsity: float
+    params: int
+    nnz: int
+    flops: float
+    dense_flops: float
+    bytes: float
+    dense_bytes: float
+    bias_flops: float
+    masked: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a model costs, sparse and dense; `print` shows it as a table.
+
+    Attributes:
+        layers: list of `LayerReport`, in model order.
+        sparsity: float, zeros over the entries of all masked weights.
+        params: int, all parameters but the zeros, those of normalisation included.
+        dense_params: int, all parameters, as `count_params()` counts.
+        flops: per example and forward pass, without biases and activations.
+        dense_flops: the same of the dense model.
+        bytes: float, of kernels and biases.
+        dense_bytes: float, the same of the dense model.
+        bias_flops: additions of biases; sparsity does not change them.
+        activation_flops: operations of activations; nor these.
+    """
+
+    layers: list[LayerReport]
+    sparsity: float
+    params: int
+    dense_params: int
+    flops: float
+    dense_flops: float
+    bytes: float
+    dense_bytes: float
+    bias_flops: float
+    activation_flops: float
+
+    def to_dict(self) -> dict:
+        """Everything in dicts, lists, strings and numbers, ready for JSON."""
+        result = dataclasses.asdict(self)
+        for row in result["layers"]:
+            row["shape"] = list(row["shape"])
+        return result
+
+    def __str__(self):
+        header = ("weight", "shape", "sparsity", "params", "nnz", "dense FLOPs", "FLOPs", "MB")
+        rows = [
+            _cells(row.name, "x".join(map(str, row.shape)), row.sparsity, row.params, row)
+            for row in self.layers
+        ]
+        params = sum(row.params for row in self.layers)
+        rows.append(_cells("total", "", self.sparsity, params, self))
+        rest = self.bias_flops + self.activation_flops
+        flops, dense = self.flops + rest, self.dense_flops + rest
+        lines = _table(header, rows)
+        lines += [
+            "",
+            f"parameters: {self.params:,} of {self.dense_params:,}"
+            f"{_ratio(self.params, self.dense_params)}",
+            f"FLOPs: {self.flops:.4g} of {self.dense_flops:.4g}"
+            f"{_ratio(self.flops, self.dense_flops)}; with biases and activations: "
+            f"{flops:.4g} of {dense:.4g}{_ratio(flops, dense)}",
+            f"size: {self.bytes / 1e6:.3f} MB of {self.dense_bytes / 1e6:.3f} MB"
+            f"{_ratio(self.bytes, self.dense_bytes)}",
+        ]
+        return "\n".join(lines)
+
+
+def _cells(name, shape, sparsity, params, row):
+    nnz = row.nnz if isinstance(row, LayerReport) else sum(each.nnz for each in row.layers)
+    return (
+        name,
+        shape,
+        f"{sparsity:.4f}",
+        f"{params:,}",
+        f"{nnz:,}",
+        f"{row.dense_flops:,}",
+        f"{row.flops:,}",
+        f"{row.bytes / 1e6:.3f}",
+    )
+
+
+def _table(header, rows):
+    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows[:-1], rows[-1]):
+        text = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        text += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(text).rstrip())
+    return [*lines[:-1], lines[1], lines[-1]]
+
+
+def _ratio(part, whole):
+    return f" ({part / whole:.3f}x)" if whole else ""

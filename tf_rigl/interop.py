@@ -1,0 +1,192 @@
+"""From tensorflow-model-optimization (tfmot), which prunes `tf_keras` models, to Keras 3.
+
+Schedules need no conversion: `tf_rigl.methods.MagnitudePruning` takes any tfmot
+`PruningSchedule` as it is. `docs/migrating.md` puts the two libraries side by side.
+"""
+
+import json
+import pathlib
+import tempfile
+import warnings
+
+import h5py
+import keras
+import numpy as np
+
+from tf_rigl import convert, maskable, methods
+from tf_rigl.methods.magnitude import MagnitudePruning
+
+
+def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
+    """Makes a Keras 3 `SparseModel` of a `tf_keras` model that tfmot prunes.
+
+    Weights, masks and the step counter are taken over, so pruning can go on where it
+    stood; the optimizer's state is not. The model that is passed in is left as it is.
+
+    Args:
+        model: a `tf_keras` model, Sequential or functional, with layers wrapped by
+            `tfmot.sparsity.keras.prune_low_magnitude`.
+        method: str or `tf_rigl.methods.Method`, how masks go on: "static" keeps them,
+            "rigl" moves them. Defaults to `MagnitudePruning` by the model's own
+            pruning schedule.
+        seed: int, as in `tf_rigl.sparsify`.
+        custom_objects: dict of name to the Keras 3 class or function that stands for a
+            custom one of the model, as in `keras.models.load_model`.
+
+    Returns:
+        A `tf_rigl.SparseModel` with the same weights, masks and outputs, to be compiled.
+
+    Raises:
+        ValueError: if nothing in the model is wrapped, its layers have different
+            schedules or patterns other than single weights (then pass `method`), or
+            Keras 3 cannot read it.
+
+    Example:
+
+    >>> pruned = tfmot.sparsity.keras.prune_low_magnitude(tf_keras_model)
+    >>> sparse = tf_rigl.interop.from_tfmot(pruned)
+    >>> sparse.compile("adam", "mse")
+    """
+    import tensorflow_model_optimization as tfmot
+    import tf_keras
+    from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
+
+    if not isinstance(model, tf_keras.Model):
+        raise ValueError(
+            "Argument `model` must be a `tf_keras` model that tfmot prunes; `tf_rigl.sparsify` "
+            f"takes those of Keras 3. Received: model={model!r} (of type {type(model)})"
+        )
+    wrapped = pruning_wrapper.PruneLowMagnitude
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, wrapped)]
+    # tfmot wraps layers without anything to prune, too.
+    wrappers = [layer for layer in layers if layer.pruning_vars]
+    if not wrappers:
+        raise ValueError(
+            "Argument `model` must have layers wrapped by `prune_low_magnitude`. "
+            f"Received: a model with the layers {[layer.name for layer in model.layers]}"
+        )
+    method = _schedule_of(wrappers) if method is None else methods.get(method)
+
+    dense = _to_keras_3(tfmot.sparsity.keras.strip_pruning(model), custom_objects)
+    pairs = _pairs(wrappers, dense)
+    sparse = convert.sparsify(
+        dense,
+        method=method,
+        distribution={path: _final_sparsity(wrapper) for path, (wrapper, _) in pairs.items()},
+        seed=seed,
+    )
+    for item in sparse.masked_weights:
+        if item.path in pairs:
+            item.set_mask(pairs[item.path][1])
+    sparse._step = max(0, *(int(wrapper.pruning_step.numpy()) for wrapper in wrappers))
+    return sparse
+
+
+def _pairs(wrappers, dense):
+    """The wrapper and the mask of each weight of the Keras 3 model, by path."""
+    pairs = {}
+    found = maskable.find(dense, include_self=False)
+    for wrapper in wrappers:
+        for weight, mask, _ in wrapper.pruning_vars:
+            name = weight.name.split("/")[-1].split(":")[0]
+            paths = [
+                m.path
+                for m in found
+                if m.weight.name == name
+                and wrapper.layer.name in m.layers
+                and tuple(m.weight.shape) == tuple(weight.shape)
+            ]
+            if not paths:
+                warnings.warn(
+                    f"tf_rigl does not mask {weight.name!r} of layer {wrapper.layer.name!r}: its "
+                    "zeros are kept, and may be trained away.",
+                    stacklevel=4,
+                )
+            for path in paths:
+                pairs[path] = wrapper, np.asarray(mask) != 0
+    return pairs
+
+
+def _schedule_of(wrappers):
+    """Pruning by the schedule that all wrappers share."""
+    for wrapper in wrappers:
+        if tuple(wrapper.block_size) != (1, 1) or wrapper.sparsity_m_by_n:
+            raise ValueError(
+                f"Layer {wrapper.layer.name!r} is pruned in blocks or m by n, and to go on so is "
+                "not supported. Pass `method='static'` to keep its mask. Received: "
+                f"block_size={wrapper.block_size}, sparsity_m_by_n={wrapper.sparsity_m_by_n}"
+            )
+    schedules = {repr(wrapper.pruning_schedule.get_config()) for wrapper in wrappers}
+    if len(schedules) > 1:
+        raise ValueError(
+            "The layers have different pruning schedules. Pass `method`, for example "
+            f"`method='static'` to keep the masks as they are. Received: {sorted(schedules)}"
+        )
+    return MagnitudePruning(wrappers[0].pruning_schedule)
+
+
+def _final_sparsity(wrapper):
+    return MagnitudePruning(wrapper.pruning_schedule).final_sparsity
+
+
+def _to_keras_3(model, custom_objects):
+    """The same model in Keras 3, by way of the file format that both know."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.h5"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras says that this format is an old one.
+            model.save(path, include_optimizer=False)
+        with h5py.File(path, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            file.attrs["model_config"] = json.dumps(_without_given_up(config))
+        try:
+            # Lambdas are no danger: what is read is a model of this process.
+            return keras.models.load_model(
+                path, custom_objects=custom_objects, compile=False, safe_mode=False
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"Keras 3 cannot read the model {model.name!r}: {error}. Custom layers need their "
+                "Keras 3 form in `custom_objects`."
+            ) from error
+
+
+# Arguments that `tf_keras` writes and Keras 3 does not read, by layer, with the only value
+# that means the same without them; None for those that never mean anything.
+_NO_GROUPS = {"groups": 1}
+_SEPARABLE = dict.fromkeys(("kernel_initializer", "kernel_regularizer", "kernel_constraint"))
+_DROPOUT = dict.fromkeys(("noise_shape", "trainable"))
+_RECURRENT = {"time_major": False}
+_GIVEN_UP = {
+    "DepthwiseConv1D": _NO_GROUPS,
+    "DepthwiseConv2D": _NO_GROUPS,
+    "Conv1DTranspose": _NO_GROUPS,
+    "Conv2DTranspose": _NO_GROUPS,
+    "Conv3DTranspose": _NO_GROUPS,
+    "SeparableConv1D": _NO_GROUPS | _SEPARABLE,
+    "SeparableConv2D": _NO_GROUPS | _SEPARABLE,
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "SimpleRNN": _RECURRENT,
+    "RNN": _RECURRENT,
+    "SpatialDropout1D": _DROPOUT,
+    "SpatialDropout2D": _DROPOUT,
+    "SpatialDropout3D": _DROPOUT,
+}
+
+
+def _without_given_up(config):
+    """A configuration, and all within it, without the arguments that Keras 3 gave up."""
+    if isinstance(config, list):
+        return [_without_given_up(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _without_given_up(value) for key, value in config.items()}
+    inner = config.get("config")
+    if isinstance(inner, dict):
+        name = config.get("class_name")
+        for key, allowed in _GIVEN_UP.get(name, {}).items():
+            value = inner.pop(key, allowed)
+            if allowed is not None and value != allowed:
+                raise ValueError(f"{name} of Keras 3 has no `{key}`. Received: {key}={value!r}")
+    return config
