@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tf_rigl import cli, experiments
+from tf_rigl import cli, distributions, experiments, models
 
 QUICK = ["train", "--epochs", "2", "--batch-size", "256"]
 
@@ -86,6 +86,11 @@ def test_the_current_folder_can_be_the_run_folder(in_empty_folder):
         (["--update-interval", "0"], "update_interval=0"),
         (["--drop-fraction", "1.5"], "drop_fraction=1.5"),
         (["--learning-rate", "0"], "learning_rate=0"),
+        (["--option", "deca=linear"], "Did you mean 'decay'"),
+        (["--option", "decay=straight"], "decay='straight'"),
+        (["--option", "decay"], "name=value"),
+        (["--option", "decay=[1"], "neither a word nor a Python literal"),
+        (["--method", "static", "--option", "decay=linear"], "options of method 'static'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, in_empty_folder, capsys):
@@ -128,11 +133,30 @@ def test_dense_and_convolutional_runs(in_empty_folder):
     ]
 
 
-def test_help_needs_no_tensorflow():
+def test_options_reach_the_method_and_the_name(in_empty_folder):
+    options = ["--option", "end_step=0.5", "--option", "grow_initializer=random_normal"]
+    assert cli.main([*QUICK, "--epochs", "1", "--beside-dense", *options]) == 0
+    (folder,) = (in_empty_folder / "runs").iterdir()
+    assert "-end_step=0.5-grow_initializer=random_normal-" in folder.name
+    method = keras.models.load_model(folder / "model.keras").method
+    assert method.end_step == 0.5
+    assert isinstance(method.grow_initializer, keras.initializers.RandomNormal)
+
+
+def test_the_help_knows_all_names():
+    assert set(cli.METHODS) == set(experiments.METHODS)
+    assert all(name in cli._MODELS for name in models.NAMES)
+    assert all(name in cli._DISTRIBUTIONS for name in distributions.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("command", "known"), [("train", "--sparsity"), ("compare", "snip(scope=global)")]
+)
+def test_help_needs_no_tensorflow(command, known):
     code = (
         "import sys\nfrom tf_rigl import cli\n"
-        "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    cli.main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'tensorflow' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--sparsity" in run.stdout
+    assert known in run.stdout

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+_COMPILED_FROM = 2**16
+
 
 def where(mask, value, empty=0.0):
     """`value` where the mask is 1, `empty` where it is 0."""
@@ -19,9 +21,15 @@ def masked_gradient(gradient, mask):
     return where(mask, gradient)
 
 
-def mean_of(kept, new, factors):
-    """`factors[0] * kept + factors[1] * new`, in which what is not finite counts as zero."""
-    past, present = factors[0], factors[1]
+def compiled_if_large(function, entries):
+    """A function of tensors, compiled by XLA where weights have so many entries that it pays."""
+    if entries >= _COMPILED_FROM and tf.test.is_built_with_xla():
+        return tf.function(function, autograph=False, jit_compile=True)
+    return function
+
+
+def mean_of(kept, new, past, present):
+    """`past * kept + present * new`, in which what is not finite counts as zero."""
     new = tf.where(tf.math.is_finite(new), new, tf.zeros([], new.dtype))
     return past * kept + present * new
 

@@ -35,6 +35,31 @@ def lenet_300_100(input_shape, num_classes) -> keras.Model:
     )
 
 
+def lenet_5(input_shape, num_classes) -> keras.Model:
+    """Two 5x5 convolutions of 6 and 16 channels with max pooling, then 120 and 84 units.
+
+    Arguments and result are those of `lenet_300_100`.
+
+    Reference:
+
+    - LeCun et al., Gradient-based learning applied to document recognition, 1998.
+    """
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Conv2D(6, 5, padding="same", activation="relu", name="conv_1"),
+            layers.MaxPooling2D(2, padding="same"),
+            layers.Conv2D(16, 5, padding="same", activation="relu", name="conv_2"),
+            layers.MaxPooling2D(2, padding="same"),
+            layers.Flatten(),
+            layers.Dense(120, activation="relu", name="hidden_1"),
+            layers.Dense(84, activation="relu", name="hidden_2"),
+            layers.Dense(num_classes, name="logits"),
+        ],
+        name="lenet_5",
+    )
+
+
 def small_cnn(input_shape, num_classes) -> keras.Model:
     """Three 3x3 convolutions of 32, 64 and 128 channels with batch normalisation.
 
@@ -123,6 +148,7 @@ def resnet_50(input_shape, num_classes) -> keras.Model:
 
 NAMES = {
     "lenet-300-100": lenet_300_100,
+    "lenet-5": lenet_5,
     "resnet-50": resnet_50,
     "small-cnn": small_cnn,
     "wide-resnet-22-2": wide_resnet_22_2,
@@ -133,8 +159,8 @@ def get(identifier):
     """Looks up a model.
 
     Args:
-        identifier: "lenet-300-100", "resnet-50", "small-cnn", "wide-resnet-22-2", or a
-            function of `(input_shape, num_classes)` that returns a `keras.Model`.
+        identifier: "lenet-300-100", "lenet-5", "small-cnn", "wide-resnet-22-2",
+            "resnet-50", or a function of `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.

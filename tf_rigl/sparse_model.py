@@ -269,6 +269,11 @@ class SparseModel(keras.Model):
                 values.append(
                     _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty)
                 )
+        if usable is not None:
+            # As the optimizer does where it finds an overflow, or there would be no end.
+            scale = self.optimizer.dynamic_scale
+            variables.append(scale)
+            values.append(tf.where(usable, scale.value, scale.value / 2))
         _tensors.assign(variables, values)
 
     def _gradients(self, x, y, sample_weight, weights):
@@ -389,7 +394,8 @@ def _observe(reached, observation, usable):
     for _, item, gradient in reached:
         variable = item.state["gradient"]
         kept = tf.convert_to_tensor(variable.value)
-        mean = _tensors.mean_of(kept, gradient, tf.cast(observation, kept.dtype))
+        mean_of = _tensors.compiled_if_large(_tensors.mean_of, kept.shape.num_elements())
+        mean = mean_of(kept, gradient, *tf.unstack(tf.cast(observation, kept.dtype)))
         variables.append(variable)
         values.append(mean if usable is None else tf.where(usable, mean, kept))
     _tensors.assign(variables, values)

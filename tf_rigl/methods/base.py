@@ -1,11 +1,13 @@
 """What a method has to say: how masks begin, when they change, and to what."""
 
+import dataclasses
+import inspect
+
 import keras
 import tensorflow as tf
 
+from tf_rigl import _tensors
 from tf_rigl.masked_layer import random_mask
-
-_COMPILED_FROM = 2**16  # Entries from which compiling an update pays.
 
 
 class Method:
@@ -160,9 +162,7 @@ class Method:
 
     def update_function(self, entries):
         """`update` as the training step calls it on a weight of so many entries."""
-        if self.jit_compile and entries >= _COMPILED_FROM and tf.test.is_built_with_xla():
-            return tf.function(self.update, autograph=False, jit_compile=True)
-        return self.update
+        return _tensors.compiled_if_large(self.update, entries) if self.jit_compile else self.update
 
     def train_flops(self, report, steps=None) -> float:
         """FLOPs of a training step for one example: three sparse forward passes' worth.
@@ -192,19 +192,20 @@ class Method:
         return cls(**config)
 
     def __repr__(self):
-        return _call_of(type(self).__name__, self.get_config())
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        arguments = (f"{n}={_text(getattr(self, n))}" for n in names if hasattr(self, n))
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-def _call_of(name, config):
-    """How an object is made, of its name and configuration; so for objects within it."""
-    arguments = []
-    for key, value in config.items():
-        if isinstance(value, dict) and "class_name" in value:
-            value = _call_of(value["class_name"], value.get("config") or {})
-        else:
-            value = repr(value)
-        arguments.append(f"{key}={value}")
-    return f"{name}({', '.join(arguments)})"
+def _text(value):
+    """An argument as it is written: functions by name, objects by how they are made."""
+    if inspect.isfunction(value):
+        return value.__name__
+    if not hasattr(value, "get_config") or dataclasses.is_dataclass(value):
+        return repr(value)
+    config = value.get_config()
+    config = config.get("config", config)  # tfmot's schedules hold it one level deeper.
+    return f"{type(value).__name__}({', '.join(f'{k}={v!r}' for k, v in config.items())})"
 
 
 def serialize_function(value):

@@ -28,7 +28,8 @@ class MagnitudePruning(Pruning):
 
     A schedule says how sparsity grows, `tf_rigl.sparsify` how sparse each layer becomes: a
     layer of target sparsity t is pruned to `t * s / final` when the schedule, which ends at
-    `final`, is at s. So every distribution goes with every schedule.
+    `final`, is at s. So every distribution goes with every schedule. The s of a function
+    that gives 0 in the far future is taken as it is in every layer that is not dense.
 
     Args:
         schedule: `tf_rigl.schedules.PolynomialDecay` (the default) or
@@ -72,11 +73,11 @@ class MagnitudePruning(Pruning):
 
     @property
     def final_sparsity(self):
-        """The sparsity at which the schedule ends, or None if it leaves that open."""
+        """The sparsity at which the schedule ends, or None if it does not say."""
         for name in ("final_sparsity", "target_sparsity"):
             if hasattr(self.schedule, name):
                 return getattr(self.schedule, name)
-        return _read(self.schedule(_LAST_STEP))[1]
+        return _read(self.schedule(_LAST_STEP))[1] or None
 
     def _schedule_in(self, first_step, run_steps):
         if not self.needs_length:
@@ -99,12 +100,13 @@ class MagnitudePruning(Pruning):
                 keep.append(now)
                 continue
             target, units = item.target_sparsity, item.pattern.units(item.weight.shape)
-            if final is None:  # Ends at the very counts that all methods have.
+            if type(schedule) in _OWN.values() and final is None:
+                # Open-ended: a fraction of the target, and at last the counts of all methods.
                 keep.append(units - int(distributions.zeros(target * sparsity, units)))
             else:
-                # No product where there is nothing to scale: it would round.
-                scaled = sparsity if target == final else target * (sparsity / final)
-                keep.append(_kept(units, scaled))
+                # No product where there is nothing to scale, or nothing to scale by.
+                as_it_is = final is None or target == final
+                keep.append(_kept(units, sparsity if as_it_is else target * (sparsity / final)))
         if self.scope == "global":
             pool = [n for n, item in enumerate(items) if item.is_sparse]
             if sum(keep[n] for n in pool) >= sum(active[n] for n in pool):

@@ -120,7 +120,8 @@ class SET(Method):
     def grow_scores(self, weight, gradient, mask, seed):
         """Random scores: every entry that is not kept is as likely as any other."""
         del gradient, mask
-        return tf.random.stateless_uniform(weight.shape, seed, None, None, tf.int32)
+        # Named, Philox is the same everywhere, and fast: XLA's own choice on CPUs is not.
+        return tf.random.stateless_uniform(weight.shape, seed, None, None, tf.int32, alg="philox")
 
     def new_values(self, weight, seed):
         values = tf.cast(self.grow_initializer(weight.shape), weight.dtype)
@@ -128,7 +129,7 @@ class SET(Method):
             # A Keras initializer draws the same each time: another place to begin reading
             # makes other values of them at each update.
             flat = tf.reshape(values, [-1])
-            shift = tf.random.stateless_uniform([], seed, 0, flat.shape[0], tf.int32)
+            shift = tf.random.stateless_uniform([], seed, 0, flat.shape[0], tf.int32, "philox")
             values = tf.reshape(tf.roll(flat, shift, 0), weight.shape)
         return values
 

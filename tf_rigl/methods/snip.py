@@ -41,10 +41,12 @@ class SNIP(Pruning):
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
         del first_step, run_steps
-        if step >= self.batches:
-            return None
+        pool = [(n, item) for n, item in zip(active, items, strict=True) if _may_be_pruned(item)]
+        if not pool or any(n < _units(item) for n, item in pool):
+            return None  # It has been done, if it could be.
         if step < self.batches - 1:  # Nothing changes yet, and nothing is trained.
             return [(n, 0) for n in active]
+        # At later steps too: gradients may have overflowed at the first attempt.
         return [(min(n, item.target_active()), 0) for n, item in zip(active, items, strict=True)]
 
     def observation(self, step, first_step=0, run_steps=None):
@@ -61,3 +63,11 @@ class SNIP(Pruning):
 
     def get_config(self):
         return {**super().get_config(), "batches": self.batches}
+
+
+def _units(item):
+    return item.pattern.units(item.weight.shape)
+
+
+def _may_be_pruned(item):
+    return item.weight.trainable and item.is_sparse and item.target_active() < _units(item)
