@@ -12,11 +12,24 @@ __version__ = "0.1.0"
 
 _HOME = {
     "MaskedLayer": "masked_layer",
+    "Report": "accounting",
     "SparseModel": "sparse_model",
+    "plan": "accounting",
+    "report": "accounting",
     "sparsify": "convert",
     "strip": "convert",
+    "train_flops": "accounting",
 }
-_MODULES = ("data", "distributions", "maskable", "methods", "models", "patterns", "schedules")
+_MODULES = (
+    "data",
+    "distributions",
+    "interop",
+    "maskable",
+    "methods",
+    "models",
+    "patterns",
+    "schedules",
+)
 _WITHOUT_KERAS = ("data", "distributions", "schedules")
 
 __all__ = [*_HOME, *_MODULES]

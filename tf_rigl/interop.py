@@ -189,4 +189,31 @@ def _without_given_up(config):
             value = inner.pop(key, allowed)
             if allowed is not None and value != allowed:
                 raise ValueError(f"{name} of Keras 3 has no `{key}`. Received: {key}={value!r}")
+        _renumber_sequentials(inner)
     return config
+
+
+def _renumber_sequentials(graph):
+    """Counts calls of Sequential models inside a graph from 0, as Keras 3 does.
+
+    `tf_keras` counts the call on the model's own input first.
+    """
+    layers = graph.get("layers", ())
+    names = {layer["config"]["name"] for layer in layers if layer["class_name"] == "Sequential"}
+
+    def renumber(value):
+        if isinstance(value, dict):
+            return {key: renumber(inner) for key, inner in value.items()}
+        if not isinstance(value, list):
+            return value
+        if len(value) >= 3 and isinstance(value[0], str) and value[0] in names:
+            return [value[0], value[1] - 1, *(renumber(inner) for inner in value[2:])]
+        return [renumber(inner) for inner in value]
+
+    if names:
+        for layer in layers:
+            if "inbound_nodes" in layer:
+                layer["inbound_nodes"] = renumber(layer["inbound_nodes"])
+        for key in ("input_layers", "output_layers"):
+            if key in graph:
+                graph[key] = renumber(graph[key])

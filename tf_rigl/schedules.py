@@ -223,8 +223,9 @@ class PolynomialDecay(_PruningSchedule):
     """Raises sparsity along a polynomial: steep at first, then slower and slower.
 
     `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power`, in
-    float32 as tensorflow-model-optimization computes it, so that counts agree. Unlike
-    there, the last time is always at `end_step`, whether or not `frequency` divides.
+    float32 as tensorflow-model-optimization computes it, so that counts agree (within one
+    entry in large weights, where its graph rounds in another order). Unlike there, the
+    last time is always at `end_step`, whether or not `frequency` divides.
 
     Args:
         initial_sparsity: float in [0, 1), at `begin_step`.
