@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from tf_rigl import cli, distributions, experiments, models
+from tf_rigl import cli, distributions, experiments, files, models
+from tf_rigl.settings import METHODS, Settings
 
 QUICK = ["train", "--epochs", "2", "--batch-size", "256"]
 
@@ -103,7 +104,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, in_empty_f
 
 
 def test_a_failure_in_training_or_writing_leaves_nothing(in_empty_folder, monkeypatch):
-    settings = experiments.Settings(epochs=1, batch_size=256, method="static")
+    settings = Settings(epochs=1, batch_size=256, method="static")
     model, result = experiments.run(settings, verbose=0)
 
     def full_disk(result, path):
@@ -112,7 +113,7 @@ def test_a_failure_in_training_or_writing_leaves_nothing(in_empty_folder, monkey
 
     (in_empty_folder / "out").mkdir()
     with pytest.raises(OSError, match="No space left"):
-        experiments.write("out", model, result, full_disk)
+        files.write_run("out", model, result, full_disk)
     assert [p.name for p in in_empty_folder.iterdir()] == ["out"]
     assert not list((in_empty_folder / "out").iterdir())
 
@@ -144,7 +145,7 @@ def test_options_reach_the_method_and_the_name(in_empty_folder):
 
 
 def test_the_help_knows_all_names():
-    assert set(cli.METHODS) == set(experiments.METHODS)
+    assert set(cli.METHODS) == set(METHODS)
     assert all(name in cli._MODELS for name in models.NAMES)
     assert all(name in cli._DISTRIBUTIONS for name in distributions.NAMES)
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_rigl import cli, compare, experiments
-from tf_rigl.compare import Spec, parse, parse_value
-from tf_rigl.experiments import Settings
+from tf_rigl.settings import Settings
+from tf_rigl.specs import Spec, parse, parse_value
 
 DRAW = compare._draw
 BASE = Settings(epochs=2, batch_size=256)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_rigl import data, experiments, methods
-from tf_rigl.experiments import Settings
+from tf_rigl import data, experiments, files, methods
+from tf_rigl.settings import Settings, _constructor_arguments, _in_a_name, method_arguments
 
 
 def test_names_of_plain_settings_are_short():
@@ -37,7 +37,7 @@ NAMED = st.none() | st.booleans() | st.integers() | st.text(max_size=10)
 @settings(max_examples=100, deadline=None)
 @given(NAMED, NAMED)
 def test_options_that_differ_are_named_differently(one, other):
-    names = [experiments._in_a_name(value) for value in (one, other)]
+    names = [_in_a_name(value) for value in (one, other)]
     assert (names[0] == names[1]) == (json.dumps(one) == json.dumps(other))
     assert not set("/\\ \n\0") & set(names[0])
 
@@ -96,11 +96,11 @@ def test_every_method_is_made_by_its_signature(name):
     assert type(method) is methods.NAMES[name]
     if "drop_fraction" in method.get_config():
         assert (method.drop_fraction, method.update_interval) == (0.4, 20)
-    assert set(experiments.method_arguments(name)) <= set(
-        experiments.method_arguments("rigl")
-        + experiments.method_arguments("snfs")
-        + experiments.method_arguments("snip")
-        + experiments.method_arguments("magnitude")
+    assert set(method_arguments(name)) <= set(
+        method_arguments("rigl")
+        + method_arguments("snfs")
+        + method_arguments("snip")
+        + method_arguments("magnitude")
     )
 
 
@@ -118,16 +118,16 @@ def test_arguments_behind_keywords_are_those_of_the_base():
         def __init__(self, *args, patience=1, **kwargs):
             super().__init__(*args, **kwargs)
 
-    names = experiments._constructor_arguments(Longer)
+    names = _constructor_arguments(Longer)
     assert names[:2] == ["patience", "drop_fraction"]
-    assert set(names[1:]) == set(experiments.method_arguments("rigl"))
+    assert set(names[1:]) == set(method_arguments("rigl"))
 
 
 @pytest.mark.parametrize("method", ["dense", "rigl", "magnitude"])
 def test_a_run_says_what_it_cost(method):
     settings = Settings(method=method, epochs=3, batch_size=512)
     model, result = experiments.run(settings, verbose=0)
-    assert json.loads(experiments.to_json(result)) == json.loads(json.dumps(result))
+    assert json.loads(files.to_json(result)) == json.loads(json.dumps(result))
     report = result["report"]
     assert report["dense_params"] == result["parameters"] == 64 * 300 + 300 * 101 + 100 * 11 + 10
     assert report["params"] == result["active_parameters"]
@@ -170,7 +170,7 @@ def test_a_convolution_has_no_input_connections():
 
 def test_lists_of_numbers_take_a_line():
     value = {"a": [1, -2.5, 3e-7], "b": ["[\n1]", []], "c": [[1, 2], [3]], "d": [None]}
-    text = experiments.to_json(value)
+    text = files.to_json(value)
     assert json.loads(text) == value
     assert '"a": [1, -2.5, 3e-07]' in text
     assert "[1, 2]" in text

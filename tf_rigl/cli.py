@@ -1,6 +1,7 @@
 """The command line, `tf-rigl`."""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -121,30 +122,25 @@ def _add_compare(compare):
 
 
 def _train(options):
-    from tf_rigl import experiments
+    from tf_rigl import experiments, files
+    from tf_rigl.settings import Settings
 
     options.options = _method_options(options.options)
-    settings = experiments.Settings(
-        **{
-            key: getattr(options, key)
-            for key in experiments.Settings.__dataclass_fields__
-            if hasattr(options, key)
-        }
-    )
-    folder = experiments.check_folder(options.output or os.path.join("runs", settings.name))
+    settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
+    folder = files.check_folder(options.output or os.path.join("runs", settings.name))
     draw = _drawing() if settings.method != "dense" else None
     verbose = 1 if sys.stdout.isatty() else 2
 
     dense = None
     if options.beside_dense and settings.method != "dense":
         print(f"Training dense, {settings.model} on {settings.dataset}", flush=True)
-        twin = experiments.dataclasses.replace(settings, method="dense", options={})
+        twin = dataclasses.replace(settings, method="dense", options={})
         _, dense = experiments.run(twin, data_dir=options.data_dir, verbose=verbose)
     print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
     model, result = experiments.run(settings, data_dir=options.data_dir, verbose=verbose)
     if dense is not None:
         result["dense"] = {key: dense[key] for key in ("accuracy", "loss", "parameters", "seconds")}
-    experiments.write(folder, model, result, draw)
+    files.write_run(folder, model, result, draw)
 
     print()
     if dense is not None:
@@ -156,7 +152,7 @@ def _train(options):
 
 def _method_options(texts):
     """The dict that `--option name=value ...` stands for."""
-    from tf_rigl.compare import parse_value
+    from tf_rigl.specs import parse_value
 
     result = {}
     for text in texts or ():
@@ -168,12 +164,13 @@ def _method_options(texts):
 
 
 def _compare(options):
-    from tf_rigl import compare, experiments
+    from tf_rigl import compare
+    from tf_rigl.settings import Settings
 
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1. Received: seeds={options.seeds}")
     shared = ("dataset", "model", "epochs", "batch_size", "learning_rate")
-    base = experiments.Settings(**{key: getattr(options, key) for key in shared})
+    base = Settings(**{key: getattr(options, key) for key in shared})
     name = f"compare-{base.dataset}-{base.model}-epochs{base.epochs}"
     folder = options.output or os.path.join("runs", name)
     try:

@@ -1,208 +1,19 @@
 """The runs that the command line, the notebooks and the benchmarks share."""
 
 import dataclasses
-import difflib
-import inspect
-import json
 import math
-import numbers
-import os
-import pathlib
 import platform
-import re
-import shutil
-import tempfile
 import time
-import urllib.parse
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import tf_rigl
-from tf_rigl import convert, data, distributions, methods, models, schedules
-from tf_rigl._arguments import check_integer, check_sparsity, unknown_name
+from tf_rigl import accounting, convert, data, models
+from tf_rigl.settings import Settings
 
-METHODS = ("dense", *methods.NAMES)
-OF_METHODS = ("drop_fraction", "update_interval")  # Settings that only some methods take.
 _PICTURES = 6  # Epochs at which the connections of the input are counted, but for the start.
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run.
-
-    Attributes:
-        dataset: str, see `tf_rigl.data.load`.
-        model: str, see `tf_rigl.models.get`.
-        method: str, "dense", or see `tf_rigl.methods.get`.
-        sparsity: float in [0, 1); not used by "dense".
-        distribution: str, see `tf_rigl.distributions.get`.
-        epochs: int.
-        batch_size: int.
-        learning_rate: float, that of SGD with momentum 0.9 at the start; it falls to
-            zero along half a cosine wave.
-        drop_fraction: float in (0, 1].
-        update_interval: int, or None for 100 steps, less in runs of under 5,000 (one
-            step in 50); for "magnitude" the steps between prunings.
-        options: dict of further arguments of the method, of values that JSON knows, such
-            as `{"scope": "global"}`. For "magnitude" also those of its schedule.
-        seed: int, for weights, masks, and the order of the examples.
-
-    Raises:
-        ValueError: if a value is out of range, or the method has no such option.
-
-    Example:
-
-    >>> Settings(method="set", options={"decay": "linear"}, seed=1).name
-    'digits-lenet-300-100-set-0.9-erk-decay=linear-seed1'
-    """
-
-    dataset: str = "digits"
-    model: str = "lenet-300-100"
-    method: str = "rigl"
-    sparsity: float = 0.9
-    distribution: str = "erk"
-    epochs: int = 60
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    drop_fraction: float = 0.3
-    update_interval: int | None = None
-    options: dict = dataclasses.field(default_factory=dict, hash=False)
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS, or_object=False)
-        for name in ("dataset", "model", "distribution"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"Argument `{name}` must be a name. Received: {name}={getattr(self, name)!r}"
-                )
-        models.get(self.model)
-        distributions.get(self.distribution)
-        for name in ("epochs", "batch_size"):
-            check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        # Numbers that are equal must give the same name.
-        object.__setattr__(self, "sparsity", check_sparsity("sparsity", self.sparsity))
-        for name in ("learning_rate", "drop_fraction"):
-            object.__setattr__(self, name, _positive(name, getattr(self, name)))
-        object.__setattr__(self, "options", self._checked_options())
-        if self.method != "dense":
-            self.make_method(steps=5_000)  # Of the usual interval: the true one is not known here.
-
-    def _checked_options(self):
-        """A copy of the options, after a look at their names and values."""
-        try:
-            options = json.loads(json.dumps(self.options, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                "Argument `options` must be a dict of values that JSON knows. "
-                f"Received: options={self.options!r}"
-            ) from error
-        if not isinstance(options, dict):
-            raise ValueError(
-                f"Argument `options` must be a dict. Received: options={self.options!r}"
-            )
-        allowed = sorted(set(method_arguments(self.method)) - set(OF_METHODS))
-        for key in options:
-            if key not in allowed:
-                close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                names = ", ".join(map(repr, allowed)) or "none"
-                raise ValueError(
-                    f"The options of method {self.method!r} are: {names}.{hint} "
-                    f"Received: {key}={options[key]!r}"
-                )
-        return options
-
-    @property
-    def name(self) -> str:
-        """A folder name that tells what the run was: what is not as usual is in it."""
-        parts = [urllib.parse.quote(self.dataset, safe=""), self.model, self.method]
-        if self.method != "dense":
-            parts += [f"{self.sparsity:g}", self.distribution]
-        for field in dataclasses.fields(self)[5:]:
-            value = getattr(self, field.name)
-            if field.name == "options":
-                parts += [f"{key}={_in_a_name(value[key])}" for key in sorted(value)]
-            elif value != field.default or field.name == "seed":
-                parts.append(f"{field.name.replace('_', '')}{value}")
-        return "-".join(parts)
-
-    def make_method(self, steps) -> methods.Method:
-        """The method object for a run of so many steps."""
-        cls = methods.NAMES[self.method]
-        interval = self.update_interval
-        if interval is None:
-            interval = min(100, max(1, steps // 50))
-        ours = {"drop_fraction": self.drop_fraction, "update_interval": interval}
-        taken = _constructor_arguments(cls)
-        arguments = {key: ours[key] for key in OF_METHODS if key in taken}
-        arguments |= {key: value for key, value in self.options.items() if key in taken}
-        if "schedule" in taken:
-            check_integer("update_interval", interval, 1)
-            others = {key: value for key, value in self.options.items() if key not in taken}
-            arguments["schedule"] = schedules.PolynomialDecay(frequency=interval, **others)
-        return cls(**arguments)
-
-
-def method_arguments(method) -> list[str]:
-    """What a method's name can be qualified with in `Settings`.
-
-    Args:
-        method: str, "dense" or a name that `tf_rigl.methods.get` knows.
-
-    Returns:
-        Names of arguments, in order: those of the constructor. In place of a schedule,
-        which is an object, stand the arguments that make one.
-
-    Example:
-
-    >>> method_arguments("static")
-    []
-    """
-    if method == "dense":
-        return []
-    names = _constructor_arguments(methods.NAMES[method])
-    if "schedule" in names:
-        names.remove("schedule")
-        # Its frequency is the update interval, and where it ends is the sparsity.
-        own = _constructor_arguments(schedules.PolynomialDecay)
-        names += ["update_interval", *(n for n in own if n not in ("frequency", "final_sparsity"))]
-    return names
-
-
-def _constructor_arguments(cls):
-    """Names of a constructor's arguments; where it takes `**kwargs`, its base's as well."""
-    names = []
-    for base in cls.__mro__[:-1]:
-        if "__init__" not in vars(base):
-            continue
-        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        names += [p.name for p in parameters if p.kind not in variable and p.name not in names]
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return names
-
-
-def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
-        raise ValueError(f"Argument `{name}` must be a positive number. Received: {name}={value!r}")
-    return float(value)
-
-
-def _in_a_name(value):
-    """A JSON value as part of a file name, another one for each value."""
-    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
-    if isinstance(value, str):
-        try:
-            json.loads(value)  # What would read as a number, say, keeps its quotes.
-        except ValueError:
-            text = value
-    return urllib.parse.quote(text, safe="[]{},:+")
 
 
 class MaskHistory(keras.callbacks.Callback):
@@ -251,16 +62,13 @@ class InputConnections(keras.callbacks.Callback):
         shape = self.model.masked_weights[0].weight.shape if self.model.masked_weights else ()
         if len(shape) == 2 and shape[0] == math.prod(self._shape):
             self.result = {"shape": list(self._shape), "epochs": [], "counts": []}
-            self._count(0)
+            self.on_epoch_end(-1)
 
     def on_epoch_end(self, epoch, logs=None):
         if self.result is not None and epoch + 1 in self._due:
-            self._count(epoch + 1)
-
-    def _count(self, epoch):
-        mask = self.model.masked_weights[0].mask.numpy()
-        self.result["epochs"].append(epoch)
-        self.result["counts"].append(mask.sum(axis=1).tolist())
+            mask = self.model.masked_weights[0].mask.numpy()
+            self.result["epochs"].append(epoch + 1)
+            self.result["counts"].append(mask.sum(axis=1).tolist())
 
 
 def _moved(before, after):
@@ -318,6 +126,7 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
     dataset = data.load(
         settings.dataset, settings.batch_size, seed=settings.seed, data_dir=data_dir
     )
+    steps = settings.epochs * len(dataset.train)
     model = build(settings, dataset)
     sparse = settings.method != "dense"
     masks = MaskHistory()
@@ -338,10 +147,10 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
         "accuracy": accuracy,
         "loss": loss,
         "seconds": seconds,
-        "steps": settings.epochs * len(dataset.train),
+        "steps": steps,
         "history": {k: [float(v) for v in values] for k, values in history.history.items()},
         **_sizes(model, sparse),
-        **_costs(model, settings, settings.epochs * len(dataset.train)),
+        **_costs(model, settings, steps),
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -361,10 +170,9 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
 
 def _sizes(model, sparse):
     """Parameters, non-zero ones, and each masked layer's share."""
-    items = model.masked_weights if sparse else []
     parameters = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     layers = []
-    for item in items:
+    for item in model.masked_weights if sparse else ():
         entries, active = int(np.prod(item.weight.shape)), int(np.count_nonzero(item.mask))
         layers.append(
             {
@@ -387,8 +195,6 @@ def _sizes(model, sparse):
 
 def _costs(model, settings, steps):
     """What the network and its training cost, in FLOPs and bytes."""
-    from tf_rigl import accounting
-
     report = accounting.report(model)
     method = "dense" if settings.method == "dense" else model.method
     per_example = float(accounting.train_flops(report, method, steps=steps))
@@ -404,16 +210,15 @@ def summary(result) -> str:
     """A readable account of a result."""
     settings = result["settings"]
     title = f"{settings['method']} on {settings['dataset']}, {settings['model']}"
+    report = result["report"]
+    forward = report["flops"] / report["dense_flops"]
+    training = result["train_flops"] / (3 * report["dense_flops"])
     lines = [
         f"{title}, {settings['epochs']} epochs ({result['steps']} steps), seed {settings['seed']}",
         f"  test accuracy   {result['accuracy']:.4f}",
         f"  parameters      {result['active_parameters']:,} of {result['parameters']:,} active",
+        f"  FLOPs           {forward:.3f} of dense, {training:.3f} in training",
     ]
-    if "report" in result:
-        report = result["report"]
-        forward = report["flops"] / report["dense_flops"]
-        training = result["train_flops"] / (3 * report["dense_flops"])
-        lines.append(f"  FLOPs           {forward:.3f} of dense, {training:.3f} in training")
     if result["layers"]:
         lines.append(f"  sparsity        {result['sparsity']:.4f} ({settings['distribution']})")
         width = max(len(layer["path"]) for layer in result["layers"])
@@ -425,75 +230,3 @@ def summary(result) -> str:
                 f"moved {moved[layer['path']]:.0%}"
             )
     return "\n".join(lines)
-
-
-def to_json(result) -> str:
-    """A result as JSON, lists of numbers on one line.
-
-    Example:
-
-    >>> print(to_json({"counts": [1, 2]}), end="")
-    {
-     "counts": [1, 2]
-    }
-    """
-    text = json.dumps(result, indent=1)
-    # A line break cannot be within a JSON string, so this finds nothing but lists.
-    lists = re.compile(r"\[\n[-+\d.,\seE]*\]")
-    return lists.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
-
-
-def check_folder(folder, marks=("result.json",)) -> pathlib.Path:
-    """Raises if a run cannot be written to a folder, before it is trained.
-
-    Args:
-        folder: str or path. It may be absent, empty, or that of an earlier run.
-        marks: file names, of which an earlier run has at least one.
-
-    Returns:
-        The path.
-    """
-    folder = pathlib.Path(folder).resolve()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir():
-        raise ValueError(f"{str(place)!r} is a file. Received: output folder {str(folder)!r}")
-    if not os.access(place, os.W_OK):
-        raise ValueError(f"The output folder cannot be written. Received: {str(folder)!r}")
-    marked = any((folder / mark).exists() for mark in marks)
-    if folder.is_dir() and any(folder.iterdir()) and not marked:
-        raise ValueError(
-            "The output folder holds something other than an earlier run (it has no "
-            f"{' or '.join(marks)}), so it is left alone. Received: {str(folder)!r}"
-        )
-    return folder
-
-
-def write(folder, model, result, draw=None):
-    """Writes a run folder, beside its place at first, and moves it there when it is whole.
-
-    Args:
-        folder: str or path; an earlier run there is replaced.
-        model: the trained `keras.Model`, written as `model.keras`.
-        result: dict, written as `result.json`.
-        draw: function of `(result, path)` that writes a picture, or None.
-    """
-    folder = check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        scratch.chmod(0o755)
-        model.save(scratch / "model.keras")
-        (scratch / "result.json").write_text(to_json(result))
-        if draw is not None:
-            draw(result, scratch / "masks.png")
-        if not folder.exists():
-            scratch.rename(folder)
-            return
-        # It may be somebody's current folder: file by file, what marks it as a run last.
-        written = {path.name for path in scratch.iterdir()}
-        for name in sorted(written, key="result.json".__eq__):
-            os.replace(scratch / name, folder / name)
-        for name in {"masks.png"} - written:
-            (folder / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

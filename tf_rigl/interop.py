@@ -157,6 +157,7 @@ _NO_GROUPS = {"groups": 1}
 _SEPARABLE = dict.fromkeys(("kernel_initializer", "kernel_regularizer", "kernel_constraint"))
 _DROPOUT = dict.fromkeys(("noise_shape", "trainable"))
 _RECURRENT = {"time_major": False}
+_MODELS = ("Functional", "Model", "Sequential")
 _GIVEN_UP = {
     "DepthwiseConv1D": _NO_GROUPS,
     "DepthwiseConv2D": _NO_GROUPS,
@@ -189,17 +190,18 @@ def _without_given_up(config):
             value = inner.pop(key, allowed)
             if allowed is not None and value != allowed:
                 raise ValueError(f"{name} of Keras 3 has no `{key}`. Received: {key}={value!r}")
-        _renumber_sequentials(inner)
+        _renumber_calls_of_models(inner)
     return config
 
 
-def _renumber_sequentials(graph):
-    """Counts calls of Sequential models inside a graph from 0, as Keras 3 does.
+def _renumber_calls_of_models(graph):
+    """Counts calls of models inside a graph from 0, as Keras 3 does.
 
     `tf_keras` counts the call on the model's own input first.
     """
     layers = graph.get("layers", ())
-    names = {layer["config"]["name"] for layer in layers if layer["class_name"] == "Sequential"}
+    models = [layer for layer in layers if layer["class_name"] in _MODELS]
+    names = {layer["config"]["name"] for layer in models}
 
     def renumber(value):
         if isinstance(value, dict):

@@ -164,7 +164,8 @@ class _PruningSchedule:
             return following
         return self.end_step if step <= self.end_step and self._ends_pruned else None
 
-    def _is_due(self, step):
+    def is_due(self, step) -> bool:
+        """Whether to prune before batch `step`."""
         if step < self.begin_step or 0 <= self.end_step < step:
             return False
         return (step - self.begin_step) % self.frequency == 0 or (
@@ -215,7 +216,7 @@ class ConstantSparsity(_PruningSchedule):
 
     def __call__(self, step):
         """Whether to prune before batch `step`, and to what sparsity (1: all that is due)."""
-        return self._is_due(step), 1.0 if self.target_sparsity is None else self.target_sparsity
+        return self.is_due(step), 1.0 if self.target_sparsity is None else self.target_sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +266,14 @@ class PolynomialDecay(_PruningSchedule):
         check_sparsity("initial_sparsity", self.initial_sparsity)
         if self.final_sparsity is not None:
             check_sparsity("final_sparsity", self.final_sparsity)
+        if (
+            isinstance(self.power, bool)
+            or not isinstance(self.power, numbers.Real)
+            or not self.power > 0
+        ):
+            raise ValueError(
+                f"Argument `power` must be a positive number. Received: power={self.power!r}"
+            )
         if self.end_step == -1:
             raise ValueError("Argument `end_step` must not be -1: the polynomial has an end.")
 
@@ -278,4 +287,4 @@ class PolynomialDecay(_PruningSchedule):
         way = min(one, max(np.float32(0), np.float32(step - self.begin_step) / length))
         left = np.power(one - way, np.float32(self.power), dtype=np.float32)
         sparsity = np.float32(self.initial_sparsity - final) * left + np.float32(final)
-        return self._is_due(step), float(sparsity)
+        return self.is_due(step), float(sparsity)

@@ -174,6 +174,11 @@ class SparseModel(keras.Model):
             reached = _observe(reached, observation, usable)
         if train:
             self._train(weights, gradients)
+        elif usable is not None:
+            # What the optimizer does at an overflow, where it is not asked.
+            scale = self.optimizer.dynamic_scale
+            value = tf.convert_to_tensor(scale.value)
+            _tensors.assign([scale], [tf.where(usable, value, value / 2)])
         if counts is not None:
             self._change_masks(reached, counts, step, usable)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -269,11 +274,6 @@ class SparseModel(keras.Model):
                 values.append(
                     _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty)
                 )
-        if usable is not None:
-            # As the optimizer does where it finds an overflow, or there would be no end.
-            scale = self.optimizer.dynamic_scale
-            variables.append(scale)
-            values.append(tf.where(usable, scale.value, scale.value / 2))
         _tensors.assign(variables, values)
 
     def _gradients(self, x, y, sample_weight, weights):

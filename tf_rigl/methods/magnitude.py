@@ -87,42 +87,43 @@ class MagnitudePruning(Pruning):
         return self._in_run[1]
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
-        schedule = self._schedule_in(first_step, run_steps)
-        if not _may_prune(schedule, step + 1):
-            return None
-        due, sparsity = _read(schedule(step + 1))
-        if not due:
+        sparsity = _asked(self._schedule_in(first_step, run_steps), step + 1)
+        if sparsity is None:
             return None
         final = self.final_sparsity
-        keep = []
-        for now, item in zip(active, items, strict=True):
-            if not item.is_sparse:
-                keep.append(now)
-                continue
-            target, units = item.target_sparsity, item.pattern.units(item.weight.shape)
-            if type(schedule) in _OWN.values() and final is None:
-                # Open-ended: a fraction of the target, and at last the counts of all methods.
-                keep.append(units - int(distributions.zeros(target * sparsity, units)))
-            else:
-                # No product where there is nothing to scale, or nothing to scale by.
-                as_it_is = final is None or target == final
-                keep.append(_kept(units, sparsity if as_it_is else target * (sparsity / final)))
-        if self.scope == "global":
-            pool = [n for n, item in enumerate(items) if item.is_sparse]
-            if sum(keep[n] for n in pool) >= sum(active[n] for n in pool):
-                return None
-        else:
+        keep = [
+            self._kept(item, sparsity, final) if item.is_sparse else now
+            for now, item in zip(active, items, strict=True)
+        ]
+        if self.scope == "layer":
             keep = [min(n, now) for n, now in zip(keep, active, strict=True)]
-            if keep == list(active):
-                return None
-        return [(n, 0) for n in keep]
+        return [(n, 0) for n in keep] if sum(keep) < sum(active) else None
+
+    def _kept(self, item, sparsity, final):
+        """How many units of a weight are kept where the schedule is at `sparsity`."""
+        units, target = item.pattern.units(item.weight.shape), item.target_sparsity
+        if self._is_open(final):  # A fraction of the target, at last the counts of all methods.
+            return units - int(distributions.zeros(target * sparsity, units))
+        # No product where there is nothing to scale, or nothing to scale by: it would round.
+        if final is not None and target != final:
+            sparsity = target * (sparsity / final)
+        # Rounded as tensorflow-model-optimization does it.
+        number = np.float32 if units < _EXACT_IN_FLOAT32 else np.float64
+        return max(1, int(np.round(number(units) * (number(1) - number(sparsity)))))
+
+    def _is_open(self, final):
+        """Whether the schedule gives fractions of a target that it leaves to others."""
+        return final is None and type(self.schedule) in _OWN.values()
 
     def next_update(self, step, first_step=0, run_steps=None):
         schedule = self._schedule_in(first_step, run_steps)
         if not hasattr(schedule, "next_step"):
             return step  # Nothing is known of it.
         following = schedule.next_step(step + 1)
-        return None if following is None else following - 1
+        ended = (
+            run_steps is not None and following is not None and following > first_step + run_steps
+        )
+        return None if following is None or ended else following - 1
 
     def train_flops(self, report, steps=None):
         """The mean over training, layer by layer: dense at first, then ever less."""
@@ -131,18 +132,16 @@ class MagnitudePruning(Pruning):
                 "Argument `steps` must be an integer, how many steps training has: the cost of "
                 "gradual pruning changes on the way. Received: steps=None"
             )
+        final = self.final_sparsity
+        as_it_is = final is None and not self._is_open(final)
         schedule = self._schedule_in(0, steps)
-        end = self.final_sparsity
-        end = 1.0 if end is None else end
-        pruned = total = 0.0  # The way gone to the target, and its sum over steps.
+        reached = total = 0.0
         for step in range(1, steps + 1):
-            if _may_prune(schedule, step):
-                due, sparsity = _read(schedule(step))
-                if due and end:
-                    pruned = max(pruned, sparsity / end)
-            total += pruned
-        mean = total / steps
-        saved = sum(row.dense_flops * row.sparsity for row in report.layers)
+            reached = max(reached, _asked(schedule, step) or 0.0)
+            total += reached
+        mean = total / steps / (final or 1.0)
+        pruned = [row for row in report.layers if row.sparsity > 0]
+        saved = sum(row.dense_flops * (1 if as_it_is else row.sparsity) for row in pruned)
         return 3.0 * (report.dense_flops - mean * saved)
 
     def get_config(self):
@@ -153,24 +152,24 @@ class MagnitudePruning(Pruning):
         return cls(**{**config, "schedule": _deserialize(config["schedule"])})
 
 
-def _kept(units, sparsity):
-    """How many units are kept, rounded as tensorflow-model-optimization does it."""
-    number = np.float32 if units < _EXACT_IN_FLOAT32 else np.float64
-    return max(1, int(np.round(number(units) * (number(1) - number(sparsity)))))
+def _asked(schedule, step):
+    """The sparsity to which a schedule prunes before batch `step`, or None."""
+    # Asked only where it pays: schedules of TensorFlow operations take their time.
+    if type(schedule) in _OWN.values():
+        if not schedule.is_due(step):
+            return None
+    elif _is_tfmot(schedule):
+        begin, end = schedule.begin_step, schedule.end_step
+        if step < begin or 0 <= end < step or (step - begin) % schedule.frequency:
+            return None
+    due, sparsity = _read(schedule(step))
+    return sparsity if due else None
 
 
 def _read(answer):
     """What a schedule returns, tensors included, as Python numbers."""
     due, sparsity = answer
     return bool(due), float(sparsity)
-
-
-def _may_prune(schedule, step):
-    """Whether it is worth asking: schedules of TensorFlow operations take their time."""
-    if not _is_tfmot(schedule):
-        return True
-    begin, end = schedule.begin_step, schedule.end_step
-    return begin <= step and (end < 0 or step <= end) and (step - begin) % schedule.frequency == 0
 
 
 def _is_tfmot(schedule):

@@ -6,6 +6,8 @@ import tensorflow as tf
 from tf_rigl._arguments import check_integer
 from tf_rigl.methods.pruning import Pruning
 
+_ATTEMPTS = 32  # More than the halvings from the largest loss scale to one that fits.
+
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class SNIP(Pruning):
@@ -42,11 +44,12 @@ class SNIP(Pruning):
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
         del first_step, run_steps
         pool = [(n, item) for n, item in zip(active, items, strict=True) if _may_be_pruned(item)]
-        if not pool or any(n < _units(item) for n, item in pool):
-            return None  # It has been done, if it could be.
+        done = any(n < _units(item) for n, item in pool)
+        if not pool or done or step >= self.batches + _ATTEMPTS:
+            return None
         if step < self.batches - 1:  # Nothing changes yet, and nothing is trained.
             return [(n, 0) for n in active]
-        # At later steps too: gradients may have overflowed at the first attempt.
+        # At later steps too: with loss scaling, gradients may have overflowed at first.
         return [(min(n, item.target_active()), 0) for n, item in zip(active, items, strict=True)]
 
     def observation(self, step, first_step=0, run_steps=None):

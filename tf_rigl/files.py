@@ -1,0 +1,101 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+
+def to_json(result) -> str:
+    """A result as JSON, lists of numbers on one line.
+
+    Example:
+
+    >>> print(to_json({"counts": [1, 2]}), end="")
+    {
+     "counts": [1, 2]
+    }
+    """
+    text = json.dumps(result, indent=1)
+    # A line break cannot be within a JSON string, so this finds nothing but lists.
+    lists = re.compile(r"\[\n[-+\d.,\seE]*\]")
+    return lists.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
+
+
+@contextlib.contextmanager
+def beside(path):
+    """A path to write a file to, which is then moved to its place: nobody sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield pathlib.Path(scratch)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def write_text(path, text):
+    """Writes a text file so."""
+    with beside(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def check_folder(folder, marks=("result.json",)) -> pathlib.Path:
+    """Raises if a run cannot be written to a folder, before it is trained.
+
+    Args:
+        folder: str or path. It may be absent, empty, or that of an earlier run.
+        marks: file names, of which an earlier run has at least one.
+
+    Returns:
+        The path.
+    """
+    folder = pathlib.Path(folder).resolve()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"{str(place)!r} is a file. Received: output folder {str(folder)!r}")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"The output folder cannot be written. Received: {str(folder)!r}")
+    marked = any((folder / mark).exists() for mark in marks)
+    if folder.is_dir() and any(folder.iterdir()) and not marked:
+        raise ValueError(
+            "The output folder holds something other than an earlier run (it has no "
+            f"{' or '.join(marks)}), so it is left alone. Received: {str(folder)!r}"
+        )
+    return folder
+
+
+def write_run(folder, model, result, draw=None):
+    """Writes a run folder, beside its place at first, and moves it there when it is whole.
+
+    Args:
+        folder: str or path; an earlier run there is replaced.
+        model: the trained `keras.Model`, written as `model.keras`.
+        result: dict, written as `result.json`.
+        draw: function of `(result, path)` that writes a picture, or None.
+    """
+    folder = check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        scratch.chmod(0o755)
+        model.save(scratch / "model.keras")
+        (scratch / "result.json").write_text(to_json(result))
+        if draw is not None:
+            draw(result, scratch / "masks.png")
+        if not folder.exists():
+            scratch.rename(folder)
+            return
+        # It may be somebody's current folder: file by file, what marks it as a run last.
+        for name in sorted(os.listdir(scratch), key="result.json".__eq__):
+            os.replace(scratch / name, folder / name)
+        if draw is None:
+            (folder / "masks.png").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
