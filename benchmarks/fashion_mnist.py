@@ -1,64 +1,152 @@
-"""Accuracy of dense, static, SET and RigL training on Fashion-MNIST, LeNet-300-100.
+"""The comparisons on Fashion-MNIST of docs/results, and when growing by gradient pays.
 
-    python benchmarks/fashion_mnist.py
+    python benchmarks/fashion_mnist.py --output runs/fashion_mnist
 
-trains each method at each sparsity with several seeds, prints a table of mean and
-standard deviation of the test accuracy, and writes it beside this file as JSON.
+does what these commands do, one after the other (several hours on two cores; what is
+finished is kept, and the same command in a second shell shares the work):
+
+    tf-rigl compare --dataset fashion_mnist --batch-size 128 --epochs 10 ...
+
+and then draws RigL's accuracy less SET's against sparsity, training length, and the
+settings of the update, seed by seed. `--draw` only draws what is there.
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 import statistics
-import time
 
-from tf_rigl.experiments import Settings, run
+from matplotlib.figure import Figure
+
+from tf_rigl import compare
+from tf_rigl.settings import Settings
+
+METHODS = "dense static snip snip(scope=global) set snfs rigl magnitude set@2x rigl@2x"
+# What may decide whether gradients beat chance: (label, RigL, SET).
+SETTINGS = [
+    ("as usual", "rigl", "set"),
+    ("2x epochs", "rigl@2x", "set@2x"),
+    ("4x epochs", "rigl@4x", "set@4x"),
+    ("updates every 25 steps", "rigl(update_interval=25)", "set(update_interval=25)"),
+    ("updates every 400 steps", "rigl(update_interval=400)", "set(update_interval=400)"),
+    ("drop fraction 0.1", "rigl(drop_fraction=0.1)", "set(drop_fraction=0.1)"),
+    ("drop fraction 0.5", "rigl(drop_fraction=0.5)", "set(drop_fraction=0.5)"),
+    ("gradients of 10 batches", "rigl(gradient_batches=10)", "set"),
+    ("gradients of 50 batches", "rigl(gradient_batches=50)", "set"),
+    (
+        "10 batches, every 25 steps",
+        "rigl(update_interval=25, gradient_batches=10)",
+        "set(update_interval=25)",
+    ),
+]
+UNIFORM = ["static(distribution=uniform_all)", "rigl(distribution=uniform_all)"]
+OPTIONS = list(dict.fromkeys(s for _, *pair in SETTINGS for s in pair)) + UNIFORM
+
+# Folder: model, specs, sparsities, seeds.
+COMPARISONS = {
+    "lenet-300-100": ("lenet-300-100", METHODS.split(), (0.9, 0.95, 0.98), 5),
+    "sparser": ("lenet-300-100", ["static", "set", "rigl"], (0.99, 0.995), 3),
+    "options": ("lenet-300-100", OPTIONS, (0.98,), 3),
+    "lenet-5": (
+        "lenet-5",
+        ["dense", "static", "snip", "set", "snfs", "rigl", "rigl@2x", "magnitude"],
+        (0.9, 0.95),
+        3,
+    ),
+}
+
+
+def accuracies(folder, names=COMPARISONS):
+    """Test accuracies by seed, in percent, by (model, spec, sparsity)."""
+    found = {}
+    for name in names:
+        path = folder / name / compare.RESULT
+        if path.exists():
+            for row in json.loads(path.read_text())["rows"]:
+                key = COMPARISONS[name][0], row["method"], row["sparsity"]
+                found.setdefault(key, [100 * value for value in row["accuracies"]])
+    return found
+
+
+def differences(found, model, ours, other, sparsity):
+    """How much better one is than the other, seed by seed."""
+    ours, other = (found.get((model, spec, sparsity), []) for spec in (ours, other))
+    seeds = min(len(ours), len(other))
+    return [a - b for a, b in zip(ours[:seeds], other[:seeds], strict=True)]
+
+
+def draw(found, path):
+    """RigL less SET: against sparsity, and by setting at 0.98."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    for model, times, marker in (
+        ("lenet-300-100", "", "o-"),
+        ("lenet-300-100", "@2x", "s--"),
+        ("lenet-5", "", "^-"),
+    ):
+        points = []
+        for sparsity in (0.9, 0.95, 0.98, 0.99, 0.995):
+            values = differences(found, model, f"rigl{times}", f"set{times}", sparsity)
+            if values:
+                points.append((sparsity, statistics.mean(values), _std(values)))
+        if points:
+            x, y, error = zip(*points, strict=True)
+            epochs = 20 if times else 10
+            label = f"{model}, {epochs} epochs"
+            density = [1 - s for s in x]
+            left.errorbar(density, y, yerr=error, fmt=marker, capsize=3, label=label)
+    left.axhline(0, color="gray", linewidth=0.8)
+    left.set(xscale="log", xlabel="sparsity", ylabel="RigL less SET, points of test accuracy")
+    left.invert_xaxis()
+    left.set_xticks([0.1, 0.05, 0.02, 0.01, 0.005], ["0.9", "0.95", "0.98", "0.99", "0.995"])
+    left.minorticks_off()
+    left.legend(frameon=False, fontsize=8)
+
+    bars = []
+    for label, ours, other in SETTINGS:
+        values = differences(found, "lenet-300-100", ours, other, 0.98)
+        if values:
+            bars.append((f"{label} ({len(values)})", statistics.mean(values), _std(values)))
+    if bars:
+        labels, heights, errors = zip(*bars, strict=True)
+        right.barh(labels, heights, xerr=errors, color="#4878a8", capsize=3)
+        right.invert_yaxis()
+    right.axvline(0, color="gray", linewidth=0.8)
+    right.set(xlabel="RigL less SET, points", title="LeNet-300-100 at 0.98 (seeds)")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def table(found):
+    """The difference in each setting, as Markdown."""
+    lines = ["| setting, sparsity 0.98 | RigL | SET | RigL less SET |", "| --- | --- | --- | --- |"]
+    for label, ours, other in SETTINGS:
+        values = differences(found, "lenet-300-100", ours, other, 0.98)
+        if values:
+            pair = (found["lenet-300-100", spec, 0.98][: len(values)] for spec in (ours, other))
+            cells = [f"{statistics.mean(v):.2f} ± {_std(v):.2f}" for v in (*pair, values)]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _std(values):
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.98])
-    parser.add_argument("--methods", nargs="+", default=["static", "set", "rigl"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", default="runs/fashion_mnist", type=pathlib.Path)
+    parser.add_argument("--draw", action="store_true", help="train nothing")
     options = parser.parse_args()
-
-    shared = {"dataset": "fashion_mnist", "batch_size": 128, "epochs": options.epochs}
-    cells = [("dense", 0.0), *itertools.product(options.methods, options.sparsities)]
-    accuracies = {}
-    began, total = time.perf_counter(), len(cells) * options.seeds
-    for number, (cell, seed) in enumerate(itertools.product(cells, range(options.seeds)), 1):
-        method, sparsity = cell
-        settings = Settings(method=method, sparsity=sparsity, seed=seed, **shared)
-        _, result = run(settings, verbose=0)
-        accuracies.setdefault(cell, []).append(result["accuracy"])
-        left = (time.perf_counter() - began) / number * (total - number)
-        print(
-            f"[{number}/{total}, {left / 60:.0f} min left] {settings.name}: "
-            f"{result['accuracy']:.4f}",
-            flush=True,
-        )
-
-    rows = [
-        {
-            "method": method,
-            "sparsity": sparsity,
-            "mean": statistics.mean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-            "accuracies": values,
-        }
-        for (method, sparsity), values in accuracies.items()
-    ]
-    print(f"\n{'method':8} {'sparsity':>8}  test accuracy, mean and std of {options.seeds}")
-    for row in rows:
-        print(
-            f"{row['method']:8} {row['sparsity']:8.2f}  {100 * row['mean']:.2f} ± "
-            f"{100 * row['std']:.2f}"
-        )
-    text = json.dumps({"settings": {**shared, "seeds": options.seeds}, "rows": rows}, indent=1)
-    pathlib.Path(options.output).write_text(text + "\n")
+    for name, (model, specs, sparsities, seeds) in COMPARISONS.items():
+        if not options.draw:
+            base = Settings(dataset="fashion_mnist", model=model, batch_size=128, epochs=10)
+            folder = options.output / name
+            compare.compare(specs, sparsities, range(seeds), folder=folder, base=base)
+    found = accuracies(options.output)
+    draw(found, options.output / "growth.png")
+    print(table(found))
 
 
 if __name__ == "__main__":

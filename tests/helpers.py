@@ -1,5 +1,7 @@
 """Small models, small data, and the checks that many tests share."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -27,6 +29,31 @@ def rigl(**kwargs):
     return tf_rigl.methods.RigL(**{**arguments, **kwargs})
 
 
+_OFTEN = {"update_interval": 2, "drop_fraction": 0.5, "end_step": 1000, "decay": "constant"}
+_RISING = {"begin_step": 1, "end_step": 6, "frequency": 2}
+
+# Every method, so small that masks change within eight batches, and pruning is over.
+METHODS = {
+    "static": tf_rigl.methods.Static,
+    "set": lambda: tf_rigl.methods.SET(**_OFTEN),
+    "rigl": rigl,
+    "rigl-after": lambda: rigl(apply_optimizer_on_update=True),
+    "rigl-batches": lambda: rigl(update_interval=3, gradient_batches=3),
+    "snfs": lambda: tf_rigl.methods.SNFS(**_OFTEN),
+    "snip": tf_rigl.methods.SNIP,
+    "snip-global": lambda: tf_rigl.methods.SNIP(scope="global", batches=3),
+    "magnitude": lambda: tf_rigl.methods.MagnitudePruning(
+        tf_rigl.schedules.PolynomialDecay(**_RISING)
+    ),
+    "magnitude-global": lambda: tf_rigl.methods.MagnitudePruning(
+        tf_rigl.schedules.PolynomialDecay(**_RISING), scope="global"
+    ),
+    "magnitude-constant": lambda: tf_rigl.methods.MagnitudePruning(
+        tf_rigl.schedules.ConstantSparsity(begin_step=3, frequency=2)
+    ),
+}
+
+
 def random_data(shape=(FEATURES,), batches=8, batch=BATCH, seed=0, dtype="float32"):
     """Features of a shape, and labels of `CLASSES` classes."""
     rng = np.random.default_rng(seed)
@@ -41,6 +68,21 @@ def mlp(name="mlp"):
     inputs = keras.Input((FEATURES,))
     x = keras.layers.Dense(8, activation="tanh", name="hidden")(inputs)
     return keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(x), name=name)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Detached(keras.layers.Layer):
+    """Lets no gradient through."""
+
+    def call(self, x):
+        return keras.ops.stop_gradient(x)
+
+
+def detached_mlp():
+    """That model, but "hidden" has no gradient."""
+    inputs = keras.Input((FEATURES,))
+    x = Detached()(keras.layers.Dense(8, activation="tanh", name="hidden")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(x))
 
 
 def sparsify(model, method=None, sparsity=0.5, distribution=uniform, seed=0, **kwargs):
@@ -83,15 +125,32 @@ def check_invariants(model, counts=None):
 
 
 class CheckEveryStep(keras.callbacks.Callback):
-    """Checks the invariants after every batch, and keeps the masks of each step."""
+    """Checks the invariants after every batch, and keeps the masks of each step.
+
+    Where a method begins dense, counts are not those of the target yet, but fall.
+    """
 
     def __init__(self):
         super().__init__()
         self.masks = []
 
     def on_train_batch_end(self, batch, logs=None):
-        check_invariants(self.model)
+        prunes = self.model.method.begins_dense
+        check_invariants(self.model, active(self.model) if prunes else None)
         self.masks.append(self.model.masks)
+        if prunes:
+            for earlier, later in itertools.pairwise(self.masks[-2:]):
+                assert not any((later[path] & ~earlier[path]).any() for path in later)
+
+
+def check_pruned(model):
+    """The model has the zeros asked for, each weight its own or all together."""
+    counts = None
+    if model.method.scope == "global":
+        counts = active(model)
+        asked = sum(item.target_active() for item in model.masked_weights)
+        assert sum(counts.values()) == asked
+    check_invariants(model, counts)
 
 
 def fit(model, x, y, **kwargs):

@@ -1,4 +1,4 @@
-"""The library takes the same steps as algorithm 1 written out in NumPy."""
+"""The library takes the same steps as the papers' algorithms written out in NumPy."""
 
 import functools
 import itertools
@@ -6,7 +6,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from references.rigl_numpy import SparseMLP
+from references import pruning_numpy
+from references.rigl_numpy import SparseMLP, zeros
 
 import tf_rigl
 
@@ -133,3 +134,107 @@ def test_set_grows_other_entries_at_each_update_step():
             grown.append(masks_of(sparse)[0] & ~before)
     for first, second in itertools.pairwise(grown):
         assert np.any(first != second)
+
+
+# Variants of RigL, and SNFS.
+
+
+def follow(sparse, reference, seed, steps):
+    """Trains both on the same batches: equal masks at every step, close weights in the end."""
+    begun = masks_of(sparse)
+    for step, (x, y) in enumerate(make_batches(seed, steps)):
+        sparse.train_on_batch(x, y)
+        reference.train_on_batch(x, y)
+        for mask, expected in zip(masks_of(sparse), reference.masks, strict=True):
+            np.testing.assert_array_equal(mask, expected, err_msg=f"step {step}")
+    for weight, expected in zip(weights_of(sparse), reference.weights, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-9, atol=1e-12)
+    for mask, first in zip(masks_of(sparse), begun, strict=True):
+        assert np.any(mask != first), "equal masks say little if none ever moves"
+
+
+def reference_like(cls, sparse, **kwargs):
+    """A NumPy model of a class at the point where the library's stands."""
+    return cls(
+        weights_of(sparse), masks_of(sparse), learning_rate=LEARNING_RATE, **SCHEDULE, **kwargs
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5, 0.0])
+def test_snfs_has_the_masks_and_the_momentum_of_the_reference(momentum):
+    sparse = make_model(tf_rigl.methods.SNFS(**SCHEDULE, momentum=momentum), 0.8, seed=0)
+    reference = reference_like(pruning_numpy.SnfsMLP, sparse, beta=momentum)
+    follow(sparse, reference, seed=0, steps=300)
+    states = [item.state["gradient"].numpy() for item in sparse.masked_weights]
+    for state, expected in zip(states, reference.momentum[::2], strict=True):
+        # The momentum itself is handed over in float32.
+        np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("batches", [2, 4, 5])
+def test_rigl_grows_by_the_mean_gradient_of_the_last_batches(batches):
+    method = tf_rigl.methods.RigL(**SCHEDULE, gradient_batches=batches)
+    sparse = make_model(method, 0.8, seed=1)
+    reference = reference_like(pruning_numpy.AveragingMLP, sparse, batches=batches)
+    follow(sparse, reference, seed=1, steps=200)
+
+
+def test_the_optimizer_goes_first_where_it_is_applied_on_update_steps():
+    """By the old mask; then weights drop as it left them, and the batch's gradient grows."""
+    method = tf_rigl.methods.RigL(**SCHEDULE, apply_optimizer_on_update=True)
+    sparse = make_model(method, 0.8, seed=2)
+    follow(sparse, reference_like(pruning_numpy.DescendingMLP, sparse), seed=2, steps=200)
+
+
+# Pruning.
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_snip_has_the_masks_of_the_reference(scope, batches):
+    sparse = make_model(tf_rigl.methods.SNIP(scope=scope, batches=batches), 0.8, seed=3)
+    reference = pruning_numpy.SnipMLP(
+        weights_of(sparse),
+        learning_rate=LEARNING_RATE,
+        sparsity=0.8,
+        scope=scope,
+        batches=batches,
+    )
+    follow(sparse, reference, seed=3, steps=30)
+
+
+def floored(entries, sparsity):
+    """What all methods keep at the end."""
+    return entries - zeros(sparsity, entries)
+
+
+def rounded(entries, sparsity):
+    """What tensorflow-model-optimization keeps."""
+    return max(1, round(entries * (1 - sparsity)))
+
+
+# What is to come is a power of two, so that every fraction of it is exact.
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("final", "begin", "length", "frequency"),
+    [(0.9, 1, 64, 4), (None, 8, 32, 1), (0.5, 3, 64, 7), (None, 1, 64, 5)],
+)
+def test_magnitude_pruning_has_the_masks_of_the_reference(scope, final, begin, length, frequency):
+    sparsity = 0.8 if final is None else final
+    schedule = tf_rigl.schedules.PolynomialDecay(
+        final_sparsity=final, begin_step=begin, end_step=begin + length, frequency=frequency
+    )
+    method = tf_rigl.methods.MagnitudePruning(schedule, scope=scope)
+    sparse = make_model(method, sparsity, seed=4)
+    reference = pruning_numpy.MagnitudeMLP(
+        weights_of(sparse),
+        learning_rate=LEARNING_RATE,
+        scope=scope,
+        count=floored if final is None else rounded,
+        frequency=frequency,
+        initial=0.0,
+        final=sparsity,
+        begin=begin,
+        end=begin + length,
+    )
+    follow(sparse, reference, seed=4, steps=80)

@@ -1,5 +1,6 @@
 """What holds for every input: counts, invariants, and agreement with plain NumPy."""
 
+import itertools
 import math
 
 import keras
@@ -9,10 +10,10 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from references import rigl_numpy
+from references import pruning_numpy, rigl_numpy
 
 import tf_rigl
-from tf_rigl import distributions, methods
+from tf_rigl import distributions, methods, schedules
 from tf_rigl.patterns import Unstructured
 from tf_rigl.selection import top_k_mask
 
@@ -30,6 +31,7 @@ floats = st.one_of(
     st.floats(width=32),
 )
 finite = st.one_of(st.sampled_from([-1.0, 0.5, 1.0, 2.0]), st.floats(-4, 4, width=32))
+thousandths = st.integers(0, 999).map(lambda n: n / 1000)
 
 
 def arrays(shape, elements):
@@ -139,10 +141,129 @@ def test_set_grows_the_same_whatever_the_gradient(case, seed, step):
     np.testing.assert_array_equal(one, other)
 
 
+# Pruning.
+
+
+@st.composite
+def pools(draw):
+    """Weights that are zero under their masks, gradients, and how many units to keep of each."""
+    found = []
+    for shape in draw(st.lists(shapes, min_size=1, max_size=4)):
+        mask = draw(hnp.arrays(bool, shape))
+        weight = np.where(mask, draw(arrays(shape, floats)), np.float32(0))
+        gradient = draw(arrays(shape, floats))
+        found.append((weight, gradient, mask, draw(st.integers(0, np.count_nonzero(mask)))))
+    return found
+
+
+def pruning(scope):
+    return st.sampled_from([methods.SNIP(scope=scope), methods.MagnitudePruning(scope=scope)])
+
+
+def prune(method, pool):
+    """The masks after an update as the training step makes it, and the weights."""
+    scored = [
+        (tf.constant(weight), tf.constant(gradient), tf.constant(mask), tf.constant([1, 2]))
+        for weight, gradient, mask, _ in pool
+    ]
+    patterns = [Unstructured()] * len(pool)
+    counts = [(tf.constant(keep), tf.constant(0)) for *_, keep in pool]
+    shares = method.share(counts, scored, patterns)
+    updated = [
+        method.update(*arguments[:3], keep, grow, pattern, arguments[3])
+        for arguments, pattern, (keep, grow) in zip(scored, patterns, shares, strict=True)
+    ]
+    return [mask.numpy() for mask, _ in updated], [weight.numpy() for _, weight in updated]
+
+
+def scores_of(method, weight, gradient):
+    with np.errstate(all="ignore"):
+        return np.abs(weight * gradient if isinstance(method, methods.SNIP) else weight)
+
+
+@some
+@given(pruning("layer"), pools())
+def test_pruning_by_layer_keeps_the_highest_scores_of_each(method, pool):
+    masks, weights = prune(method, pool)
+    for mask, new, (weight, gradient, old, keep) in zip(masks, weights, pool, strict=True):
+        expected = rigl_numpy.top_k_mask(scores_of(method, weight, gradient), keep, old)
+        np.testing.assert_array_equal(mask, expected)
+        np.testing.assert_array_equal(new, np.where(mask, weight, 0))
+
+
+@some
+@given(pruning("global"), pools())
+def test_pruning_of_all_keeps_the_highest_scores_of_all(method, pool):
+    masks, weights = prune(method, pool)
+    total = sum(keep for *_, keep in pool)
+    assert sum(np.count_nonzero(mask) for mask in masks) == total
+    scores = [scores_of(method, weight, gradient) for weight, gradient, *_ in pool]
+    expected = pruning_numpy.global_masks(scores, total, [old for *_, old, _ in pool])
+    for mask, other, new, (weight, *_) in zip(masks, expected, weights, pool, strict=True):
+        np.testing.assert_array_equal(mask, other)
+        np.testing.assert_array_equal(new, np.where(mask, weight, 0))
+
+
+# Pruning schedules.
+
+
+@st.composite
+def polynomials(draw):
+    """A polynomial that rises, with an end as a step."""
+    low, high = sorted(draw(st.tuples(thousandths, thousandths)))
+    begin = draw(st.integers(0, 200))
+    return schedules.PolynomialDecay(
+        low,
+        high,
+        begin_step=begin,
+        end_step=begin + draw(st.integers(0, 300)),
+        power=draw(st.sampled_from([0.5, 1, 2, 3, 3.7])),
+        frequency=draw(st.integers(1, 120)),
+    )
+
+
+@st.composite
+def constants(draw):
+    begin = draw(st.integers(0, 200))
+    end = draw(st.one_of(st.just(-1), st.integers(begin, begin + 300)))
+    return schedules.ConstantSparsity(0.5, begin, end, draw(st.integers(1, 120)))
+
+
+@many
+@given(polynomials())
+def test_a_polynomial_rises_from_its_initial_to_its_final_sparsity(schedule):
+    begin, end = schedule.begin_step, schedule.end_step
+    values = [schedule(step)[1] for step in range(max(0, begin - 2), end + 3)]
+    assert all(a <= b + 1e-7 for a, b in itertools.pairwise(values))
+    if end > begin:
+        assert schedule(begin)[1] == pytest.approx(schedule.initial_sparsity, abs=1e-6)
+    assert schedule(end + 1)[1] == np.float32(schedule.final_sparsity)
+    assert schedule(end)[0], "what is asked for has to be reached"
+
+
+@many
+@given(st.one_of(polynomials(), constants()), st.integers(0, 600))
+def test_the_next_step_is_the_first_that_is_due(schedule, step):
+    due = (t for t in range(step, 800) if schedule(t)[0])
+    assert schedule.next_step(step) == next(due, None)
+
+
+@many
+@given(
+    st.sampled_from([schedules.PolynomialDecay, schedules.ConstantSparsity]),
+    st.floats(0, 1, exclude_min=True),
+    st.integers(0, 50),
+    st.integers(0, 500),
+    st.integers(1, 500),
+)
+def test_an_end_as_a_fraction_lies_within_the_run(cls, fraction, begin, first, steps):
+    schedule = cls(begin_step=begin, end_step=fraction, frequency=7).over(first, steps)
+    assert not schedule.needs_length
+    assert schedule.begin_step == first + begin
+    assert schedule.begin_step <= schedule.end_step <= max(first + begin, first + steps)
+
+
 # Distributions.
-
-
-thousandths = st.integers(0, 999).map(lambda n: n / 1000)
 
 
 @st.composite
@@ -235,6 +356,10 @@ def cnn(widths):
 METHODS = {
     "rigl": lambda: methods.RigL(drop_fraction=0.5, update_interval=2, end_step=100),
     "set": lambda: methods.SET(drop_fraction=0.5, update_interval=2, end_step=100),
+    "snfs": lambda: methods.SNFS(drop_fraction=0.5, update_interval=2, end_step=100),
+    "rigl-batches": lambda: methods.RigL(
+        drop_fraction=0.5, update_interval=2, end_step=100, gradient_batches=2
+    ),
     "static": methods.Static,
 }
 OPTIMIZERS = {
@@ -316,7 +441,7 @@ def test_training_keeps_every_invariant(
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_masks_move_where_the_method_moves_them(method):
-    """Guards the test above: RigL and SET do change masks, and Static does not."""
+    """Guards the test above: all but Static do change masks."""
     model = mlp([10])
     sparse = tf_rigl.sparsify(model, METHODS[method](), 0.5, seed=0)
     compile_sparse(sparse, "sgd", run_eagerly=True)
@@ -325,6 +450,56 @@ def test_masks_move_where_the_method_moves_them(method):
         sparse.train_on_batch(x, y)
     changed = any(np.any(mask != before[path]) for path, mask in sparse.masks.items())
     assert changed == (method != "static")
+
+
+PRUNING = {
+    "snip": lambda scope: methods.SNIP(scope=scope),
+    "snip-batches": lambda scope: methods.SNIP(scope=scope, batches=2),
+    "magnitude": lambda scope: methods.MagnitudePruning(
+        schedules.PolynomialDecay(begin_step=1, end_step=7, frequency=3), scope=scope
+    ),
+}
+
+
+@few
+@given(
+    make=st.sampled_from([mlp, cnn]),
+    widths=st.lists(st.integers(4, 10), min_size=1, max_size=2),
+    sparsity=st.floats(0.2, 0.95),
+    distribution=st.sampled_from(["erk", "erdos_renyi", "uniform", "uniform_all"]),
+    method=st.sampled_from(list(PRUNING)),
+    scope=st.sampled_from(["layer", "global"]),
+    optimizer=st.sampled_from(list(OPTIMIZERS)),
+    seed=st.integers(0, 1000),
+)
+def test_pruning_keeps_every_invariant(
+    make, widths, sparsity, distribution, method, scope, optimizer, seed
+):
+    """Masks only shrink, down to the counts of the targets; what is pruned is zero."""
+    model = make(widths)
+    sparse = tf_rigl.sparsify(
+        model, PRUNING[method](scope), sparsity, distribution=distribution, seed=seed
+    )
+    compile_sparse(sparse, optimizer, run_eagerly=True)
+    items = sparse.masked_weights
+    for x, y in batches(model, seed=seed):
+        before = sparse.masks
+        sparse.train_on_batch(x, y)
+        masks = sparse.masks
+        for item in items:
+            mask = masks[item.path]
+            assert not np.any(mask & ~before[item.path])
+            for array in (item.weight.numpy(), *slots_of(sparse.optimizer, item.weight)):
+                assert np.all(array[~mask] == 0)
+    counts = active_of(sparse)
+    sizes = [math.prod(item.weight.shape) for item in items]
+    targets = [
+        size - rigl_numpy.zeros(item.target_sparsity, size)
+        for item, size in zip(items, sizes, strict=True)
+    ]
+    if scope == "global":
+        counts, targets = sum(counts), sum(targets)
+    assert counts == targets
 
 
 def test_a_new_optimizer_between_batches_keeps_the_invariants():

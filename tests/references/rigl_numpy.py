@@ -105,21 +105,18 @@ def moved(weight, mask, new_mask):
 # Training.
 
 
-class SparseMLP:
-    """dense - relu - dense - softmax cross-entropy, trained by SGD and algorithm 1.
+class MLP:
+    """dense - relu - dense - softmax cross-entropy under masks, trained by SGD.
 
     Args:
         weights: [kernel 1, bias 1, kernel 2, bias 2].
         masks: [mask of kernel 1, mask of kernel 2].
     """
 
-    def __init__(self, weights, masks, *, learning_rate, drop_fraction, update_interval, end_step):
+    def __init__(self, weights, masks, *, learning_rate):
         self.weights = [np.array(w) for w in weights]
         self.masks = [np.array(m) for m in masks]
         self.learning_rate = learning_rate
-        self.drop_fraction = drop_fraction
-        self.update_interval = update_interval
-        self.end_step = end_step
         self.step = 0
 
     def gradients(self, x, labels):
@@ -134,33 +131,55 @@ class SparseMLP:
         d_before = (d_logits @ kernel2.T) * (before > 0)
         return [x.T @ d_before, d_before.sum(axis=0), hidden.T @ d_logits, d_logits.sum(axis=0)]
 
+    def descend(self, gradients):
+        """A step of SGD by masked gradients."""
+        ones = np.ones(())
+        for n, mask in enumerate([self.masks[0], ones, self.masks[1], ones]):
+            self.weights[n] = self.weights[n] - self.learning_rate * gradients[n] * mask
+
+
+class SparseMLP(MLP):
+    """An `MLP` trained by algorithm 1.
+
+    Args:
+        weights, masks, learning_rate: as for `MLP`.
+        drop_fraction, update_interval, end_step: those of the algorithm.
+    """
+
+    def __init__(self, weights, masks, *, learning_rate, drop_fraction, update_interval, end_step):
+        super().__init__(weights, masks, learning_rate=learning_rate)
+        self.drop_fraction = drop_fraction
+        self.update_interval = update_interval
+        self.end_step = end_step
+
     def is_update_step(self):
         """Whether the next batch changes the masks."""
         t = self.step
         return self.update_interval <= t < self.end_step and t % self.update_interval == 0
 
-    def train_on_batch(self, x, labels, choose=None):
-        """One step: of SGD, or of the masks.
+    def move(self, scores, choose=None):
+        """Drops the smallest weights and grows the entries of largest |score|.
 
         Args:
+            scores: for each of `weights`, such as the gradients; those of biases are not
+                looked at.
             choose: function of (layer number, kept, k) that returns what grows, in
-                place of the entries of largest gradient.
+                place of the entries of largest score.
         """
+        fraction = drop_fraction_at(self.step, self.drop_fraction, self.end_step)
+        for layer in (0, 1):
+            weight, mask = self.weights[2 * layer], self.masks[layer]
+            k = int(fraction * np.count_nonzero(mask))
+            kept = drop(weight, mask, k)
+            grown = choose(layer, kept, k) if choose else grow(scores[2 * layer], kept, k)
+            self.masks[layer] = kept | grown
+            self.weights[2 * layer] = moved(weight, mask, self.masks[layer])
+
+    def train_on_batch(self, x, labels, choose=None):
+        """One step: of SGD, or of the masks, as `move` makes it."""
         gradients = self.gradients(x, labels)
         if self.is_update_step():
-            fraction = drop_fraction_at(self.step, self.drop_fraction, self.end_step)
-            for layer in (0, 1):
-                weight, mask = self.weights[2 * layer], self.masks[layer]
-                k = int(fraction * np.count_nonzero(mask))
-                kept = drop(weight, mask, k)
-                if choose is None:
-                    grown = grow(gradients[2 * layer], kept, k)
-                else:
-                    grown = choose(layer, kept, k)
-                self.masks[layer] = kept | grown
-                self.weights[2 * layer] = moved(weight, mask, self.masks[layer])
+            self.move(gradients, choose)
         else:
-            ones = np.ones(())
-            for n, mask in enumerate([self.masks[0], ones, self.masks[1], ones]):
-                self.weights[n] = self.weights[n] - self.learning_rate * gradients[n] * mask
+            self.descend(gradients)
         self.step += 1

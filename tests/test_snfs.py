@@ -1,0 +1,145 @@
+"""SNFS: the momentum of the dense gradient, from the first step to the last update."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.helpers import BATCH, compiled, equal_masks, fit, mlp, random_data, sparsify
+from tf_rigl import methods
+from tf_rigl.methods import SET, SNFS, RigL
+
+SCHEDULE = {"update_interval": 2, "drop_fraction": 0.5, "end_step": 7, "decay": "constant"}
+EAGER = {"run_eagerly": True}
+
+
+def momentum_of(model):
+    return [item.state["gradient"].numpy() for item in model.masked_weights]
+
+
+def test_get_by_name_and_defaults():
+    method = methods.get("snfs")
+    assert type(method) is SNFS
+    assert method.get_config() == {**SET().get_config(), "momentum": 0.9}
+    assert repr(method).endswith("momentum=0.9)")
+
+
+@pytest.mark.parametrize("momentum", [1, 1.0, -0.1, "0.9", None, True, float("nan")])
+def test_a_momentum_out_of_range_is_named(momentum):
+    with pytest.raises(ValueError, match=r"`momentum` must be .* \[0, 1\).*Received: momentum="):
+        SNFS(momentum=momentum)
+
+
+@pytest.mark.parametrize("arguments", [{"drop_fraction": 0}, {"end_step": 1.5}, {"decay": "cos"}])
+def test_arguments_of_set_are_checked_as_there(arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
+        SNFS(**arguments)
+
+
+def test_gradients_are_observed_up_to_the_last_update():
+    method = SNFS(**SCHEDULE, momentum=0.75)  # Updates at 2, 4, 6.
+    observed = [method.observation(step) for step in range(9)]
+    assert observed == [(0.75, 0.25)] * 7 + [None, None]
+
+
+def test_the_momentum_stays_after_the_last_update():
+    x, y = random_data(batches=9)
+    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE)), **EAGER)
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(momentum_of(model))
+    )
+    model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[record])
+    moved = [
+        any((a != b).any() for a, b in zip(seen[t - 1], seen[t], strict=True)) for t in range(1, 9)
+    ]
+    assert moved == [True] * 6 + [False] * 2
+
+
+def test_masked_entries_have_momentum_too():
+    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE)), **EAGER)
+    fit(model, *random_data(batches=1))
+    for item, momentum in zip(model.masked_weights, momentum_of(model), strict=True):
+        assert momentum[~item.mask.numpy()].any()
+
+
+def test_without_momentum_it_is_rigl():
+    """Then the mean is the last gradient."""
+    masks = []
+    for method in (SNFS(**SCHEDULE, momentum=0), RigL(**SCHEDULE)):
+        keras.utils.set_random_seed(0)
+        masks.append(fit(compiled(sparsify(mlp(), method), **EAGER), *random_data()))
+    assert all(equal_masks(a, b) for a, b in zip(*masks, strict=True))
+
+
+def test_a_batch_without_a_finite_gradient_counts_as_zero():
+    """The momentum of the other batches is what it would be if its gradient were zero."""
+    x, y = random_data(batches=3)
+    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE)), keras.optimizers.SGD(0.0), **EAGER)
+    model.train_on_batch(x[:BATCH], y[:BATCH])
+    before = momentum_of(model)
+    model.train_on_batch(x[:BATCH] * np.nan, y[:BATCH])
+    for momentum, earlier in zip(momentum_of(model), before, strict=True):
+        np.testing.assert_allclose(momentum, 0.9 * earlier, rtol=1e-6)
+
+
+def test_a_layer_that_stays_dense_has_no_state():
+    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE), distribution="uniform"), **EAGER)
+    fit(model, *random_data(batches=1))
+    assert [list(item.state) for item in model.masked_weights] == [[], ["gradient"]]
+
+
+def test_a_file_of_another_method_begins_the_momentum_anew(tmp_path):
+    """And its state is left in the file by one that keeps none."""
+    data = random_data(batches=3)
+    path = tmp_path / "model.weights.h5"
+    models = [compiled(sparsify(mlp(), m), **EAGER) for m in (RigL(**SCHEDULE), SNFS(**SCHEDULE))]
+    rigl, snfs = models
+    for model in models:
+        fit(model, *data)
+    rigl.save_weights(path)
+    snfs.load_weights(path)
+    assert all((momentum == 0).all() for momentum in momentum_of(snfs))
+    fit(snfs, *data)
+    snfs.save_weights(path)
+    rigl.load_weights(path)
+    assert equal_masks(rigl.masks, snfs.masks)
+    fit(rigl, *data)
+
+
+def test_gradient_batches_of_rigl_are_those_before_an_update():
+    method = RigL(update_interval=5, end_step=11, gradient_batches=2)
+    observed = {t: method.observation(t) for t in range(15) if method.observation(t)}
+    assert observed == {4: (0.0, 0.5), 5: (1.0, 0.5), 9: (0.0, 0.5), 10: (1.0, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient_batches": 0}, "`gradient_batches` must be .* at least 1.*gradient_batches=0"),
+        ({"gradient_batches": 1.5}, "gradient_batches=1.5"),
+        ({"gradient_batches": 101}, "at most `update_interval`.*101, update_interval=100"),
+    ],
+)
+def test_wrong_gradient_batches_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RigL(**arguments)
+
+
+def test_what_grows_is_drawn_anew_at_each_update():
+    """By a random initializer, which alone would give the same values each time."""
+    initializer = keras.initializers.RandomNormal(stddev=1.0, seed=1)
+    method = SET(**{**SCHEDULE, "end_step": 100}, grow_initializer=initializer)
+    model = compiled(sparsify(mlp(), method), keras.optimizers.SGD(0.0), **EAGER)
+    x, y = random_data(batches=1)
+    item, values = model.masked_weights[0], []
+    for _ in range(7):
+        mask = item.mask.numpy()
+        model.train_on_batch(x, y)
+        grown = item.mask.numpy() & ~mask
+        if grown.any():
+            values.append(item.weight.numpy()[grown])
+    assert len(values) == 3
+    assert all((v != 0).all() for v in values)
+    drawn = np.concatenate(values)
+    assert 0.5 < drawn.std() < 1.5
+    assert not np.isin(values[0], values[1]).all()

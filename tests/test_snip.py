@@ -1,0 +1,148 @@
+"""SNIP: the first batches are scored, and what they are least sensitive to is pruned."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_rigl
+from tests.helpers import (
+    BATCH,
+    active,
+    check_pruned,
+    compiled,
+    detached_mlp,
+    equal_masks,
+    fit,
+    mlp,
+    random_data,
+    sparsify,
+)
+from tf_rigl import methods
+from tf_rigl.methods import SNIP
+
+EAGER = {"run_eagerly": True}
+
+
+def test_get_by_name_and_defaults():
+    assert repr(methods.get("snip")) == "SNIP(scope='layer', batches=1)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scope": "globl"}, "`scope` must be .*Did you mean 'global'.*scope='globl'"),
+        ({"scope": None}, "scope=None"),
+        ({"batches": 0}, "`batches` must be .* at least 1.*batches=0"),
+        ({"batches": 2.0}, "batches=2.0"),
+        ({"batches": True}, "batches=True"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SNIP(**arguments)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_scored_batches_are_not_trained_on(batches):
+    x, y = random_data(batches=4)
+    model = compiled(sparsify(mlp(), SNIP(batches=batches)), **EAGER)
+    assert model.sparsity == 0.0
+    begun = [w.numpy() for w in model.trainable_variables]
+    fit(model, x[: batches * BATCH], y[: batches * BATCH])
+    assert model.step == batches
+    assert int(model.optimizer.iterations) == 0
+    masks = [item.mask.numpy() for item in model.masked_weights]
+    for weight, first, mask in zip(
+        model.trainable_variables, begun, (masks[0], True, masks[1], True), strict=True
+    ):
+        np.testing.assert_array_equal(weight.numpy(), np.where(mask, first, 0))
+    check_pruned(model)
+    pruned = model.masks
+    fit(model, x, y)
+    assert equal_masks(model.masks, pruned)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_runs_shorter_than_the_scoring_add_up():
+    """Three batches in one go, or by one: the same masks."""
+    x, y = random_data(batches=3)
+    masks = []
+    for epochs in ([(0, 3)], [(0, 1), (1, 2), (2, 3)]):
+        keras.utils.set_random_seed(0)
+        model = compiled(sparsify(mlp(), SNIP(batches=3)), **EAGER)
+        for first, last in epochs:
+            assert model.sparsity == 0.0
+            fit(model, x[first * BATCH : last * BATCH], y[first * BATCH : last * BATCH])
+        masks.append(model.masks)
+    assert equal_masks(*masks)
+    check_pruned(model)
+
+
+def test_more_batches_give_another_mean():
+    masks = []
+    for batches in (1, 3):
+        keras.utils.set_random_seed(0)
+        model = compiled(sparsify(mlp(), SNIP(batches=batches)), **EAGER)
+        fit(model, *random_data(batches=3))
+        masks.append(model.masks)
+    assert not equal_masks(*masks)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("sparsity", [0.02, 0.37, 0.99])
+def test_counts(scope, sparsity):
+    model = compiled(sparsify(mlp(), SNIP(scope=scope), sparsity), **EAGER)
+    fit(model, *random_data(batches=2))
+    check_pruned(model)
+    zeros = sum(int((~mask).sum()) for mask in model.masks.values())
+    assert zeros == int(80 * sparsity) + int(24 * sparsity)
+
+
+def test_a_global_scope_takes_the_overall_sparsity_for_every_layer():
+    """Whatever the distribution: where the zeros go, scores say."""
+    model = tf_rigl.sparsify(mlp(), SNIP(scope="global"), 0.5, distribution="erk", seed=0)
+    assert [item.target_sparsity for item in model.masked_weights] == [0.5, 0.5]
+    fit(compiled(model, **EAGER), *random_data(batches=1))
+    check_pruned(model)
+    assert active(model) != {"hidden/kernel": 40, "head/kernel": 12}
+
+
+def test_a_fixed_layer_takes_part_in_a_global_scope_with_its_zeros():
+    model = tf_rigl.sparsify(
+        mlp(), SNIP(scope="global"), 0.5, distribution="uniform_all", fixed={"head": 0.25}, seed=0
+    )
+    fit(compiled(model, **EAGER), *random_data(batches=1))
+    assert sum(active(model).values()) == 40 + 18
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_that_overflow_do_not_leave_the_model_dense(batches):
+    """A loss scale that is too high at first is common, and lowered by the optimizer only."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = sparsify(mlp(), SNIP(batches=batches))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=2.0**24
+    )
+    compiled(model, optimizer, **EAGER)
+    x, y = random_data(batches=20)
+    model.fit(x, y, batch_size=BATCH, verbose=0)
+    check_pruned(model)
+
+
+def test_a_model_without_zeros_to_give_is_refused():
+    with pytest.raises(ValueError, match="cannot be met"):
+        sparsify(mlp(), SNIP(), 0.001)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_model_of_which_nothing_can_be_scored_is_trained():
+    """Its only sparse layer has no gradient: that must not keep the others waiting for ever."""
+    model = compiled(sparsify(detached_mlp(), SNIP(), distribution={"hidden": 0.5}), **EAGER)
+    head = model.get_layer("head").kernel
+    before = head.numpy()
+    x, y = random_data(batches=3)
+    model.fit(x, y, batch_size=BATCH, epochs=20, verbose=0)
+    assert (head.numpy() != before).any()
