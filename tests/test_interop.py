@@ -144,7 +144,7 @@ def kept(method, step, sizes, target):
             is_sparse=True,
             target_sparsity=target,
             pattern=Unstructured(),
-            weight=types.SimpleNamespace(shape=(size,)),
+            weight=types.SimpleNamespace(shape=(size,), trainable=True),
         )
         for size in sizes
     ]
@@ -162,9 +162,7 @@ def kept(method, step, sizes, target):
     ],
 )
 def test_counts_are_those_of_tfmot_at_every_step(arguments):
-    """As it computes them, in float32; but TensorFlow rewrites the formula in a graph (division
-    by a constant, powers), which may cost one entry where there are very many.
-    """
+    """As its graph computes them, in float32; the last bit may cost one entry of very many."""
     sizes = [1, 2, 10, 33, 77, 450, 1000]
     large = [4097, 235_200, 2_359_296]
     theirs, ours = tfmot.PolynomialDecay(*arguments), schedules.PolynomialDecay(*arguments)

@@ -146,6 +146,7 @@ def plan(
     sparsity = check_sparsity("sparsity", sparsity)
     targets.check_distribution(distribution)
     targets.check_exclude(exclude)
+    targets.check_fixed(fixed)
     inner, arguments = _symbolic.prepare(model, input_shape)
     model = model if model.built else inner
     found = maskable.find(model, include_self=False)

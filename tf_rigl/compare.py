@@ -6,7 +6,7 @@ import time
 
 import keras
 
-from tf_rigl import experiments, files
+from tf_rigl import data, experiments, files
 from tf_rigl.run_store import Store
 from tf_rigl.settings import Settings
 from tf_rigl.specs import parse
@@ -125,12 +125,26 @@ def compare(
         files.write_text(folder / RESULT, files.to_json({"command": command, "rows": rows}))
         return rows
 
+    _check_methods(store, data_dir)
     for _ in _train(store, data_dir):
         tabulate()  # After every run: a long comparison can be looked at.
     rows = tabulate()
     if any(row["accuracies"] for row in rows):
         _draw(folder, plan, rows, store)
     return rows
+
+
+def _check_methods(store, data_dir):
+    """Raises if a method cannot be made for the number of steps that its run will have."""
+    steps = {}
+    for settings in (each for each in store.unfinished() if each.method != "dense"):
+        key = settings.dataset, settings.batch_size
+        if key not in steps:
+            steps[key] = len(data.load(*key, data_dir=data_dir).train)
+        try:
+            settings.make_method(settings.epochs * steps[key])
+        except ValueError as error:
+            raise ValueError(f"{settings.name}: {error}") from error
 
 
 def _train(store, data_dir):

@@ -56,50 +56,66 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
             "Argument `model` must be a `tf_keras` model that tfmot prunes; `tf_rigl.sparsify` "
             f"takes those of Keras 3. Received: model={model!r} (of type {type(model)})"
         )
-    wrapped = pruning_wrapper.PruneLowMagnitude
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, wrapped)]
-    # tfmot wraps layers without anything to prune, too.
-    wrappers = [layer for layer in layers if layer.pruning_vars]
+    wrappers = _routes(model, pruning_wrapper.PruneLowMagnitude)
     if not wrappers:
         raise ValueError(
             "Argument `model` must have layers wrapped by `prune_low_magnitude`. "
             f"Received: a model with the layers {[layer.name for layer in model.layers]}"
         )
-    method = _schedule_of(wrappers) if method is None else methods.get(method)
+    method = _schedule_of(list(wrappers.values())) if method is None else methods.get(method)
 
     dense = _to_keras_3(tfmot.sparsity.keras.strip_pruning(model), custom_objects)
     pairs = _pairs(wrappers, dense)
     sparse = convert.sparsify(
         dense,
         method=method,
-        distribution={path: _final_sparsity(wrapper) for path, (wrapper, _) in pairs.items()},
+        distribution={path: _final_sparsity(*pair) for path, pair in pairs.items()},
         seed=seed,
     )
     for item in sparse.masked_weights:
         if item.path in pairs:
             item.set_mask(pairs[item.path][1])
-    sparse._step = max(0, *(int(wrapper.pruning_step.numpy()) for wrapper in wrappers))
+    # A layer that is called several times counts every call.
+    steps = [int(wrapper.pruning_step.numpy()) for wrapper in wrappers.values()]
+    sparse._step = max(0, min(steps))
     return sparse
+
+
+def _routes(layer, cls, route=()):
+    """The wrappers with something to prune in a model, by the names of the layers on the way."""
+    routes = {}
+    inner = getattr(layer, "layers", None)
+    for child in layer._flatten_layers(False, False) if inner is None else inner:
+        # tfmot wraps layers without anything to prune, too.
+        if isinstance(child, cls) and child.pruning_vars:
+            routes[(*route, child.layer.name)] = child
+        elif not isinstance(child, cls):
+            routes |= _routes(child, cls, (*route, child.name))
+    return routes
 
 
 def _pairs(wrappers, dense):
     """The wrapper and the mask of each weight of the Keras 3 model, by path."""
     pairs = {}
     found = maskable.find(dense, include_self=False)
-    for wrapper in wrappers:
+    for route, wrapper in wrappers.items():
         for weight, mask, _ in wrapper.pruning_vars:
             name = weight.name.split("/")[-1].split(":")[0]
             paths = [
                 m.path
                 for m in found
-                if m.weight.name == name
-                and wrapper.layer.name in m.layers
+                if m.layers[: len(route)] == route
+                and m.weight.name == name
                 and tuple(m.weight.shape) == tuple(weight.shape)
             ]
+            if len(paths) > 1:
+                raise ValueError(
+                    f"The mask of {'/'.join((*route, name))!r} fits several weights: {paths}."
+                )
             if not paths:
                 warnings.warn(
-                    f"tf_rigl does not mask {weight.name!r} of layer {wrapper.layer.name!r}: its "
-                    "zeros are kept, and may be trained away.",
+                    f"tf_rigl does not mask {'/'.join((*route, name))!r}: its zeros are kept, and "
+                    "may be trained away.",
                     stacklevel=4,
                 )
             for path in paths:
@@ -125,8 +141,10 @@ def _schedule_of(wrappers):
     return MagnitudePruning(wrappers[0].pruning_schedule)
 
 
-def _final_sparsity(wrapper):
-    return MagnitudePruning(wrapper.pruning_schedule).final_sparsity
+def _final_sparsity(wrapper, mask):
+    """Where the schedule ends, or, where it does not say, where the mask is."""
+    final = MagnitudePruning(wrapper.pruning_schedule).final_sparsity
+    return 1 - np.mean(mask) if final is None else final
 
 
 def _to_keras_3(model, custom_objects):

@@ -218,15 +218,19 @@ class ConstantSparsity(_PruningSchedule):
         """Whether to prune before batch `step`, and to what sparsity (1: all that is due)."""
         return self.is_due(step), 1.0 if self.target_sparsity is None else self.target_sparsity
 
+    def density(self, step):
+        """What is left at `step`, as float32."""
+        return np.float32(1) - np.float32(self(step)[1])
+
 
 @dataclasses.dataclass(frozen=True)
 class PolynomialDecay(_PruningSchedule):
     """Raises sparsity along a polynomial: steep at first, then slower and slower.
 
     `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power`, in
-    float32 as tensorflow-model-optimization computes it, so that counts agree (within one
-    entry in large weights, where its graph rounds in another order). Unlike there, the
-    last time is always at `end_step`, whether or not `frequency` divides.
+    float32 and in the order of tensorflow-model-optimization's compiled graph, so that
+    counts agree but for rare ties. Unlike there, the last time is always at `end_step`, whether or not
+    `frequency` divides.
 
     Args:
         initial_sparsity: float in [0, 1), at `begin_step`.
@@ -282,9 +286,23 @@ class PolynomialDecay(_PruningSchedule):
 
         Without `final_sparsity`, it is the fraction of the way there.
         """
+        left, final = self._left(step)
+        return self.is_due(step), float(left + np.float32(final))
+
+    def density(self, step):
+        """What is left at `step`, as float32."""
+        left, final = self._left(step)
+        return (np.float32(1) - np.float32(final)) - left
+
+    def _left(self, step):
+        """How far sparsity is from the final one (at most 0), and that."""
         final = 1.0 if self.final_sparsity is None else self.final_sparsity
         one, length = np.float32(1), np.float32(max(1, self.end_step - self.begin_step))
-        way = min(one, max(np.float32(0), np.float32(step - self.begin_step) / length))
-        left = np.power(one - way, np.float32(self.power), dtype=np.float32)
-        sparsity = np.float32(self.initial_sparsity - final) * left + np.float32(final)
-        return self.is_due(step), float(sparsity)
+        # TensorFlow's graph optimizer makes products of quotients and of whole powers.
+        way = np.float32(step - self.begin_step) * (one / length)
+        rest = one - min(one, max(np.float32(0), way))
+        if self.power in (1, 2, 3):
+            power = (rest, rest * rest, rest * (rest * rest))[int(self.power) - 1]
+        else:
+            power = np.power(rest, np.float32(self.power), dtype=np.float32)
+        return np.float32(self.initial_sparsity - final) * power, final

@@ -121,7 +121,9 @@ class Settings:
         cls = methods.NAMES[self.method]
         interval = self.update_interval
         if interval is None:
+            # No shorter than the window of gradients that are averaged.
             interval = min(100, max(1, steps // 50))
+            interval = max(interval, self.options.get("gradient_batches", 1))
         given = {"drop_fraction": self.drop_fraction, "update_interval": interval, **self.options}
         taken = _constructor_arguments(cls)
         arguments = {key: value for key, value in given.items() if key in taken}

@@ -65,6 +65,7 @@ class SparseModel(keras.Model):
         self.seed = resolve_seed(seed)
         self._step = 0
         self._run = training.Run()
+        self._add_state()
 
     # What the masks are.
 
@@ -78,6 +79,12 @@ class SparseModel(keras.Model):
                 path = maskable.unique(item.path, taken)
                 items.append(dataclasses.replace(item, path=path))
         return items
+
+    def _add_state(self):
+        """Makes what the method keeps for each weight, where it is not there yet."""
+        with self.distribute_strategy.scope():
+            for masks in self._mask_layers():
+                masks.add_state(self.method.state_names)
 
     def _mask_layers(self) -> list[Masks]:
         """What holds the masks, in model order."""
@@ -163,12 +170,10 @@ class SparseModel(keras.Model):
         y_pred, gradients = self._gradients(x, y, sample_weight, weights)
         if observation is not None or counts is not None:
             by_weight = {id(w): g for w, g in zip(weights, gradients, strict=True)}
+            reached = [(number, item, by_weight[id(item.weight)]) for number, item in trained]
             # A weight that the loss does not reach has no gradient: its mask stays.
-            reached = [
-                (number, item, by_weight[id(item.weight)])
-                for number, item in trained
-                if by_weight[id(item.weight)] is not None
-            ]
+            self._run.leave_alone(number for number, _, g in reached if g is None)
+            reached = [entry for entry in reached if entry[2] is not None]
             reached, usable = self._dense_gradients(reached)
         if observation is not None:
             reached = _observe(reached, observation, usable)
@@ -176,9 +181,10 @@ class SparseModel(keras.Model):
             self._train(weights, gradients)
         elif usable is not None:
             # What the optimizer does at an overflow, where it is not asked.
-            scale = self.optimizer.dynamic_scale
-            value = tf.convert_to_tensor(scale.value)
-            _tensors.assign([scale], [tf.where(usable, value, value / 2)])
+            variables = [self.optimizer.dynamic_scale, self.optimizer.step_counter]
+            scale, steps = (tf.convert_to_tensor(variable.value) for variable in variables)
+            values = [tf.where(usable, scale, scale / 2), tf.where(usable, steps, 0)]
+            _tensors.assign(variables, values)
         if counts is not None:
             self._change_masks(reached, counts, step, usable)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -330,7 +336,7 @@ class SparseModel(keras.Model):
         self._run.active = None
         for masks in self._mask_layers():
             masks.refusal = None
-            masks.add_state(self.method.state_names)
+        self._add_state()
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         step, states = entries.pop("step", None), entries.pop("seeds", ())
         super().load_own_variables(entries)
@@ -394,9 +400,11 @@ def _observe(reached, observation, usable):
     for _, item, gradient in reached:
         variable = item.state["gradient"]
         kept = tf.convert_to_tensor(variable.value)
+        if usable is not None:
+            gradient = _tensors.where(usable, gradient)
         mean_of = _tensors.compiled_if_large(_tensors.mean_of, kept.shape.num_elements())
         mean = mean_of(kept, gradient, *tf.unstack(tf.cast(observation, kept.dtype)))
         variables.append(variable)
-        values.append(mean if usable is None else tf.where(usable, mean, kept))
+        values.append(mean)
     _tensors.assign(variables, values)
     return [(n, item, value) for (n, item, _), value in zip(reached, values, strict=True)]

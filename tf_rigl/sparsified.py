@@ -25,8 +25,8 @@ class _Sparsified:
             for index, (path, sparsity) in enumerate(sparsities.items()):
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
                 self._masks.add(path, weights[path], sparsity, recipe["pattern"], draw)
-            self._masks.add_state(self.method.state_names)
             self._masks.settle()
+        self._add_state()
 
     def _recreate_masks(self, masked):
         found = maskable.find(self, include_self=False)
@@ -39,7 +39,7 @@ class _Sparsified:
                 )
             pattern = keras.saving.deserialize_keras_object(entry["pattern"])
             self._masks.add(match.path, match.weight, entry["sparsity"], pattern)
-        self._masks.add_state(self.method.state_names)
+        self._add_state()
 
     def _match(self, entry, found):
         """The weight that an entry of the configuration means: a graph keeps its names."""

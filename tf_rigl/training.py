@@ -14,6 +14,9 @@ from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from tf_rigl import _tensors, optimizers
 from tf_rigl.masked_layer import MaskedLayer
 
+# More than the halvings from the largest loss scale to one that fits.
+_ATTEMPTS = 32
+
 
 @dataclasses.dataclass
 class Run:
@@ -23,8 +26,14 @@ class Run:
     steps: int | None = None  # How many it will have in all, if that is known.
     items: list = dataclasses.field(default_factory=list)  # The masked weights.
     active: list | None = None  # Units active in each masked weight; None: to be counted.
+    failures: int = 0  # Updates in a row after which masks were as before.
     slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> list of Slot.
     seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
+
+    def leave_alone(self, numbers):
+        """Has plans made as if these weights stayed dense: no gradient reaches them."""
+        for number in numbers:
+            self.items[number] = dataclasses.replace(self.items[number], target_sparsity=0.0)
 
 
 class RunLength(keras.callbacks.Callback):
@@ -38,12 +47,7 @@ class RunLength(keras.callbacks.Callback):
         model, steps = self.model, self.params.get("steps")
         if steps is None:
             model._run.steps = None
-            if model.method.needs_length:
-                raise ValueError(
-                    "A float `end_step` needs a data set of known length. Pass `end_step` as an "
-                    "integer, a step, or give `steps_per_epoch` to `fit`. "
-                    f"Received: method={model.method!r}"
-                )
+            _check_length(model)
             return
         # Epochs that an earlier run has done belong to the same schedule. Keras keeps in
         # `_initial_epoch` where `BackupAndRestore` goes on.
@@ -106,27 +110,42 @@ class _Steps:
 
     def __init__(self, model):
         self.model = model
-        self.ordinary = _compiled(model, model.train_step)
-        self.observing = _compiled(model, model.observing_step)
-        self.update = _compiled(model, model.update_step)
+        # Where the batch is taken within the graph and there is none, the rest of the graph
+        # may have run all the same. Keras has that for ordinary steps too.
+        ahead = model.steps_per_execution > 1
+        self.ordinary = _compiled(model, model.train_step, ahead)
+        self.observing = _compiled(model, model.observing_step, ahead)
+        self.update = _compiled(model, model.update_step, ahead=True)
 
     def run(self, iterator, step):
         """Runs the step of this number on the next batch; returns its logs."""
-        run = self.model._run
+        run, method = self.model._run, self.model.method
         counts, observation = _plan(self.model, step), _observation(self.model, step)
+        if counts is not None and observation is None and "gradient" in method.state_names:
+            observation = 1.0, 1.0  # An update that is late sees what has been kept as well.
         factors = () if observation is None else (tf.constant(observation, tf.float32),)
         if counts is None:
             return self.observing(iterator, *factors) if factors else self.ordinary(iterator)
         numbers = tf.constant(counts, tf.int32), tf.constant(step, tf.int32)
         logs = self.update(iterator, *numbers, *factors)
-        planned = [sum(each) for each in counts]
-        # Where counts change, frozen weights keep theirs, and a common pool divides anew.
-        run.active = planned if planned == run.active else _count_active(run.items)
+        planned, before = [sum(each) for each in counts], run.active
+        if planned != before:
+            # Frozen weights keep theirs, and a common pool divides anew.
+            run.active = _count_active(run.items)
+            run.failures = run.failures + 1 if run.active == before else 0
+            if run.failures == _ATTEMPTS:
+                warnings.warn(
+                    f"{type(method).__name__} cannot prune the model: no usable gradient has "
+                    f"reached the weights in {_ATTEMPTS} attempts. They stay as they are.",
+                    stacklevel=2,
+                )
         return logs
 
 
 def _plan(model, step):
     run = model._run
+    if run.failures >= _ATTEMPTS:
+        return None
     return model.method.plan(step, run.active, run.first_step, run.steps, run.items)
 
 
@@ -143,8 +162,14 @@ def _count_active(items):
     return [int(item.pattern.active(tf.convert_to_tensor(item.mask))) for item in items]
 
 
-def _compiled(model, step_function):
-    """A function that takes a batch off an iterator and runs a step on it."""
+def _compiled(model, step_function, ahead):
+    """A function that takes a batch off an iterator and runs a step on it.
+
+    Args:
+        model: the model.
+        step_function: function of a batch.
+        ahead: bool, whether to take the batch before the compiled function is called.
+    """
 
     def on_batch(data, *args):
         strategy = model.distribute_strategy
@@ -161,7 +186,9 @@ def _compiled(model, step_function):
         on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
 
     def run(iterator, *args):
-        if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+        if not ahead and isinstance(
+            iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
+        ):
             return on_iterator(iterator, *args)
         return on_batch(_tensors.without_optionals(next(iterator)), *args)
 
@@ -170,7 +197,7 @@ def _compiled(model, step_function):
 
 def _begin(model, iterator):
     """What has to stand before the first step of a run; returns the iterator."""
-    run, method = model._run, model.method
+    run = model._run
     if not model.built:
         iterator = _build_on(model, iterator)
     run.items = items = model.masked_weights
@@ -179,19 +206,12 @@ def _begin(model, iterator):
             "The model has no masked weights: wrap layers in `tf_rigl.MaskedLayer`, or make "
             "the model with `tf_rigl.sparsify`."
         )
-    if method.needs_length and run.steps is None:
-        raise ValueError(
-            "A float `end_step` needs a training run of known length: `fit` with a data set "
-            "whose number of batches is known (or `steps_per_epoch`). Pass `end_step` as an "
-            f"integer, a step, instead. Received: method={method!r}"
-        )
-    if method.begins_dense:
-        _check_begins_dense(model)
-    with model.distribute_strategy.scope():
-        if not model.optimizer.built:
+    _check_length(model)
+    _check_initial_masks(model)
+    model._add_state()
+    if not model.optimizer.built:
+        with model.distribute_strategy.scope():
             model.optimizer.build(model.trainable_variables)
-        for masks in model._mask_layers():
-            masks.add_state(method.state_names)
     trainable = {id(w) for w in model.trainable_variables}
     run.slots = optimizers.find_slots(model.optimizer, model.trainable_variables)
     # Weights may have been set, and the optimizer used, since the last run.
@@ -200,7 +220,7 @@ def _begin(model, iterator):
             item.zero_masked(item.weight)
             for slot in run.slots.get(id(item.weight), ()):
                 item.zero_masked(*slot)
-    run.active = _count_active(items)
+    run.active, run.failures = _count_active(items), 0
     return iterator
 
 
@@ -217,12 +237,31 @@ def _build_on(model, iterator):
     return iterator
 
 
-def _check_begins_dense(model):
-    """Raises if a layer drew a random mask where the method has to begin with all weights."""
+def _check_length(model):
+    """Raises if the method has to know how long the run is, and nobody does."""
+    if model.method.needs_length and model._run.steps is None:
+        raise ValueError(
+            "A float `end_step` needs a training run of known length: `fit` with a data set "
+            "whose number of batches is known (or `steps_per_epoch`). Pass `end_step` as an "
+            f"integer, a step, instead. Received: method={model.method!r}"
+        )
+
+
+def _check_initial_masks(model):
+    """Raises if layers wrapped by hand begin otherwise than the method does."""
+    method = type(model.method).__name__
     for layer in model._flatten_layers():
-        if isinstance(layer, MaskedLayer) and layer.initial_mask != "ones":
+        if not isinstance(layer, MaskedLayer) or layer.sparsity == 0:
+            continue
+        if model.method.begins_dense and layer.initial_mask != "ones":
             raise ValueError(
-                f"{type(model.method).__name__} begins with dense weights, but the mask of layer "
-                f"{layer.name!r} was drawn at random when it was built. Pass "
-                "`initial_mask='ones'` to `tf_rigl.MaskedLayer`."
+                f"{method} begins with dense weights, but the mask of layer {layer.name!r} was "
+                "drawn at random when it was built. Pass `initial_mask='ones'` to "
+                "`tf_rigl.MaskedLayer`."
+            )
+        whole = all(item.mask.numpy().all() for item in layer._masks.items)
+        if not model.method.begins_dense and layer.initial_mask == "ones" and whole:
+            raise ValueError(
+                f"{method} begins with sparse weights, but layer {layer.name!r} is dense: it was "
+                "made with `initial_mask='ones'`, which is for methods that prune."
             )

@@ -29,7 +29,7 @@ class Method:
         scope: str, "layer": each weight keeps its own share of units. "global": all
             masked weights draw theirs from one pool.
         state_names: tuple of str, what is kept for each weight beside its mask, in
-            `MaskedWeight.state`. "gradient" is what `observation` fills.
+            `MaskedWeight.state`: `("gradient",)` where there is an `observation`.
     """
 
     jit_compile = True

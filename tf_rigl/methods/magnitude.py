@@ -1,11 +1,13 @@
 """Gradual magnitude pruning: from dense to sparse while training."""
 
+import functools
 import importlib
 
 import keras
 import numpy as np
 
 from tf_rigl import distributions, schedules
+from tf_rigl._arguments import check_integer
 from tf_rigl.methods.pruning import Pruning
 
 _OWN = {cls.__name__: cls for cls in (schedules.PolynomialDecay, schedules.ConstantSparsity)}
@@ -65,7 +67,6 @@ class MagnitudePruning(Pruning):
                 f"Received: schedule={schedule!r}"
             )
         self.schedule = schedule
-        self._in_run = None  # The schedule of a run of `fit`, and which run that is.
 
     @property
     def needs_length(self):
@@ -79,44 +80,42 @@ class MagnitudePruning(Pruning):
                 return getattr(self.schedule, name)
         return _read(self.schedule(_LAST_STEP))[1] or None
 
-    def _schedule_in(self, first_step, run_steps):
-        if not self.needs_length:
-            return self.schedule
-        if self._in_run is None or self._in_run[0] != (first_step, run_steps):
-            self._in_run = (first_step, run_steps), self.schedule.over(first_step, run_steps)
-        return self._in_run[1]
-
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
-        sparsity = _asked(self._schedule_in(first_step, run_steps), step + 1)
+        schedule = _in_run(self.schedule, first_step, run_steps)
+        sparsity = _asked(schedule, step + 1)
         if sparsity is None:
             return None
         final = self.final_sparsity
+        density = schedule.density(step + 1) if hasattr(schedule, "density") else None
         keep = [
-            self._kept(item, sparsity, final) if item.is_sparse else now
+            self._kept(item, sparsity, density, final)
+            if item.is_sparse and item.weight.trainable
+            else now
             for now, item in zip(active, items, strict=True)
         ]
         if self.scope == "layer":
             keep = [min(n, now) for n, now in zip(keep, active, strict=True)]
         return [(n, 0) for n in keep] if sum(keep) < sum(active) else None
 
-    def _kept(self, item, sparsity, final):
+    def _kept(self, item, sparsity, density, final):
         """How many units of a weight are kept where the schedule is at `sparsity`."""
         units, target = item.pattern.units(item.weight.shape), item.target_sparsity
         if self._is_open(final):  # A fraction of the target, at last the counts of all methods.
             return units - int(distributions.zeros(target * sparsity, units))
-        # No product where there is nothing to scale, or nothing to scale by: it would round.
-        if final is not None and target != final:
-            sparsity = target * (sparsity / final)
-        # Rounded as tensorflow-model-optimization does it.
+        # Rounded as tensorflow-model-optimization does it, while that is exact.
         number = np.float32 if units < _EXACT_IN_FLOAT32 else np.float64
-        return max(1, int(np.round(number(units) * (number(1) - number(sparsity)))))
+        if final and target != final:
+            density = number(1) - number(target * (sparsity / final))
+        elif density is None or number is np.float64:
+            density = number(1) - number(sparsity)
+        return max(1, int(np.round(number(units) * density)))
 
     def _is_open(self, final):
         """Whether the schedule gives fractions of a target that it leaves to others."""
         return final is None and type(self.schedule) in _OWN.values()
 
     def next_update(self, step, first_step=0, run_steps=None):
-        schedule = self._schedule_in(first_step, run_steps)
+        schedule = _in_run(self.schedule, first_step, run_steps)
         if not hasattr(schedule, "next_step"):
             return step  # Nothing is known of it.
         following = schedule.next_step(step + 1)
@@ -132,9 +131,10 @@ class MagnitudePruning(Pruning):
                 "Argument `steps` must be an integer, how many steps training has: the cost of "
                 "gradual pruning changes on the way. Received: steps=None"
             )
+        check_integer("steps", steps, 1)
         final = self.final_sparsity
         as_it_is = final is None and not self._is_open(final)
-        schedule = self._schedule_in(0, steps)
+        schedule = _in_run(self.schedule, 0, steps)
         reached = total = 0.0
         for step in range(1, steps + 1):
             reached = max(reached, _asked(schedule, step) or 0.0)
@@ -152,16 +152,35 @@ class MagnitudePruning(Pruning):
         return cls(**{**config, "schedule": _deserialize(config["schedule"])})
 
 
+def _in_run(schedule, first_step, run_steps):
+    """The schedule as it is in a run of `fit`: its end a step, tfmot's as our own."""
+    if getattr(schedule, "needs_length", False):
+        return _ended(schedule, first_step, run_steps)
+    return _own(schedule) if _is_tfmot(schedule) else schedule
+
+
+@functools.lru_cache
+def _ended(schedule, first_step, run_steps):
+    return schedule.over(first_step, run_steps)
+
+
+@functools.lru_cache
+def _own(schedule):
+    """A schedule of tfmot, made of TensorFlow operations, as one that takes no time."""
+    cls = {"PolynomialDecay": _PolynomialDecay}.get(type(schedule).__name__)
+    return (cls or schedules.ConstantSparsity)(**schedule.get_config()["config"])
+
+
+class _PolynomialDecay(schedules.PolynomialDecay):
+    """tfmot's: it misses the end where `frequency` does not divide."""
+
+    _ends_pruned = False
+
+
 def _asked(schedule, step):
     """The sparsity to which a schedule prunes before batch `step`, or None."""
-    # Asked only where it pays: schedules of TensorFlow operations take their time.
-    if type(schedule) in _OWN.values():
-        if not schedule.is_due(step):
-            return None
-    elif _is_tfmot(schedule):
-        begin, end = schedule.begin_step, schedule.end_step
-        if step < begin or 0 <= end < step or (step - begin) % schedule.frequency:
-            return None
+    if hasattr(schedule, "is_due") and not schedule.is_due(step):
+        return None
     due, sparsity = _read(schedule(step))
     return sparsity if due else None
 
@@ -184,7 +203,11 @@ def _serialize(schedule):
         return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
     if _is_tfmot(schedule):
         return {**schedule.get_config(), "module": _TFMOT}
-    return keras.saving.serialize_keras_object(schedule)
+    value = keras.saving.serialize_keras_object(schedule)
+    config = value.get("config") if isinstance(value, dict) else None
+    if isinstance(config, dict) and set(config) == {"class_name", "config"}:
+        value["config"] = config["config"]  # tfmot's convention for schedules of one's own.
+    return value
 
 
 def _deserialize(value):

@@ -45,6 +45,8 @@ class Pruning(Method):
             pattern.unit_mask(arguments[2])
             for arguments, pattern in zip(scored, patterns, strict=True)
         ]
+        wide = tf.float64 if any(part.dtype == tf.float64 for part in scores) else tf.float32
+        scores = [tf.cast(part, wide) for part in scores]
         total = tf.add_n([keep for keep, _ in counts])
         chosen = top_k_mask(tf.concat(scores, 0), total, tf.concat(present, 0))
         sizes = [part.shape[0] for part in scores]

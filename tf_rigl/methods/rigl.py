@@ -69,7 +69,8 @@ class RigL(SET):
         following = self.next_update(step, first_step, run_steps)
         if following is None or following - step >= self.gradient_batches:
             return None
-        is_first = following - step == self.gradient_batches - 1
+        # What an earlier run has left of another window does not belong to the mean.
+        is_first = step == max(following - self.gradient_batches + 1, first_step)
         return (0.0 if is_first else 1.0), 1 / self.gradient_batches
 
     def grow_scores(self, weight, gradient, mask, seed):

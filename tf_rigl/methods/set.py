@@ -79,7 +79,7 @@ class SET(Method):
         self._start = self.update_interval if self.start_step is None else self.start_step
         self.decay = decay
         self._decay = schedules.get_decay(decay)
-        self.grow_initializer = keras.initializers.get(grow_initializer)
+        self.grow_initializer = _seeded(keras.initializers.get(grow_initializer))
         self.apply_optimizer_on_update = bool(apply_optimizer_on_update)
         self.order = "after" if apply_optimizer_on_update else "instead"
 
@@ -147,6 +147,17 @@ class SET(Method):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "decay": deserialize_function(config["decay"])})
+
+
+def _seeded(initializer):
+    """An initializer that draws the same in each process.
+
+    What tells its draws apart is the model's seed: see `SET.new_values`.
+    """
+    config = initializer.get_config() if hasattr(initializer, "get_config") else {}
+    if "seed" in config and config["seed"] is None:
+        return type(initializer).from_config({**config, "seed": 0})
+    return initializer
 
 
 def _is_number(value):

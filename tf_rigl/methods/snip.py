@@ -6,15 +6,14 @@ import tensorflow as tf
 from tf_rigl._arguments import check_integer
 from tf_rigl.methods.pruning import Pruning
 
-_ATTEMPTS = 32  # More than the halvings from the largest loss scale to one that fits.
-
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class SNIP(Pruning):
     """Keeps the weights of largest |weight x gradient| at initialisation.
 
     The model is dense until the first `batches` batches of `fit` have been scored; they
-    are not trained on. After that the mask never changes.
+    are not trained on. After that the mask never changes. A layer that is frozen by then is
+    pruned by the first batch after it is not.
 
     Args:
         scope: str, "layer" (each weight keeps the sparsity that the distribution gives
@@ -43,14 +42,16 @@ class SNIP(Pruning):
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
         del first_step, run_steps
-        pool = [(n, item) for n, item in zip(active, items, strict=True) if _may_be_pruned(item)]
-        done = any(n < _units(item) for n, item in pool)
-        if not pool or done or step >= self.batches + _ATTEMPTS:
+        keep = [
+            item.target_active() if _is_whole(item, n) else n
+            for n, item in zip(active, items, strict=True)
+        ]
+        if keep == active:
             return None
         if step < self.batches - 1:  # Nothing changes yet, and nothing is trained.
-            return [(n, 0) for n in active]
-        # At later steps too: with loss scaling, gradients may have overflowed at first.
-        return [(min(n, item.target_active()), 0) for n, item in zip(active, items, strict=True)]
+            keep = active
+        # At later steps too: gradients may have overflowed, or a layer been frozen till now.
+        return [(n, 0) for n in keep]
 
     def observation(self, step, first_step=0, run_steps=None):
         """The mean over the first batches, in equal parts."""
@@ -68,9 +69,8 @@ class SNIP(Pruning):
         return {**super().get_config(), "batches": self.batches}
 
 
-def _units(item):
-    return item.pattern.units(item.weight.shape)
-
-
-def _may_be_pruned(item):
-    return item.weight.trainable and item.is_sparse and item.target_active() < _units(item)
+def _is_whole(item, active):
+    """Whether a weight could be pruned, and has not been."""
+    if not (item.is_sparse and item.weight.trainable):
+        return False
+    return active == item.pattern.units(item.weight.shape)
