@@ -229,8 +229,8 @@ class PolynomialDecay(_PruningSchedule):
 
     `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power`, in
     float32 and in the order of tensorflow-model-optimization's compiled graph, so that
-    counts agree but for rare ties. Unlike there, the last time is always at `end_step`, whether or not
-    `frequency` divides.
+    counts agree but for rare ties. Unlike there, the last time is always at `end_step`,
+    whether or not `frequency` divides.
 
     Args:
         initial_sparsity: float in [0, 1), at `begin_step`.

@@ -5,6 +5,7 @@ the compiled steps to run, so none of them holds a conditional.
 """
 
 import dataclasses
+import functools
 import warnings
 
 import keras
@@ -180,10 +181,17 @@ def _compiled(model, step_function, ahead):
         return on_batch(_tensors.without_optionals(iterator.get_next()), *args)
 
     if not model.run_eagerly:
+        # By the code of a function TensorFlow would count all models' traces as one's, and
+        # warn of too many; a partial has no code.
         on_batch = tf.function(
-            on_batch, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile
+            functools.partial(on_batch),
+            autograph=False,
+            reduce_retracing=True,
+            jit_compile=model.jit_compile,
         )
-        on_iterator = tf.function(on_iterator, autograph=False, reduce_retracing=True)
+        on_iterator = tf.function(
+            functools.partial(on_iterator), autograph=False, reduce_retracing=True
+        )
 
     def run(iterator, *args):
         if not ahead and isinstance(
