@@ -47,6 +47,12 @@ COMPARISONS = {
     "lenet-300-100": ("lenet-300-100", METHODS.split(), (0.9, 0.95, 0.98), 5),
     "sparser": ("lenet-300-100", ["static", "set", "rigl"], (0.99, 0.995), 3),
     "options": ("lenet-300-100", OPTIONS, (0.98,), 3),
+    "normalized": (
+        "lenet-300-100-normalized",
+        "dense static set rigl magnitude".split(),
+        (0.9, 0.98, 0.99),
+        3,
+    ),
     "lenet-5": (
         "lenet-5",
         ["dense", "static", "snip", "set", "snfs", "rigl", "rigl@2x", "magnitude"],
@@ -82,6 +88,7 @@ def draw(found, path):
     for model, times, marker in (
         ("lenet-300-100", "", "o-"),
         ("lenet-300-100", "@2x", "s--"),
+        ("lenet-300-100-normalized", "", "D-"),
         ("lenet-5", "", "^-"),
     ):
         points = []

@@ -7,7 +7,9 @@ import shlex
 import sys
 
 METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude")
-_MODELS = "lenet-300-100, lenet-5, small-cnn, wide-resnet-22-2 or resnet-50"
+_MODELS = (
+    "lenet-300-100, lenet-300-100-normalized, lenet-5, small-cnn, wide-resnet-22-2 or resnet-50"
+)
 _DISTRIBUTIONS = "erk, erdos_renyi, uniform or uniform_all"
 _COMPARE = """\
 Trains each method at each sparsity with each distribution and seed, and writes a table of

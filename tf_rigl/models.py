@@ -35,6 +35,24 @@ def lenet_300_100(input_shape, num_classes) -> keras.Model:
     )
 
 
+def lenet_300_100_normalized(input_shape, num_classes) -> keras.Model:
+    """LeNet-300-100 with every pixel brought to zero mean and unit variance first.
+
+    The gradient of a first-layer weight is in proportion to its pixel, so that without
+    this, RigL grows connections to bright pixels rather than to telling ones. Arguments
+    and result are those of `lenet_300_100`.
+    """
+    plain = lenet_300_100(input_shape, num_classes)
+    # Pixels that hardly ever change are left small.
+    normalize = layers.BatchNormalization(center=False, scale=False, epsilon=0.01)
+    inputs = keras.Input(input_shape)
+    flatten, *others = plain.layers
+    outputs = normalize(flatten(inputs))
+    for layer in others:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name="lenet_300_100_normalized")
+
+
 def lenet_5(input_shape, num_classes) -> keras.Model:
     """Two 5x5 convolutions of 6 and 16 channels with max pooling, then 120 and 84 units.
 
@@ -148,6 +166,7 @@ def resnet_50(input_shape, num_classes) -> keras.Model:
 
 NAMES = {
     "lenet-300-100": lenet_300_100,
+    "lenet-300-100-normalized": lenet_300_100_normalized,
     "lenet-5": lenet_5,
     "resnet-50": resnet_50,
     "small-cnn": small_cnn,
@@ -159,8 +178,8 @@ def get(identifier):
     """Looks up a model.
 
     Args:
-        identifier: "lenet-300-100", "lenet-5", "small-cnn", "wide-resnet-22-2",
-            "resnet-50", or a function of `(input_shape, num_classes)` that returns a `keras.Model`.
+        identifier: "lenet-300-100", "lenet-300-100-normalized", "lenet-5", "small-cnn",
+            "wide-resnet-22-2", "resnet-50", or a function of `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.
