@@ -49,7 +49,7 @@ COMPARISONS = {
     "options": ("lenet-300-100", OPTIONS, (0.98,), 3),
     "normalized": (
         "lenet-300-100-normalized",
-        "dense static set rigl magnitude".split(),
+        ["dense", "static", "set", "rigl", "magnitude"],
         (0.9, 0.98, 0.99),
         3,
     ),

@@ -28,7 +28,7 @@ from tests.helpers import (
     sparsify,
     uniform,
 )
-from tf_rigl import accounting, models
+from tf_rigl import accounting, models, schedules
 
 k = keras.layers
 
@@ -919,6 +919,11 @@ def test_arguments_of_plan_are_checked():
         accounting.plan(mlp(), distribution="erkk")
     with pytest.raises(ValueError, match="matches no maskable layer"):
         accounting.plan(mlp(), exclude=["nothing"])
+    for fixed in ([("head", 0.5)], ["head"], 0.5):
+        with pytest.raises(ValueError, match="Argument `fixed` must be a mapping"):
+            accounting.plan(mlp(), fixed=fixed)
+    with pytest.raises(ValueError, match=r"fixed\['head'\]=1.5"):
+        accounting.plan(mlp(), fixed={"head": 1.5})
     with pytest.raises(ValueError, match="no maskable layer"):
         accounting.plan(keras.Sequential([keras.Input((3,)), k.ReLU()]))
 
@@ -971,6 +976,49 @@ def test_bad_arguments_of_train_flops(planned):
         accounting.train_flops(planned, "adam")
     with pytest.raises(ValueError, match="Argument `report` must be"):
         accounting.train_flops(mlp(), "rigl")
+    for steps in (None, 0, -1, 10.5, "10", True):
+        with pytest.raises(ValueError, match=f"Argument `steps` must be .*steps={steps!r}"):
+            accounting.train_flops(planned, "magnitude", steps=steps)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.ConstantSparsity(begin_step=3, frequency=2),
+        schedules.PolynomialDecay(begin_step=2, end_step=0.75, frequency=3),
+        schedules.PolynomialDecay(0.2, 0.5, begin_step=2, end_step=9, frequency=4),
+        lambda step: (step % 3 == 0, 0.25 if step < 6 else 0.5),
+        lambda step: (step in (2, 5), {2: 0.3, 5: 0.5}.get(step, 0.0)),
+    ],
+    ids=["constant", "open", "polynomial", "function", "function that ends at 0"],
+)
+def test_training_step_of_pruning_is_the_mean_over_a_run(planned, schedule, scope):
+    """Three times what the weights left by then cost, but for the rounding of counts."""
+    method = tf_rigl.methods.MagnitudePruning(schedule, scope=scope)
+    model = compiled(sparsify(mlp(), method), run_eagerly=True)
+    masks = fit(model, *random_data(batches=12))
+    costs = [3 * 2 * sum(int(mask.sum()) for mask in each.values()) for each in masks]
+    assert len(set(costs)) > 1
+    expected = accounting.train_flops(planned, method, steps=12)
+    assert expected == pytest.approx(np.mean(costs), abs=3 * 2 * 2 / 2)
+
+
+def test_training_step_of_pruning_by_hand(planned):
+    """Two steps dense, eight at half; with layers of different sparsity, each its own."""
+    method = tf_rigl.methods.MagnitudePruning(schedules.ConstantSparsity(begin_step=3))
+    result = accounting.train_flops(planned, method, steps=10)
+    assert result == pytest.approx(3 * (2 * 208 + 8 * 104) / 10)
+    other = accounting.plan(mlp(), 0.5, {"hidden": 0.75})
+    result = accounting.train_flops(other, method, steps=10)
+    assert result == pytest.approx(3 * (2 * 208 + 8 * (40 + 48)) / 10)
+
+
+@pytest.mark.parametrize(("name", "dense"), [("snip", 0), ("snfs", 104)])
+def test_training_step_of_methods_whose_cost_stays(planned, name, dense):
+    """The same at each step: the dense gradient of SNFS is one more dense than sparse pass."""
+    for steps in (None, 1, 1000):
+        assert accounting.train_flops(planned, name, steps=steps) == 3 * 104 + dense
 
 
 # How a report is shown.

@@ -170,12 +170,45 @@ def test_what_is_compared_at_what():
         (["rigl(epochs=two)@2x"], [0.9], [0], "epochs='two'"),
         (["set(drop_fraction=2)"], [0.9], [0], "drop_fraction=2"),
         (["set"], [0.9, 0.9 + 1e-9], [0], "differ by less than their names"),
+        (
+            ["dense", "rigl(update_interval=5, gradient_batches=50)"],
+            [0.9],
+            [0],
+            "`gradient_batches` must be at most `update_interval`",
+        ),
     ],
 )
 def test_impossible_comparisons_leave_nothing(specs, sparsities, seeds, message, in_empty_folder):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         compare.compare(specs, sparsities, seeds, folder="out", base=BASE)
     assert not list(in_empty_folder.iterdir())
+
+
+def test_a_method_that_does_not_go_with_the_steps_of_its_run_is_refused_at_once(
+    runs, monkeypatch, in_empty_folder
+):
+    """Which the settings alone do not tell: 2 epochs of 6 batches."""
+    make, seen = Settings.make_method, []
+
+    def short(settings, steps):
+        if steps < 5_000 and settings.method == "set":
+            seen.append(steps)
+            raise ValueError("too short")
+        return make(settings, steps)
+
+    monkeypatch.setattr(Settings, "make_method", short)
+    with pytest.raises(ValueError, match=r"^digits-lenet-300-100-set-.*: too short"):
+        compare.compare(["dense", "rigl", "set"], [0.9], [0], folder="out", base=BASE)
+    assert seen == [12]
+    assert runs == []
+
+
+def test_a_window_of_gradients_that_is_longer_than_the_usual_interval(runs):
+    """Of a short run; the interval is then that long."""
+    rows = compare.compare(["rigl(gradient_batches=5)"], [0.9], [0], folder="out", base=BASE)
+    assert len(rows) == len(runs) == 1
+    method = Settings(options={"gradient_batches": 5}).make_method(12)
+    assert (method.update_interval, method.gradient_batches) == (5, 5)
 
 
 # What is done, and what is not done again.
@@ -289,7 +322,11 @@ def test_runs_of_other_processes_are_left_to_them(runs, process, in_empty_folder
     assert not list(lock.parent.glob("*running*"))
 
 
-@pytest.mark.parametrize("content", ["", "nonsense", str(os.getpid()), "-1", "9" * 30])
+@pytest.mark.parametrize(
+    "content",
+    ["", "nonsense", str(os.getpid()), "-1", "9" * 30],
+    ids=["empty", "nonsense", "own", "negative", "large"],  # The same in each process of xdist.
+)
 def test_locks_of_nobody_are_taken_over(content, runs, in_empty_folder):
     name = Settings(method="set", epochs=2, batch_size=256).name
     lock = in_empty_folder / "out" / "runs" / f"{name}.running"

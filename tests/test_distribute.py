@@ -65,6 +65,29 @@ def compare(method, optimizer):
     }
 
 
+def load_outside(path):
+    # Into layers wrapped by hand, for which state may be made where the file is read.
+    models = []
+    for strategy in (tf.distribute.get_strategy(), MIRRORED):
+        with strategy.scope():
+            inputs = keras.Input((x.shape[1],))
+            outputs = tf_rigl.MaskedLayer(keras.layers.Dense(3), 0.5, seed=len(models))(inputs)
+            model = tf_rigl.SparseModel(inputs, outputs, method=m.SNFS(**often), seed=0)
+            models.append(compiled(model, sgd(), run_eagerly=strategy is not MIRRORED))
+    one, other = models
+    one.fit(x[:32], y[:32], batch_size=8, shuffle=False, verbose=0)
+    one.save_weights(path)
+    other.load_weights(path)
+    (a,), (b,) = one.masked_weights, other.masked_weights
+    for first, second in ((a.mask, b.mask), (a.state["gradient"], b.state["gradient"])):
+        for copy in (*copies(first), *copies(second)):
+            np.testing.assert_array_equal(copy, copies(first)[0])
+    record = Record(2)
+    other.fit(x[32:], y[32:], batch_size=8, shuffle=False, verbose=0, callbacks=[record])
+    masks = [next(iter(each.values())) for each in record.masks]
+    return [other.step, sum(bool((p != q).any()) for p, q in zip(masks, masks[1:]))]
+
+
 sgd, adam = lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: keras.optimizers.Adam(0.01)
 often = {"drop_fraction": 0.5, "update_interval": 3, "end_step": STEPS}
 m, s = tf_rigl.methods, tf_rigl.schedules
@@ -76,6 +99,7 @@ print(json.dumps({
     "snip": compare(m.SNIP(scope="global", batches=2), sgd),
     "magnitude": compare(m.MagnitudePruning(s.PolynomialDecay(
         begin_step=2, end_step=10, frequency=4), scope="global"), sgd),
+    "loaded": load_outside(sys.argv[1]),
 }))
 """
 
@@ -90,14 +114,15 @@ UPDATES = {
 }
 
 
-def test_two_replicas_have_the_masks_of_one_device():
+def test_two_replicas_have_the_masks_of_one_device(tmp_path):
     """At each of 12 steps, for every method; weights are equal up to the order of sums."""
     root = str(pathlib.Path(__file__).parents[1])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": root}
-    command = [sys.executable, "-c", SCRIPT]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model.weights.h5")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
+    assert results.pop("loaded") == [12, 2]  # Steps, and updates: at 6 and 9.
     assert {name: result["updates"] for name, result in results.items()} == UPDATES
     for name, result in results.items():
         assert result["equal"] == 12, name

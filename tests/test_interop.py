@@ -221,6 +221,22 @@ def old_nested(sequential):
     return tf_keras.Model(inputs, layers.Dense(3, name="head")(inner(inputs)))
 
 
+def old_namesakes():
+    """Layers of one name and shape: in two nested models, and beside them."""
+    layers = tf_keras.layers
+
+    def masked(x):
+        return prune(layers.Dense(FEATURES, "tanh", name="fc"), schedule())(x)
+
+    def block(name):
+        inputs = tf_keras.Input((FEATURES,))
+        return tf_keras.Model(inputs, masked(inputs), name=name)
+
+    inputs = tf_keras.Input((FEATURES,))
+    x = masked(block("two")(block("one")(inputs)))
+    return tf_keras.Model(inputs, layers.Dense(3, name="head")(x))
+
+
 def old_lstm():
     layers = tf_keras.layers
     return tf_keras.Sequential([tf_keras.Input(SEQUENCE), layers.LSTM(4), layers.Dense(3)])
@@ -239,6 +255,7 @@ OLD = {
     "cnn": (old_cnn, IMAGE),
     "nested-functional": (lambda: old_nested(sequential=False), (FEATURES,)),
     "nested-sequential": (lambda: old_nested(sequential=True), (FEATURES,)),
+    "nested-namesakes": (old_namesakes, (FEATURES,)),
     "lstm": (old_lstm, SEQUENCE),
     "bidirectional": (old_bidirectional, SEQUENCE),
 }
@@ -279,7 +296,26 @@ def test_a_pruned_model_has_the_same_outputs_and_masks(kind):
     assert sorted(masked) == expected
 
 
-@pytest.mark.parametrize("kind", ["cnn", "nested-functional"])
+def test_layers_of_the_same_name_have_their_own_masks():
+    """The test above does not see where a mask has gone."""
+    model, _, _ = half_pruned("nested-namesakes")
+    expected = {"/".join(p): mask for p, mask in named_masks(model)}
+    assert list(expected) == ["one/fc/kernel", "two/fc/kernel", "fc/kernel"]
+    sparse = from_tfmot(model)
+    assert equal_masks({p: m for p, m in sparse.masks.items() if p != "head/kernel"}, expected)
+    assert not equal_masks(expected, dict(zip(expected, [*expected.values()][::-1], strict=True)))
+
+
+def named_masks(model, route=()):
+    """The masks of tfmot's wrappers, with the names on the way to the weights."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from named_masks(layer, (*route, layer.name))
+        for weight, mask, _ in getattr(layer, "pruning_vars", ()):
+            yield (*route, layer.layer.name, weight.name.split("/")[-1][:-2]), mask.numpy() != 0
+
+
+@pytest.mark.parametrize("kind", ["cnn", "nested-functional", "nested-namesakes"])
 def test_pruning_goes_on_where_it_stood(kind):
     """Weights do not change here, so masks of both are those of the same magnitudes."""
     model, x, y = half_pruned(kind)
@@ -346,11 +382,76 @@ def test_schedules_of_tfmot_say_how_sparse_the_model_becomes(theirs):
         tf_rigl.sparsify(mlp(), method, sparsity=0.7)
 
 
+class Burst(tfmot.PruningSchedule):
+    """Prunes for a while, and later says 0; its configuration is as tfmot wants it."""
+
+    def __init__(self, sparsity=0.5, last=4):
+        self.sparsity, self.last = sparsity, last
+
+    def __call__(self, step):
+        due = tf.logical_and(step >= 2, step <= self.last)
+        return due, tf.where(step <= self.last, self.sparsity, 0.0)
+
+    def get_config(self):
+        config = {"sparsity": self.sparsity, "last": self.last}
+        return {"class_name": type(self).__name__, "config": config}
+
+
+class PlainBurst(Burst):
+    """Its configuration is as Keras wants it."""
+
+    def get_config(self):
+        return super().get_config()["config"]
+
+
+for cls in (Burst, PlainBurst):
+    keras.saving.register_keras_serializable(package="tests")(cls)
+
+
+@pytest.mark.parametrize("method", ["static", None])
+def test_a_schedule_that_ends_at_zero_leaves_the_sparsity_of_the_masks(method):
+    tf_keras.utils.set_random_seed(0)
+    model = prune(old_mlp(), Burst())
+    x, y = random_data((FEATURES,), batches=6)
+    tfmot_fit(model, x, y, 0.05)
+    sparse = from_tfmot(model, method)
+    for item, mask in zip(sparse.masked_weights, tfmot_masks(model), strict=True):
+        np.testing.assert_array_equal(item.mask.numpy(), mask)
+        assert item.target_active() == mask.sum() < mask.size
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(sparse.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    if method == "static":
+        fit(compiled(sparse, run_eagerly=True), x, y)
+
+
+@pytest.mark.parametrize("cls", [Burst, PlainBurst])
+def test_a_registered_schedule_of_ones_own_is_saved(cls, tmp_path):
+    method = MagnitudePruning(cls(0.6, last=5))
+    config = method.get_config()
+    for copy in (
+        MagnitudePruning.from_config(config),
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method)),
+    ):
+        assert type(copy.schedule) is cls
+        assert (copy.schedule.sparsity, copy.schedule.last) == (0.6, 5)
+        assert copy.get_config() == config
+        assert repr(copy) == repr(method)
+    model = compiled(tf_rigl.sparsify(mlp(), method, seed=0), run_eagerly=True)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.run_eagerly = True
+    one, other = (fit(m, *random_data()) for m in (model, loaded))
+    assert all(equal_masks(a, b) for a, b in zip(one, other, strict=True))
+    assert model.sparsity > 0.4
+
+
 def test_another_method_can_go_on():
     model, x, y = half_pruned()
     tfmot_fit(model, x, y)  # To the end.
     method = tf_rigl.methods.RigL(update_interval=2, end_step=1000)
     sparse = compiled(from_tfmot(model, method, seed=1), run_eagerly=True)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(sparse.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
     before = sparse.masks
     counts = [int(mask.sum()) for mask in before.values()]
     sparse.fit(x, y, verbose=0)
@@ -383,6 +484,8 @@ def test_what_cannot_go_on_can_stay(what):
     for mask, expected in zip(sparse.masks.values(), tfmot_masks(model), strict=True):
         np.testing.assert_array_equal(mask, expected)
         assert not mask.all()
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(sparse.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
     before = sparse.masks
     sparse.fit(x, y, verbose=0)
     assert equal_masks(sparse.masks, before)

@@ -270,6 +270,14 @@ def test_a_function_may_say_zero_where_there_is_nothing_to_do():
     assert active(model) == {"hidden/kernel": 40, "head/kernel": 24}
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_schedule_that_ends_at_no_sparsity_prunes_nothing(scope):
+    method = MagnitudePruning(decay(final_sparsity=0.0), scope=scope)
+    model = tf_rigl.sparsify(mlp(), method, distribution={"hidden": 0.5})
+    fit(compiled(model, **EAGER), *random_data())
+    assert model.sparsity == 0.0
+
+
 # The length of a run.
 
 

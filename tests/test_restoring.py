@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tf_rigl
-from tests.helpers import compiled, mlp, random_data, rigl, sparsify
+from tests.helpers import check_equal_models, compiled, mlp, random_data, rigl, sparsify
 
+EAGER = {"run_eagerly": True}
 X, Y = random_data(batches=12)
 
 
@@ -148,6 +149,40 @@ def test_a_random_initializer_draws_other_values_at_each_update():
     assert len({draw.tobytes() for draw in draws}) > 1
     for draw in draws:
         np.testing.assert_array_equal(np.sort(draw, axis=None), np.sort(draws[0], axis=None))
+
+
+def grown(initializer, seed):
+    """A model of always the same seed and weights that has grown values under a global seed."""
+    keras.utils.set_random_seed(0)
+    dense = mlp()
+    keras.utils.set_random_seed(seed)
+    model = compiled(sparsify(dense, rigl(grow_initializer=initializer), seed=7), **EAGER)
+    model.fit(X[:40], Y[:40], batch_size=8, shuffle=False, verbose=0)
+    return model
+
+
+INITIALIZERS = ["random_normal", "orthogonal"]
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_random_initial_values_are_those_of_the_models_seed(initializer):
+    one = grown(initializer, 1)
+    check_equal_models(one, grown(initializer, 2))
+    assert (one.get_weights()[0] != grown("zeros", 1).get_weights()[0]).any()
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS)
+def test_a_file_goes_on_with_the_same_random_initial_values(initializer, tmp_path):
+    whole = grown(initializer, 1)
+    whole.save(tmp_path / "model.keras")
+    keras.utils.set_random_seed(99)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.run_eagerly = True
+    before = whole.masks
+    for model in (whole, loaded):
+        model.fit(X[40:], Y[40:], batch_size=8, shuffle=False, verbose=0)
+    check_equal_models(loaded, whole)
+    assert any((whole.masks[path] & ~before[path]).any() for path in before)
 
 
 def test_a_subclassed_model_of_unnamed_layers_loads_whatever_their_names_are_by_then(tmp_path):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.helpers import BATCH, compiled, equal_masks, fit, mlp, random_data, sparsify
 from tf_rigl import methods
@@ -38,7 +39,7 @@ def test_arguments_of_set_are_checked_as_there(arguments):
 def test_gradients_are_observed_up_to_the_last_update():
     method = SNFS(**SCHEDULE, momentum=0.75)  # Updates at 2, 4, 6.
     observed = [method.observation(step) for step in range(9)]
-    assert observed == [(0.75, 0.25)] * 7 + [None, None]
+    assert observed == [0.75] * 7 + [None, None]
 
 
 def test_the_momentum_stays_after_the_last_update():
@@ -63,7 +64,7 @@ def test_masked_entries_have_momentum_too():
 
 
 def test_without_momentum_it_is_rigl():
-    """Then the mean is the last gradient."""
+    """Then what is kept is the last gradient."""
     masks = []
     for method in (SNFS(**SCHEDULE, momentum=0), RigL(**SCHEDULE)):
         keras.utils.set_random_seed(0)
@@ -71,15 +72,20 @@ def test_without_momentum_it_is_rigl():
     assert all(equal_masks(a, b) for a, b in zip(*masks, strict=True))
 
 
-def test_a_batch_without_a_finite_gradient_counts_as_zero():
-    """The momentum of the other batches is what it would be if its gradient were zero."""
+def test_what_became_nan_begins_anew_at_an_update():
+    """With the gradient of its batch: masks are what RigL's would be there."""
     x, y = random_data(batches=3)
-    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE)), keras.optimizers.SGD(0.0), **EAGER)
+    model = compiled(sparsify(mlp(), SNFS(**SCHEDULE)), keras.optimizers.SGD(0.1), **EAGER)
     model.train_on_batch(x[:BATCH], y[:BATCH])
-    before = momentum_of(model)
-    model.train_on_batch(x[:BATCH] * np.nan, y[:BATCH])
-    for momentum, earlier in zip(momentum_of(model), before, strict=True):
-        np.testing.assert_allclose(momentum, 0.9 * earlier, rtol=1e-6)
+    for item in model.masked_weights:
+        item.state["gradient"].assign(np.full(item.weight.shape, np.nan))
+    model.train_on_batch(x[BATCH : 2 * BATCH], y[BATCH : 2 * BATCH])
+    assert np.isnan(momentum_of(model)[0]).all()
+    expected = gradients_of(model, x, y, [2])
+    model.train_on_batch(x[2 * BATCH :], y[2 * BATCH :])  # Step 2, an update.
+    for momentum, gradient in zip(momentum_of(model), expected, strict=True):
+        np.testing.assert_allclose(momentum, gradient, rtol=1e-4, atol=1e-6)
+    fit(model, x, y)
 
 
 def test_a_layer_that_stays_dense_has_no_state():
@@ -108,8 +114,9 @@ def test_a_file_of_another_method_begins_the_momentum_anew(tmp_path):
 
 def test_gradient_batches_of_rigl_are_those_before_an_update():
     method = RigL(update_interval=5, end_step=11, gradient_batches=2)
-    observed = {t: method.observation(t) for t in range(15) if method.observation(t)}
-    assert observed == {4: (0.0, 0.5), 5: (1.0, 0.5), 9: (0.0, 0.5), 10: (1.0, 0.5)}
+    observed = {t: method.observation(t) for t in range(15)}
+    observed = {t: past for t, past in observed.items() if past is not None}
+    assert observed == {4: 0.0, 5: 1.0, 9: 0.0, 10: 1.0}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,56 @@ def test_gradient_batches_of_rigl_are_those_before_an_update():
 def test_wrong_gradient_batches_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         RigL(**arguments)
+
+
+def gradients_of(model, x, y, batches):
+    """The sum over some batches of the dense gradient of each masked weight."""
+    weights = [item.weight.value for item in model.masked_weights]
+    total = [0.0] * len(weights)
+    for n in batches:
+        batch = slice(n * BATCH, (n + 1) * BATCH)
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x[batch], y[batch], model(x[batch], training=True))
+        gradients = tape.gradient(loss, weights)
+        total = [t + g.numpy() for t, g in zip(total, gradients, strict=True)]
+    return total
+
+
+def check_kept(model, expected):
+    for kept, gradient in zip(momentum_of(model), expected, strict=True):
+        np.testing.assert_allclose(kept, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("end_step", [1000, 1.0])
+def test_gradient_batches_are_those_of_the_present_run(end_step):
+    """The second begins within the window of batches 8 to 12, counted from 0."""
+    method = RigL(update_interval=6, gradient_batches=5, drop_fraction=0.5, end_step=end_step)
+    model = compiled(sparsify(mlp(), method), keras.optimizers.SGD(0.0), **EAGER)
+    x, y = random_data(batches=13)
+    fit(model, x[: 10 * BATCH], y[: 10 * BATCH])
+    assert all(kept.any() for kept in momentum_of(model))
+    expected = gradients_of(model, x, y, range(10, 13))
+    before = model.masks
+    fit(model, x[10 * BATCH :], y[10 * BATCH :])
+    assert model.step == 13
+    assert not equal_masks(model.masks, before)
+    check_kept(model, expected)
+
+
+def test_an_overflow_on_the_first_batch_of_a_window_leaves_no_older_gradient():
+    method = RigL(update_interval=4, gradient_batches=2, drop_fraction=0.5, end_step=1000)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=1.0)
+    model = compiled(sparsify(mlp(), method), optimizer, **EAGER)
+    x, y = random_data(batches=9)
+    fit(model, x[: 7 * BATCH], y[: 7 * BATCH])
+    assert all(kept.any() for kept in momentum_of(model))  # Of batches 3 and 4.
+    expected = gradients_of(model, x, y, [8])
+    before = model.masks
+    x[7 * BATCH : 8 * BATCH] = np.inf
+    for n in (7, 8):
+        model.train_on_batch(x[n * BATCH : (n + 1) * BATCH], y[n * BATCH : (n + 1) * BATCH])
+        check_kept(model, expected if n == 8 else [0 * e for e in expected])
+    assert not equal_masks(model.masks, before)
 
 
 def test_what_grows_is_drawn_anew_at_each_update():

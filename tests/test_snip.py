@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from references.rigl_numpy import top_k_mask
 
 import tf_rigl
 from tests.helpers import (
@@ -16,6 +18,7 @@ from tests.helpers import (
     mlp,
     random_data,
     sparsify,
+    uniform,
 )
 from tf_rigl import methods
 from tf_rigl.methods import SNIP
@@ -135,6 +138,91 @@ def test_gradients_that_overflow_do_not_leave_the_model_dense(batches):
 def test_a_model_without_zeros_to_give_is_refused():
     with pytest.raises(ValueError, match="cannot be met"):
         sparsify(mlp(), SNIP(), 0.001)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "batches"), [(uniform, 2), ({"hidden": 0.5}, 1)], ids=["both", "one"]
+)
+def test_layers_frozen_at_first_are_pruned_when_they_are_not(distribution, batches):
+    """By the first batch after that, long after the others."""
+    dense = mlp()
+    dense.get_layer("hidden").trainable = False
+    model = compiled(sparsify(dense, SNIP(batches=batches), distribution=distribution), **EAGER)
+    x, y = random_data(batches=40)
+    fit_unchecked(model, x, y)
+    both = callable(distribution)
+    assert active(model) == {"hidden/kernel": 80, "head/kernel": 12 if both else 24}
+    assert int(model.optimizer.iterations) == 40 - (batches if both else 0)
+    head = model.masks["head/kernel"]
+    model.get_layer("hidden").trainable = True
+    compiled(model, **EAGER)
+    fit_unchecked(model, x[: 2 * BATCH], y[: 2 * BATCH])
+    check_pruned(model)
+    np.testing.assert_array_equal(model.masks["head/kernel"], head)
+    assert int(model.optimizer.iterations) == 1
+
+
+def fit_unchecked(model, x, y):
+    """Where counts are not to be those of the target all the way."""
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+
+
+def test_an_overflow_on_the_last_scored_batch_leaves_what_was_seen_before():
+    """The next batch is scored too, with that."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=1.0)
+    model = compiled(sparsify(mlp(), SNIP(batches=3)), optimizer, **EAGER)
+    weights = [item.weight.numpy() for item in model.masked_weights]
+    x, y = random_data(batches=4)
+    x[2 * BATCH : 3 * BATCH] = np.inf
+    one, two, _, four = (
+        gradients_of(model, x[n * BATCH :][:BATCH], y[n * BATCH :][:BATCH]) for n in range(4)
+    )
+    fit_unchecked(model, x[: 3 * BATCH], y[: 3 * BATCH])
+    assert model.sparsity == 0.0
+    for kept, a, b in zip(states(model), one, two, strict=True):
+        np.testing.assert_allclose(kept, a + b, rtol=1e-4, atol=1e-7)
+    fit_unchecked(model, x[3 * BATCH :], y[3 * BATCH :])
+    check_pruned(model)
+    alone = []
+    for item, weight, a, b, d in zip(model.masked_weights, weights, one, two, four, strict=True):
+        mask, seen = item.mask.numpy(), item.state["gradient"].numpy()
+        count = item.target_active()
+        np.testing.assert_array_equal(mask, top_k_mask(np.abs(weight * seen), count))
+        np.testing.assert_allclose(seen, a + b + d, rtol=1e-4, atol=1e-6)
+        alone.append((mask == top_k_mask(np.abs(weight * d), count)).all())
+    assert not all(alone)
+
+
+def gradients_of(model, x, y):
+    """The dense gradient of each masked weight on a batch."""
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x, training=True))
+    gradients = tape.gradient(loss, [item.weight.value for item in model.masked_weights])
+    return [gradient.numpy() for gradient in gradients]
+
+
+def states(model):
+    return [item.state["gradient"].numpy() for item in model.masked_weights]
+
+
+def test_where_every_gradient_overflows_it_says_so_and_lets_the_model_be():
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1.0)
+    model = compiled(sparsify(mlp(), SNIP()), optimizer, **EAGER)
+    x, y = random_data(batches=34)
+    with pytest.warns(UserWarning, match="SNIP cannot prune the model.*32 attempts"):
+        fit_unchecked(model, x * np.inf, y)
+    assert (model.step, model.sparsity) == (34, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_weights_that_the_loss_does_not_reach_cost_no_training(scope, batches):
+    """The others are pruned by the scored batches, and each batch after them is trained on."""
+    model = compiled(sparsify(detached_mlp(), SNIP(scope=scope, batches=batches)), **EAGER)
+    fit_unchecked(model, *random_data(batches=6))
+    assert active(model)["hidden/kernel"] == 80
+    assert int(model.optimizer.iterations) == 6 - batches
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")

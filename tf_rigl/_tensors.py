@@ -28,12 +28,6 @@ def compiled_if_large(function, entries):
     return function
 
 
-def mean_of(kept, new, past, present):
-    """`past * kept + present * new`, in which what is not finite counts as zero."""
-    new = tf.where(tf.math.is_finite(new), new, tf.zeros([], new.dtype))
-    return past * kept + present * new
-
-
 def all_reduce(gradients):
     """Sums over replicas; each one's loss was divided by their number."""
     context = tf.distribute.get_replica_context()

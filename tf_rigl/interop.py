@@ -66,6 +66,9 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
 
     dense = _to_keras_3(tfmot.sparsity.keras.strip_pruning(model), custom_objects)
     pairs = _pairs(wrappers, dense)
+    # Methods that begin sparse draw a mask, and set weights under it to zero.
+    found = maskable.find(dense, include_self=False)
+    values = {m.path: keras.ops.convert_to_numpy(m.weight) for m in found}
     sparse = convert.sparsify(
         dense,
         method=method,
@@ -74,6 +77,7 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
     )
     for item in sparse.masked_weights:
         if item.path in pairs:
+            item.weight.assign(values[item.path])
             item.set_mask(pairs[item.path][1])
     # A layer that is called several times counts every call.
     steps = [int(wrapper.pruning_step.numpy()) for wrapper in wrappers.values()]
@@ -151,13 +155,13 @@ def _to_keras_3(model, custom_objects):
     """The same model in Keras 3, by way of the file format that both know."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.h5"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras says that this format is an old one.
-            model.save(path, include_optimizer=False)
-        with h5py.File(path, "r+") as file:
-            config = json.loads(file.attrs["model_config"])
-            file.attrs["model_config"] = json.dumps(_without_given_up(config))
         try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Keras says that this format is an old one.
+                model.save(path, include_optimizer=False)
+            with h5py.File(path, "r+") as file:
+                config = json.loads(file.attrs["model_config"])
+                file.attrs["model_config"] = json.dumps(_without_given_up(config))
             # Lambdas are no danger: what is read is a model of this process.
             return keras.models.load_model(
                 path, custom_objects=custom_objects, compile=False, safe_mode=False

@@ -179,7 +179,8 @@ def get(identifier):
 
     Args:
         identifier: "lenet-300-100", "lenet-300-100-normalized", "lenet-5", "small-cnn",
-            "wide-resnet-22-2", "resnet-50", or a function of `(input_shape, num_classes)` that returns a `keras.Model`.
+            "wide-resnet-22-2", "resnet-50", or a function of
+            `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.

@@ -137,7 +137,7 @@ class SparseModel(keras.Model):
 
         Args:
             data: a batch, as for `train_step`.
-            observation: float32 tensor of shape (2,), see `Method.observation`.
+            observation: float32 scalar tensor, see `Method.observation`.
 
         Returns:
             The metrics, as `train_step` does.
@@ -176,7 +176,7 @@ class SparseModel(keras.Model):
             reached = [entry for entry in reached if entry[2] is not None]
             reached, usable = self._dense_gradients(reached)
         if observation is not None:
-            reached = _observe(reached, observation, usable)
+            reached = _observe(reached, observation, usable, is_update=counts is not None)
         if train:
             self._train(weights, gradients)
         elif usable is not None:
@@ -236,11 +236,14 @@ class SparseModel(keras.Model):
         usable = None
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-        scale = self.optimizer.scale_loss(tf.ones([]))
+        one = tf.ones([])
+        scale = self.optimizer.scale_loss(one)
         dense = []
         for (number, item, _), gradient in zip(reached, gradients, strict=True):
-            dtype = item.weight.value.dtype
-            dense.append((number, item, tf.cast(gradient, dtype) / tf.cast(scale, dtype)))
+            gradient = tf.cast(gradient, item.weight.value.dtype)
+            if scale is not one:
+                gradient /= tf.cast(scale, gradient.dtype)
+            dense.append((number, item, gradient))
         return dense, usable
 
     def _change_masks(self, entries, counts, step, usable=None):
@@ -384,27 +387,30 @@ def _has_graph(args, kwargs):
     return len(args) >= 2 or "outputs" in kwargs
 
 
-def _observe(reached, observation, usable):
-    """Takes gradients into the means that are kept of them, and puts those in their place.
+def _observe(reached, past, usable, is_update):
+    """Adds gradients to the sums that are kept of them, and puts those in their place.
 
     Args:
         reached: list of (number, item, dense gradient).
-        observation: float32 tensor of shape (2,), the factors of what is kept and of the
-            new gradient.
-        usable: boolean scalar tensor, whether gradients are to be taken in, or None.
+        past: float32 scalar tensor, the factor of what is kept.
+        usable: boolean scalar tensor, whether gradients are to be added, or None.
+        is_update: bool. What has become infinite or NaN begins anew at an update; at
+            each step it would be costly to look.
 
     Returns:
-        The list with means for gradients.
+        The list with sums for gradients.
     """
     variables, values = [], []
     for _, item, gradient in reached:
-        variable = item.state["gradient"]
-        kept = tf.convert_to_tensor(variable.value)
         if usable is not None:
             gradient = _tensors.where(usable, gradient)
-        mean_of = _tensors.compiled_if_large(_tensors.mean_of, kept.shape.num_elements())
-        mean = mean_of(kept, gradient, *tf.unstack(tf.cast(observation, kept.dtype)))
+        variable = item.state["gradient"]
+        kept = tf.convert_to_tensor(variable.value)
+        value = tf.cast(past, kept.dtype) * kept + gradient
+        if is_update:
+            value = tf.where(tf.math.is_finite(value), value, gradient)
+            value = _tensors.where(tf.math.is_finite(value), value)
         variables.append(variable)
-        values.append(mean)
+        values.append(value)
     _tensors.assign(variables, values)
     return [(n, item, value) for (n, item, _), value in zip(reached, values, strict=True)]

@@ -117,18 +117,27 @@ class _Steps:
         self.ordinary = _compiled(model, model.train_step, ahead)
         self.observing = _compiled(model, model.observing_step, ahead)
         self.update = _compiled(model, model.update_step, ahead=True)
+        self.constants = {}
+
+    def _constant(self, number):
+        """A number as a tensor; the same ones come again and again."""
+        if number not in self.constants:
+            self.constants[number] = tf.constant(number, tf.float32)
+        return self.constants[number]
 
     def run(self, iterator, step):
         """Runs the step of this number on the next batch; returns its logs."""
         run, method = self.model._run, self.model.method
         counts, observation = _plan(self.model, step), _observation(self.model, step)
         if counts is not None and observation is None and "gradient" in method.state_names:
-            observation = 1.0, 1.0  # An update that is late sees what has been kept as well.
-        factors = () if observation is None else (tf.constant(observation, tf.float32),)
+            observation = 1.0  # An update that is late sees what has been kept as well.
         if counts is None:
-            return self.observing(iterator, *factors) if factors else self.ordinary(iterator)
+            if observation is None:
+                return self.ordinary(iterator)
+            return self.observing(iterator, self._constant(observation))
+        past = () if observation is None else (self._constant(observation),)
         numbers = tf.constant(counts, tf.int32), tf.constant(step, tf.int32)
-        logs = self.update(iterator, *numbers, *factors)
+        logs = self.update(iterator, *numbers, *past)
         planned, before = [sum(each) for each in counts], run.active
         if planned != before:
             # Frozen weights keep theirs, and a common pool divides anew.
@@ -267,8 +276,8 @@ def _check_initial_masks(model):
                 "drawn at random when it was built. Pass `initial_mask='ones'` to "
                 "`tf_rigl.MaskedLayer`."
             )
-        whole = all(item.mask.numpy().all() for item in layer._masks.items)
-        if not model.method.begins_dense and layer.initial_mask == "ones" and whole:
+        dense = model.sparsity == 0  # Otherwise they have been pruned by now.
+        if not model.method.begins_dense and layer.initial_mask == "ones" and dense:
             raise ValueError(
                 f"{method} begins with sparse weights, but layer {layer.name!r} is dense: it was "
                 "made with `initial_mask='ones'`, which is for methods that prune."

@@ -85,9 +85,9 @@ class Method:
         Arguments are those of `plan`.
 
         Returns:
-            None, or two floats `(past, present)`: what is kept of gradients becomes
-            `past * kept + present * gradient`. At an update step scores then see this
-            instead of the gradient of the batch alone.
+            None, or a float `past`: what is kept of gradients becomes
+            `past * kept + gradient`. At an update step scores then see this sum instead
+            of the gradient of the batch alone.
         """
         del step, first_step, run_steps
 

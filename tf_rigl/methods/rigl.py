@@ -63,7 +63,7 @@ class RigL(SET):
             self.state_names = ("gradient",)
 
     def observation(self, step, first_step=0, run_steps=None):
-        """The mean over the batches before an update, in equal parts."""
+        """The sum over the batches before an update, which ranks as their mean does."""
         if self.gradient_batches == 1:
             return None
         following = self.next_update(step, first_step, run_steps)
@@ -71,7 +71,7 @@ class RigL(SET):
             return None
         # What an earlier run has left of another window does not belong to the mean.
         is_first = step == max(following - self.gradient_batches + 1, first_step)
-        return (0.0 if is_first else 1.0), 1 / self.gradient_batches
+        return 0.0 if is_first else 1.0
 
     def grow_scores(self, weight, gradient, mask, seed):
         """The magnitude of the dense gradient."""
