@@ -49,12 +49,13 @@ def test_an_earlier_run_is_replaced_and_nothing_else_left(in_empty_folder):
     assert [p.name for p in in_empty_folder.iterdir()] == ["out"]
 
 
-def test_other_peoples_folders_are_left_alone(in_empty_folder, capsys):
+@pytest.mark.parametrize("name", ["thesis.txt", "result.json"])
+def test_other_peoples_folders_are_left_alone(in_empty_folder, capsys, name):
     (in_empty_folder / "mine").mkdir()
-    (in_empty_folder / "mine" / "thesis.txt").write_text("all of it")
+    (in_empty_folder / "mine" / name).write_text("all of it")
     assert cli.main([*QUICK, "--output", "mine"]) == 2
     assert "other than an earlier run" in capsys.readouterr().err
-    assert (in_empty_folder / "mine" / "thesis.txt").read_text() == "all of it"
+    assert (in_empty_folder / "mine" / name).read_text() == "all of it"
 
 
 def test_a_file_in_the_way_is_seen_before_training(in_empty_folder, capsys):

@@ -190,6 +190,11 @@ IMAGE = (8, 8, 3)
 SEQUENCE = (5, 6)
 
 
+def test_sparsify_says_where_models_of_keras_2_go():
+    with pytest.raises(ValueError, match=r"Keras 2.*interop\.from_tfmot"):
+        tf_rigl.sparsify(old_mlp())
+
+
 def old_mlp():
     layers = tf_keras.layers
     return tf_keras.Sequential(

@@ -337,12 +337,28 @@ def test_a_float_end_needs_a_run_of_known_length():
     integer.train_on_batch(x[:BATCH], y[:BATCH])
 
 
-def test_a_run_without_pruning_is_warned_of():
+def test_a_run_that_ends_before_pruning_begins_is_refused():
     schedule = PolynomialDecay(begin_step=1000, end_step=0.75)
     model = compiled(sparsify(mlp(), MagnitudePruning(schedule)), **EAGER)
     x, y = random_data(batches=2)
-    with pytest.warns(UserWarning, match="masks will not change in this run of 2 steps"):
+    with pytest.raises(ValueError, match="`end_step` is 1 in this run of 2 steps.*begin_step=1000"):
         model.fit(x, y, batch_size=BATCH, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "schedule", [PolynomialDecay, keras.optimizers.schedules.CosineDecay(0.1, 9), lambda step: 0.5]
+)
+def test_what_is_no_pruning_schedule_is_refused(schedule):
+    with pytest.raises(ValueError, match="`schedule` must be a pruning schedule"):
+        MagnitudePruning(schedule)
+
+
+def test_a_fixed_sparsity_cannot_be_had_with_a_common_pool():
+    method = MagnitudePruning(decay(), scope="global")
+    with pytest.raises(ValueError, match="`fixed` must be 0 .dense.*'head/kernel': 0.3"):
+        sparsify(mlp(), method, fixed={"head": 0.3})
+    model = sparsify(mlp(), method, fixed={"head": 0.0})
+    assert [item.target_sparsity for item in model.masked_weights] == [0.5, 0.0]
 
 
 def test_slots_of_pruned_weights_are_empty():

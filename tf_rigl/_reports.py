@@ -72,13 +72,14 @@ class Report:
         return result
 
     def __str__(self):
-        header = ("weight", "shape", "sparsity", "params", "nnz", "dense FLOPs", "FLOPs", "MB")
+        unit, size = ("MB", 1e6) if self.dense_bytes >= 1e6 else ("kB", 1e3)
+        header = ("weight", "shape", "sparsity", "params", "nnz", "dense FLOPs", "FLOPs", unit)
         rows = [
-            _cells(row.name, "x".join(map(str, row.shape)), row.sparsity, row.params, row)
+            _cells(row.name, "x".join(map(str, row.shape)), row.sparsity, row.params, row, size)
             for row in self.layers
         ]
         params = sum(row.params for row in self.layers)
-        rows.append(_cells("total", "", self.sparsity, params, self))
+        rows.append(_cells("total", "", self.sparsity, params, self, size))
         rest = self.bias_flops + self.activation_flops
         flops, dense = self.flops + rest, self.dense_flops + rest
         lines = _table(header, rows)
@@ -89,13 +90,15 @@ class Report:
             f"FLOPs: {self.flops:.4g} of {self.dense_flops:.4g}"
             f"{_ratio(self.flops, self.dense_flops)}; with biases and activations: "
             f"{flops:.4g} of {dense:.4g}{_ratio(flops, dense)}",
-            f"size: {self.bytes / 1e6:.3f} MB of {self.dense_bytes / 1e6:.3f} MB"
+            f"size: {self.bytes / size:.3f} {unit} of {self.dense_bytes / size:.3f} {unit}"
             f"{_ratio(self.bytes, self.dense_bytes)}",
         ]
+        if any(not row.masked for row in self.layers):
+            lines.insert(-3, "(total sparsity: of the weights that are masked or can be)")
         return "\n".join(lines)
 
 
-def _cells(name, shape, sparsity, params, row):
+def _cells(name, shape, sparsity, params, row, size):
     nnz = row.nnz if isinstance(row, LayerReport) else sum(each.nnz for each in row.layers)
     return (
         name,
@@ -105,7 +108,7 @@ def _cells(name, shape, sparsity, params, row):
         f"{nnz:,}",
         f"{row.dense_flops:,}",
         f"{row.flops:,}",
-        f"{row.bytes / 1e6:.3f}",
+        f"{row.bytes / size:.3f}",
     )
 
 

@@ -58,8 +58,8 @@ def _parser():
     train = commands.add_parser(
         "train",
         help="train a sparse network and write a run folder",
-        description="Trains a network, sparse from the first step, and writes a run folder: "
-        "result.json, model.keras, and masks.png. Without options: RigL at 90%% sparsity on "
+        description="Trains a network and writes a run folder: "
+        "result.json, model.keras, and masks.png. Without options: RigL at 0.9 sparsity on "
         "scikit-learn's digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

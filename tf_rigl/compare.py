@@ -270,8 +270,8 @@ def table(rows) -> str:
     body = "\n".join([join(head), f"|{rule}|", *map(join, lines[1:])])
     note = (
         "Test accuracy after the last epoch, mean ± sample standard deviation over seeds. FLOPs "
-        "and size\nare relative to the dense network; those of training to its training for the "
-        "same epochs (@2x: twice)."
+        "and size\nare relative to the dense network. Training FLOPs are relative to training it "
+        "once for the epochs of\nthe comparison, so that @2x counts double."
     )
     return f"{body}\n\n{note}\n"
 

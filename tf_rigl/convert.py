@@ -76,8 +76,13 @@ def sparsify(
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3.
     """
     if not isinstance(model, keras.Model):
+        legacy = any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__)
+        hint = (
+            "This one is of Keras 2 (`tf_keras`); one that tensorflow-model-optimization has "
+            "pruned is taken over by `tf_rigl.interop.from_tfmot`. "
+        )
         raise ValueError(
-            "Argument `model` must be a `keras.Model`. "
+            f"Argument `model` must be a `keras.Model`. {hint if legacy else ''}"
             f"Received: model={model!r} (of type {type(model)})"
         )
     if any(isinstance(layer, (SparseModel, Masks)) for layer in model._flatten_layers()):

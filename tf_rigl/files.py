@@ -62,13 +62,24 @@ def check_folder(folder, marks=("result.json",)) -> pathlib.Path:
         raise ValueError(f"{str(place)!r} is a file. Received: output folder {str(folder)!r}")
     if not os.access(place, os.W_OK):
         raise ValueError(f"The output folder cannot be written. Received: {str(folder)!r}")
-    marked = any((folder / mark).exists() for mark in marks)
+    marked = any(_is_ours(folder / mark) for mark in marks)
     if folder.is_dir() and any(folder.iterdir()) and not marked:
         raise ValueError(
             "The output folder holds something other than an earlier run (it has no "
-            f"{' or '.join(marks)}), so it is left alone. Received: {str(folder)!r}"
+            f"{' or '.join(marks)} of one), so it is left alone. Received: {str(folder)!r}"
         )
     return folder
+
+
+def _is_ours(path):
+    """Whether a file or folder that marks a run has been written by one."""
+    if path.suffix != ".json" or not path.exists():
+        return path.is_dir()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and bool({"settings", "rows"} & set(content))
 
 
 def write_run(folder, model, result, draw=None):

@@ -12,7 +12,7 @@ from tf_rigl.patterns import Pattern
 
 
 # Not a tuple: Keras tracks the variables in those, and the weight has its layer already.
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MaskedWeight:
     """A weight and its mask.
 
@@ -32,6 +32,10 @@ class MaskedWeight:
     target_sparsity: float
     pattern: Pattern
     state: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self):
+        shape, target = tuple(self.weight.shape), self.target_sparsity
+        return f"MaskedWeight({self.path!r}, shape={shape}, target_sparsity={target:.4f})"
 
     @property
     def is_sparse(self) -> bool:

@@ -153,7 +153,12 @@ class _PruningSchedule:
         if not self.needs_length:
             return self
         begin = first_step + self.begin_step
-        end = max(begin, first_step + int(self.end_step * run_steps))
+        end = first_step + int(self.end_step * run_steps)
+        if end < begin:
+            raise ValueError(
+                f"Argument `end_step` is {end} in this run of {run_steps} steps, which must not be "
+                f"less than `begin_step`. Received: {self!r}"
+            )
         return dataclasses.replace(self, begin_step=begin, end_step=end)
 
     def next_step(self, step):

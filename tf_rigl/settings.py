@@ -96,8 +96,12 @@ class Settings:
                 close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 names = ", ".join(map(repr, allowed)) or "none"
+                own = [name for name in OF_METHODS if name in method_arguments(self.method)]
+                beside = f" Settings of their own: {', '.join(map(repr, own))}." if own else ""
+                if key == "frequency":
+                    hint = " The frequency of pruning is `update_interval`."
                 raise ValueError(
-                    f"The options of method {self.method!r} are: {names}.{hint} "
+                    f"The options of method {self.method!r} are: {names}.{beside}{hint} "
                     f"Received: {key}={options[key]!r}"
                 )
         return options

@@ -85,6 +85,11 @@ def resolve(
             shapes, sparsity, fixed=first | fixed, first_layer_dense=False
         )
     elif scope == "global":
+        if any(fixed.values()):
+            raise ValueError(
+                "Argument `fixed` must be 0 (dense) with `scope='global'`, in which sparsities "
+                f"come out of the scores of all weights. Received: fixed={fixed}"
+            )
         targets = dict.fromkeys(shapes, sparsity) | fixed
     else:
         arguments = {"fixed": fixed} if fixed else {}

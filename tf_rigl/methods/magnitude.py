@@ -60,10 +60,11 @@ class MagnitudePruning(Pruning):
     def __init__(self, schedule=None, scope="layer"):
         super().__init__(scope)
         schedule = schedules.PolynomialDecay() if schedule is None else schedule
-        if not callable(schedule):
+        if not _is_schedule(schedule):
             raise ValueError(
                 "Argument `schedule` must be a pruning schedule: a function of the number of the "
-                "batch that returns whether to prune and to what sparsity. "
+                "batch that returns whether to prune and to what sparsity, such as "
+                "`tf_rigl.schedules.PolynomialDecay()`. "
                 f"Received: schedule={schedule!r}"
             )
         self.schedule = schedule
@@ -150,6 +151,19 @@ class MagnitudePruning(Pruning):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "schedule": _deserialize(config["schedule"])})
+
+
+def _is_schedule(schedule):
+    """Whether it gives what a pruning schedule gives."""
+    if isinstance(schedule, type) or not callable(schedule):
+        return False
+    if type(schedule) in _OWN.values():
+        return True
+    try:
+        _read(schedule(1))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _in_run(schedule, first_step, run_steps):
