@@ -341,7 +341,9 @@ def test_a_run_that_ends_before_pruning_begins_is_refused():
     schedule = PolynomialDecay(begin_step=1000, end_step=0.75)
     model = compiled(sparsify(mlp(), MagnitudePruning(schedule)), **EAGER)
     x, y = random_data(batches=2)
-    with pytest.raises(ValueError, match="`end_step` is 1 in this run of 2 steps.*begin_step=1000"):
+    with pytest.raises(
+        ValueError, match=r"`end_step` is 1 in this run of 2 steps.*begin_step=1000"
+    ):
         model.fit(x, y, batch_size=BATCH, verbose=0)
 
 
@@ -355,7 +357,7 @@ def test_what_is_no_pruning_schedule_is_refused(schedule):
 
 def test_a_fixed_sparsity_cannot_be_had_with_a_common_pool():
     method = MagnitudePruning(decay(), scope="global")
-    with pytest.raises(ValueError, match="`fixed` must be 0 .dense.*'head/kernel': 0.3"):
+    with pytest.raises(ValueError, match=r"`fixed` must be 0 .dense.*'head/kernel': 0.3"):
         sparsify(mlp(), method, fixed={"head": 0.3})
     model = sparsify(mlp(), method, fixed={"head": 0.0})
     assert [item.target_sparsity for item in model.masked_weights] == [0.5, 0.0]
