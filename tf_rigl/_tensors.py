@@ -28,6 +28,24 @@ def compiled_if_large(function, entries):
     return function
 
 
+def mix(variables, values, past):
+    """Sets Keras variables to `past * variable + (1 - past) * value`, in place, from a replica."""
+
+    def mix_one(variable, value):
+        # One pass and one buffer less than to compute the sum and assign it.
+        rate = tf.cast(1 - past, value.dtype)
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=variable.handle, alpha=rate, delta=variable.value() - value
+        )
+
+    def mix_each(strategy, *values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable.value, mix_one, args=(value,), group=False)
+
+    if variables:
+        tf.distribute.get_replica_context().merge_call(mix_each, args=tuple(values))
+
+
 def all_reduce(gradients):
     """Sums over replicas; each one's loss was divided by their number."""
     context = tf.distribute.get_replica_context()

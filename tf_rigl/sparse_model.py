@@ -388,29 +388,29 @@ def _has_graph(args, kwargs):
 
 
 def _observe(reached, past, usable, is_update):
-    """Adds gradients to the sums that are kept of them, and puts those in their place.
+    """Takes gradients into the means that are kept of them, and puts those in their place.
 
     Args:
         reached: list of (number, item, dense gradient).
-        past: float32 scalar tensor, the factor of what is kept.
-        usable: boolean scalar tensor, whether gradients are to be added, or None.
+        past: float32 scalar tensor, the weight of what is kept.
+        usable: boolean scalar tensor, whether gradients count, or None.
         is_update: bool. What has become infinite or NaN begins anew at an update; at
             each step it would be costly to look.
 
     Returns:
-        The list with sums for gradients.
+        The list with means for gradients; at other steps nothing is made of them.
     """
-    variables, values = [], []
-    for _, item, gradient in reached:
-        if usable is not None:
-            gradient = _tensors.where(usable, gradient)
-        variable = item.state["gradient"]
+    variables = [item.state["gradient"] for _, item, _ in reached]
+    gradients = [g if usable is None else _tensors.where(usable, g) for _, _, g in reached]
+    if not is_update:
+        _tensors.mix(variables, gradients, past)
+        return reached
+    values = []
+    for variable, gradient in zip(variables, gradients, strict=True):
         kept = tf.convert_to_tensor(variable.value)
-        value = tf.cast(past, kept.dtype) * kept + gradient
-        if is_update:
-            value = tf.where(tf.math.is_finite(value), value, gradient)
-            value = _tensors.where(tf.math.is_finite(value), value)
-        variables.append(variable)
-        values.append(value)
+        weight = tf.cast(past, kept.dtype)
+        value = weight * kept + (1 - weight) * gradient
+        value = tf.where(tf.math.is_finite(value), value, gradient)
+        values.append(_tensors.where(tf.math.is_finite(value), value))
     _tensors.assign(variables, values)
     return [(n, item, value) for (n, item, _), value in zip(reached, values, strict=True)]

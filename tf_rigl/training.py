@@ -130,7 +130,7 @@ class _Steps:
         run, method = self.model._run, self.model.method
         counts, observation = _plan(self.model, step), _observation(self.model, step)
         if counts is not None and observation is None and "gradient" in method.state_names:
-            observation = 1.0  # An update that is late sees what has been kept as well.
+            observation = 0.5  # An update that is late sees what has been kept as well.
         if counts is None:
             if observation is None:
                 return self.ordinary(iterator)

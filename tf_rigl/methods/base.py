@@ -86,8 +86,8 @@ class Method:
 
         Returns:
             None, or a float `past`: what is kept of gradients becomes
-            `past * kept + gradient`. At an update step scores then see this sum instead
-            of the gradient of the batch alone.
+            `past * kept + (1 - past) * gradient`. At an update step scores then see this
+            mean instead of the gradient of the batch alone.
         """
         del step, first_step, run_steps
 

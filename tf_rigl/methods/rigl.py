@@ -63,15 +63,15 @@ class RigL(SET):
             self.state_names = ("gradient",)
 
     def observation(self, step, first_step=0, run_steps=None):
-        """The sum over the batches before an update, which ranks as their mean does."""
+        """The mean over the batches before an update, in equal parts."""
         if self.gradient_batches == 1:
             return None
         following = self.next_update(step, first_step, run_steps)
         if following is None or following - step >= self.gradient_batches:
             return None
         # What an earlier run has left of another window does not belong to the mean.
-        is_first = step == max(following - self.gradient_batches + 1, first_step)
-        return 0.0 if is_first else 1.0
+        seen = step - max(following - self.gradient_batches + 1, first_step)
+        return seen / (seen + 1)
 
     def grow_scores(self, weight, gradient, mask, seed):
         """The magnitude of the dense gradient."""

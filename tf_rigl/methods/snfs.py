@@ -13,9 +13,9 @@ class SNFS(SET):
     """Drops the smallest weights and grows those whose dense gradient has most momentum.
 
     The momentum m of the dense gradient g of every weight, masked or not, is kept from
-    the first step to the last update: `m = momentum * m + g` (the paper's, but for a
-    factor that all share). That costs a dense backward pass at every step. As in the
-    RigL paper's comparison, sparsity is not moved between layers.
+    the first step to the last update: `m = momentum * m + (1 - momentum) * g`.
+    That costs a dense backward pass at every step. As in the RigL paper's comparison,
+    sparsity is not moved between layers.
 
     Args:
         drop_fraction, update_interval, start_step, end_step, decay, grow_initializer,

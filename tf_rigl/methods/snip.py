@@ -54,11 +54,11 @@ class SNIP(Pruning):
         return [(n, 0) for n in keep]
 
     def observation(self, step, first_step=0, run_steps=None):
-        """The sum over the first batches, which ranks as their mean does."""
+        """The mean over the first batches, in equal parts."""
         del first_step, run_steps
         if self.batches == 1 or step >= self.batches:
             return None
-        return 1.0 if step else 0.0
+        return step / (step + 1)
 
     def drop_scores(self, weight, gradient, mask, seed):
         """The sensitivity of the loss to the connection."""
