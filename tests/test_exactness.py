@@ -71,17 +71,7 @@ def test_a_model_of_one_layer_has_exactly_the_zeros_asked_for(shape, sparsity, z
 @pytest.mark.parametrize(("sparsity", "seed"), [(0.5, 0), (0.9, 1)])
 def test_rigl_has_the_masks_of_the_reference_at_every_step(sparsity, seed):
     sparse = make_model(tf_rigl.methods.RigL(**SCHEDULE), sparsity, seed)
-    reference = make_reference(sparse)
-    begun = masks_of(sparse)
-    for step, (x, y) in enumerate(make_batches(seed)):
-        sparse.train_on_batch(x, y)
-        reference.train_on_batch(x, y)
-        for mask, expected in zip(masks_of(sparse), reference.masks, strict=True):
-            np.testing.assert_array_equal(mask, expected, err_msg=f"step {step}")
-    for weight, expected in zip(weights_of(sparse), reference.weights, strict=True):
-        np.testing.assert_allclose(weight, expected, rtol=1e-9, atol=1e-12)
-    for mask, first in zip(masks_of(sparse), begun, strict=True):
-        assert np.any(mask != first), "equal masks say little if none ever moves"
+    follow(sparse, make_reference(sparse), seed, STEPS)
 
 
 def test_rigl_under_fit_has_the_masks_of_the_reference_at_every_step():

@@ -21,8 +21,11 @@ from tf_rigl.patterns import Unstructured
 with pytest.MonkeyPatch.context() as patch:
     # tfmot sets it when imported, and processes that other tests start would have it.
     patch.setenv("TF_USE_LEGACY_KERAS", os.environ.get("TF_USE_LEGACY_KERAS", ""))
-    tfmot = pytest.importorskip("tensorflow_model_optimization").sparsity.keras
-    tf_keras = pytest.importorskip("tf_keras")
+    import tensorflow_model_optimization
+    import tf_keras
+
+    tfmot = tensorflow_model_optimization.sparsity.keras
+
 FEATURES = 7
 LAYERS = (11, 3)  # With 7 features: 77 and 33 weights, which few sparsities divide.
 
