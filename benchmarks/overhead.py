@@ -39,7 +39,7 @@ def mlp(input_shape, num_classes):
 MODELS = {
     "MLP 3x1024": (mlp, 64, (28, 28, 1), 11),
     "LeNet-300-100": (models.lenet_300_100, 128, (28, 28, 1), 21),
-    "small CNN": (models.small_cnn, 64, (14, 14, 1), 7),
+    "small CNN": (models.small_cnn, 64, (14, 14, 1), 15),
 }
 
 
