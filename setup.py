@@ -29,6 +29,7 @@ setup(
         "tensorflow-model-optimization>=0.8",
         "numpy>=1.26",
         "wrapt>=1.14",
+        "ai-edge-litert>=2.0",
         *DATA,
     ],
     extras_require={

@@ -1,13 +1,15 @@
-"""Patterns: units of a weight, how many are active, and which are chosen."""
+"""Patterns: units of a weight, how many are active, which are chosen; names and configurations."""
+
+import json
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from references import rigl_numpy
+from references import patterns_numpy, rigl_numpy
 
-from tf_rigl import patterns
-from tf_rigl.patterns import Pattern, Unstructured
+from tf_rigl import maskable, patterns
+from tf_rigl.patterns import NM, Block, LiteRT, Pattern, Unstructured
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +75,241 @@ def test_everything_else_can_be_chosen_beside_what_is_kept():
     np.testing.assert_array_equal(mask, ~kept)
 
 
-def test_select_compiles_with_xla():
-    select = tf.function(Unstructured().select, jit_compile=True)
-    scores, kept, among = random_scores((10, 20)), random_mask((10, 20)), random_mask((10, 20), 1)
-    mask = select(tf.constant(scores), tf.constant(20), tf.constant(among), tf.constant(kept))
-    np.testing.assert_array_equal(mask, rigl_numpy.top_k_mask(scores, 20, among & ~kept))
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(), Block(4, 3, "max"), Block(4, 3, axes=((1,), (0,))), NM(2, 4)]
+)
+def test_select_compiles_with_xla(pattern):
+    select = tf.function(pattern.select, jit_compile=True)
+    scores, kept, among = random_scores((10, 20)), np.zeros((10, 20), bool), random_mask((10, 20))
+    kept[4:8, :3] = True
+    scores[0, 0] = np.nan
+    arguments = tf.constant(scores), tf.constant(4), tf.constant(among), tf.constant(kept)
+    np.testing.assert_array_equal(select(*arguments), pattern.select(*arguments))
+
+
+# Blocks.
+
+
+@pytest.mark.parametrize(
+    ("shape", "pattern", "units"),
+    [
+        ((784, 300), Block(16, 1), 49 * 300),
+        ((300, 100), Block(16, 1), 19 * 100),
+        ((6, 5), Block(4, 3), 2 * 2),
+        ((2, 2), Block(16, 16), 1),
+        ((3, 3, 16, 32), Block(4, 1), 9 * 4 * 32),
+        ((3, 16, 5), Block(16, 2), 3 * 3),
+        ((3, 3, 32, 16), Block(4, 1, axes=((-1,), (-2,))), 9 * 32 * 4),
+        ((2, 3, 8), Block(4, 1, axes=((0, 1), (2,))), 2 * 8),
+        ((8, 2, 3), Block(4, 2, axes=((0,), (1, 2))), 2 * 3),
+        ((10,), Block(4, 1), 3),
+        ((10,), Block(4, 7), 3),
+        ((), Block(4, 1), 1),
+    ],
+)
+def test_how_many_blocks_there_are(shape, pattern, units):
+    assert pattern.units(shape) == units
+    axes = pattern.axes
+    assert len(patterns_numpy.members(shape, pattern.rows, pattern.cols, axes)) == units
+
+
+def test_rows_of_a_block_are_inputs_and_columns_outputs():
+    kernel = np.zeros((4, 6), "float32")
+    kernel[1, 4] = 1.0
+    mask = Block(2, 3).select(tf.constant(kernel), 1).numpy()
+    assert np.argwhere(mask).tolist() == [[i, o] for i in (0, 1) for o in (3, 4, 5)]
+
+
+def test_spatial_positions_of_a_convolution_have_blocks_of_their_own():
+    kernel = np.zeros((2, 2, 4, 3), "float32")
+    kernel[1, 0, 2, 1] = 1.0
+    mask = Block(4, 1).select(tf.constant(kernel), 1).numpy()
+    assert np.argwhere(mask).tolist() == [[1, 0, i, 1] for i in range(4)]
+
+
+def test_a_transposed_convolution_has_its_inputs_last():
+    layer = keras.layers.Conv2DTranspose(2, 1)
+    kernel = np.zeros((1, 1, 2, 4), "float32")
+    kernel[0, 0, 1, 3] = 1.0
+    pattern = Block(2, 1).fitted(layer, kernel.shape, maskable.axes(layer, tf.constant(kernel)))
+    mask = pattern.select(tf.constant(kernel), 1).numpy()
+    assert np.argwhere(mask).tolist() == [[0, 0, 1, 2], [0, 0, 1, 3]]
+
+
+def test_a_last_block_may_be_smaller():
+    scores = tf.constant([[1.0], [1.0], [1.0], [1.0], [5.0]])
+    assert Block(4, 1).unit_scores(scores).numpy().tolist() == [4.0, 5.0]
+    assert Block(4, 1).select(scores, 1).numpy().ravel().tolist() == [False] * 4 + [True]
+    assert Block(4, 1).select(scores, 2).numpy().all()
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [("sum", [7.0, 6.0]), ("mean", [3.5, 6.0]), ("max", [4.0, 6.0])]
+)
+def test_the_score_of_a_block(score, expected):
+    scores = tf.constant([[3.0], [4.0], [6.0]])
+    assert Block(2, 1, score).unit_scores(scores).numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("score", ["sum", "mean", "max"])
+def test_a_block_with_nan_is_the_last_to_be_chosen(score):
+    scores = tf.constant([[np.nan], [9.0], [-np.inf], [-5.0]])
+    mask = Block(2, 1, score).select(scores, 1).numpy().ravel()
+    assert mask.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("score", ["sum", "mean", "max"])
+def test_a_smaller_block_has_no_advantage_where_all_is_minus_infinity(score):
+    scores = tf.fill([5, 1], -np.inf)
+    mask = Block(4, 1, score).select(tf.cast(scores, tf.float32), 1).numpy().ravel()
+    assert mask.tolist() == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("score", ["sum", "mean", "max"])
+def test_of_equal_blocks_the_lower_one_wins(score):
+    mask = Block(2, 2, score).select(tf.ones((2, 4, 4)), 3).numpy()
+    assert mask[0, :2].all()
+    assert mask[0, 2:, :2].all()
+    assert mask.sum() == 12
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("score", ["sum", "mean", "max"])
+def test_blocks_of_every_float(dtype, score):
+    scores = random_scores((7, 5))
+    mask = Block(3, 2, score).select(tf.cast(scores, dtype), 4)
+    expected = patterns_numpy.block_mask(scores, 4, 3, 2, score)
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_many_small_scores_of_half_precision_do_not_overflow():
+    scores = np.full((8, 2), 60_000, "float16")
+    scores[0, 0] = 59_000
+    mask = Block(8, 1).select(tf.constant(scores), 1).numpy()
+    assert mask[:, 1].all()
+    assert not mask[:, 0].any()
+
+
+@pytest.mark.parametrize("score", ["sum", "mean", "max"])
+def test_random_integers_choose_every_block_alike(score):
+    """Masks begin so, and SET grows so: smaller blocks have the chances of others."""
+    pattern, chosen = Block(4, 1, score), np.zeros(12)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        draws = rng.integers(-(2**31), 2**31, size=(13, 3), dtype=np.int32)
+        chosen += pattern.unit_mask(pattern.select(tf.constant(draws), 3)).numpy()
+    assert chosen.sum() == 900
+    assert chosen.min() > 50
+    assert chosen.max() < 100
+
+
+# n of m.
+
+
+def test_two_of_four_along_the_inputs():
+    scores = tf.constant([[4.0, 1.0], [3.0, 1.0], [2.0, 1.0], [1.0, 9.0]])
+    mask = NM(2, 4).select(scores, 4).numpy()
+    assert mask.tolist() == [[True, True], [True, False], [False, False], [False, True]]
+
+
+def test_the_best_of_a_group_stay_where_the_others_are_better():
+    """Three to keep, two a group: the third is of the other group, though it scores less."""
+    scores = tf.constant([[9.0], [8.0], [7.0], [6.0], [1.0], [0.0], [0.0], [0.0]])
+    mask = NM(2, 4).select(scores, 3).numpy().ravel()
+    assert mask.tolist() == [True, True, False, False, True, False, False, False]
+
+
+def test_what_does_not_fit_is_taken_only_when_all_that_fits_is():
+    scores = tf.constant([[9.0], [8.0], [7.0], [6.0], [1.0], [0.0], [0.0], [0.0]])
+    mask = NM(2, 4).select(scores, 5).numpy().ravel()
+    assert mask.tolist() == [True, True, True, False, True, True, False, False]
+
+
+def test_what_is_grown_fits_beside_what_is_kept():
+    kept = tf.constant([[True], [True], [False], [False], [True], [False], [False], [False]])
+    scores = tf.constant([[0.0], [0.0], [9.0], [9.0], [0.0], [1.0], [2.0], [3.0]])
+    mask = NM(2, 4).select(scores, 1, kept=kept).numpy().ravel()
+    assert np.flatnonzero(mask).tolist() == [7]
+
+
+def test_a_last_group_may_be_smaller():
+    mask = NM(2, 4).select(tf.ones((5, 1)), 3).numpy().ravel()
+    assert mask.tolist() == [True, True, False, False, True]
+
+
+def test_groups_lie_along_the_inputs_wherever_those_are():
+    pattern = NM(1, 2, axes=((-1,), (-2,)))
+    mask = pattern.select(tf.constant([[1.0, 2.0, 4.0, 3.0]]), 2).numpy()
+    assert mask.tolist() == [[False, True, True, False]]
+
+
+def test_the_lowest_integers_are_scores_like_any_other():
+    lowest = np.iinfo(np.int32).min
+    scores = tf.constant([[lowest], [lowest + 1], [lowest], [lowest], [lowest]])
+    among = tf.constant([[True], [True], [False], [True], [True]])
+    mask = NM(1, 4).select(scores, 2, among=among).numpy().ravel()
+    assert mask.tolist() == [False, True, False, False, True]
+
+
+def test_everything_can_be_chosen():
+    assert NM(2, 4).select(tf.ones((6, 3)), 18).numpy().all()
+    assert not NM(2, 4).select(tf.ones((6, 3)), 0).numpy().any()
+
+
+@pytest.mark.parametrize(("n", "m", "least"), [(2, 4, 0.5), (1, 4, 0.75), (3, 4, 0.25)])
+def test_the_least_sparsity(n, m, least):
+    assert NM(n, m).min_sparsity == least
+    assert Block(4, 1).min_sparsity == Unstructured().min_sparsity == 0
+
+
+# What LiteRT runs fast.
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "name"),
+    [
+        (keras.layers.Dense(3), (784, 3), "block_16x1"),
+        (keras.layers.Dense(3), (16, 3), "block_16x1"),
+        (keras.layers.Dense(3), (300, 3), "block_4x1"),
+        (keras.layers.Dense(3), (8, 3), "block_4x1"),
+        (keras.layers.Dense(3), (10, 3), "unstructured"),
+        (keras.layers.Conv2D(16, 3), (3, 3, 16, 16), "unstructured"),
+        (keras.layers.EinsumDense("abc,cd->abd", (None, 16)), (16, 16), "unstructured"),
+        (keras.layers.Embedding(16, 16), (16, 16), "unstructured"),
+    ],
+)
+def test_litert_chooses_for_each_layer(layer, shape, name):
+    fitted = LiteRT().fitted(layer, shape, maskable.axes(layer, tf.zeros(shape)))
+    assert str(fitted) == name
+    assert patterns.get(name) == fitted
+
+
+def test_axes_of_projections_are_those_that_are_summed_and_made():
+    layer = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3))
+    assert maskable.axes(layer, tf.zeros((4, 2, 3))) == ((0,), (1, 2))
+    layer = keras.layers.EinsumDense("abcd,cde->abe", (None, 4))
+    assert maskable.axes(layer, tf.zeros((2, 3, 4))) == ((0, 1), (2,))
+    layer = keras.layers.EinsumDense("...x,xy->...y", 4)
+    assert maskable.axes(layer, tf.zeros((2, 3))) is None
+    layer = keras.layers.EinsumDense("abc,dc->abd", (None, 4))
+    assert maskable.axes(layer, tf.zeros((4, 3))) == ((1,), (0,))
+    layer = keras.layers.EinsumDense("hab,hbc->hac", (3, 4))
+    assert maskable.axes(layer, tf.zeros((5, 2, 4))) is None
+
+
+# Names, configurations, equality.
+
+AXES = ((-1,), (-2,))
+ALL = [
+    Unstructured(),
+    LiteRT(),
+    Block(4, 1),
+    Block(16, 1, "mean"),
+    Block(16, 1, "max", AXES),
+    Block(2, 3, axes=((0, 1), (2,))),
+    NM(2, 4),
+    NM(1, 8, AXES),
+]
 
 
 def test_patterns_of_one_class_and_configuration_are_equal():
@@ -90,17 +322,50 @@ def test_patterns_of_one_class_and_configuration_are_equal():
     assert Unstructured() != "unstructured"
 
 
-def test_a_pattern_reads_like_the_call_that_makes_it():
+@pytest.mark.parametrize("pattern", ALL, ids=repr)
+def test_a_copy_is_equal_and_no_other_is(pattern):
+    copy = type(pattern).from_config(pattern.get_config())
+    assert copy == pattern
+    assert hash(copy) == hash(pattern)
+    assert (repr(copy), str(copy)) == (repr(pattern), str(pattern))
+    assert [other for other in ALL if other == pattern] == [pattern]
+    assert len({*ALL, copy}) == len(ALL)
+
+
+@pytest.mark.parametrize("pattern", ALL, ids=repr)
+def test_a_pattern_is_serialised_by_keras(pattern):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(pattern)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert copy == pattern
+    assert hash(copy) == hash(pattern)
+
+
+@pytest.mark.parametrize("pattern", ALL, ids=repr)
+def test_a_pattern_reads_like_the_call_that_makes_it(pattern):
+    assert eval(repr(pattern), vars(patterns)) == pattern
+
+
+def test_how_patterns_read():
     assert repr(Unstructured()) == "Unstructured()"
+    assert repr(Block(16, 1)) == "Block(rows=16, cols=1, score='sum')"
+    assert repr(NM(2, 4, AXES)) == "NM(n=2, m=4, axes=((-1,), (-2,)))"
 
 
-def test_a_pattern_is_serialised_by_keras():
-    config = keras.saving.serialize_keras_object(Unstructured())
-    assert keras.saving.deserialize_keras_object(config) == Unstructured()
-
-
-def test_get_finds_it_by_name():
-    assert patterns.get("unstructured") == Unstructured()
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("unstructured", Unstructured()),
+        ("litert", LiteRT()),
+        ("block_4x1", Block(4, 1)),
+        ("block_16x1", Block(16, 1)),
+        ("block_12x345", Block(12, 345)),
+        ("2:4", NM(2, 4)),
+        ("1:16", NM(1, 16)),
+    ],
+)
+def test_names(name, pattern):
+    assert patterns.get(name) == pattern
+    assert str(patterns.get(name)) == name
 
 
 def test_get_passes_patterns_through():
@@ -108,13 +373,58 @@ def test_get_passes_patterns_through():
     assert patterns.get(pattern) is pattern
 
 
-def test_get_offers_the_closest_name():
-    message = r"`pattern`.*Did you mean 'unstructured'.*Received: pattern='unstructred'"
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [
+        ("unstructred", "unstructured"),
+        ("lite_rt", "litert"),
+        ("block_4x", "block_4x1"),
+        ("block_4", "block_4x1"),
+        ("block4x1", "block_4x1"),
+        ("blocks_16x1", "block_16x1"),
+        ("block_-4x1", "block_4x1"),
+        ("block_16x1 ", "block_16x1"),
+        ("2 : 4", "2:4"),
+        ("2:4:8", "2:4"),
+    ],
+)
+def test_get_offers_the_closest_name(name, closest):
+    message = rf"`pattern`.*Did you mean .*'{closest}'.*Received: pattern='{name}'"
     with pytest.raises(ValueError, match=message):
-        patterns.get("unstructred")
+        patterns.get(name)
 
 
-@pytest.mark.parametrize("identifier", [None, 4, Unstructured])
+@pytest.mark.parametrize("identifier", [None, 4, Unstructured, "", b"2:4", ("block", 4, 1)])
 def test_get_refuses_what_is_neither_a_name_nor_a_pattern(identifier):
     with pytest.raises(ValueError, match=r"`pattern` must be one of .*'unstructured'"):
         patterns.get(identifier)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Block(0, 1), "`rows` must be an integer of at least 1. Received: rows=0"),
+        (lambda: Block(4, -1), "`cols` must be an integer of at least 1. Received: cols=-1"),
+        (lambda: Block(4.0, 1), "`rows` must be .* Received: rows=4.0"),
+        (lambda: Block(4, True), "`cols` must be .* Received: cols=True"),
+        (lambda: Block(4, "1"), "`cols` must be .* Received: cols='1'"),
+        (lambda: Block(4, 1, "summ"), "`score` must be .* Did you mean 'sum'.*score='summ'"),
+        (lambda: Block(4, 1, None), "`score` must be .* Received: score=None"),
+        (lambda: patterns.get("block_0x1"), "`rows` must be .* Received: rows=0"),
+        (lambda: patterns.get("block_4x0"), "`cols` must be .* Received: cols=0"),
+        (lambda: NM(0, 4), "`n` must be an integer of at least 1. Received: n=0"),
+        (lambda: NM(1, 1), "`m` must be an integer of at least 2. Received: m=1"),
+        (lambda: NM(4, 4), "`n` must be less than `m`. Received: n=4, m=4"),
+        (lambda: NM(2.5, 4), "`n` must be .* Received: n=2.5"),
+        (lambda: patterns.get("4:2"), "`n` must be less than `m`. Received: n=4, m=2"),
+        (lambda: patterns.get("0:4"), "`n` must be .* Received: n=0"),
+    ],
+)
+def test_bad_sizes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_sizes_of_numpy_are_sizes():
+    assert Block(np.int64(4), np.int32(1)) == Block(4, 1)
+    assert NM(np.int64(2), np.int64(4)).get_config() == NM(2, 4).get_config()

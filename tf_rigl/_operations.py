@@ -96,7 +96,7 @@ def _dense(call):
 
 
 def _einsum(call):
-    inputs, kernel, _ = _labels(call.layer)
+    inputs, kernel, _ = maskable.einsum_labels(call.layer)
     before, _, after = inputs.partition("...")
     start, end = len(before), len(call.input) - len(after)
     sizes = [n for i, n in zip(before, call.input[:start], strict=True) if i not in kernel]
@@ -206,12 +206,6 @@ def _own(layer):
     return [w for w in maskable.own_weights(layer) if id(w) not in known]
 
 
-def _labels(layer):
-    inputs, _, output = layer.equation.replace(" ", "").partition("->")
-    inputs, _, kernel = inputs.partition(",")
-    return inputs, kernel, output
-
-
 def _channels(layer, weight):
     """How many values the bias of a layer has."""
     shape = tuple(weight.shape)
@@ -222,7 +216,7 @@ def _channels(layer, weight):
     if isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
         return shape[-2] * shape[-1]
     if isinstance(layer, layers.EinsumDense):
-        _, kernel, output = _labels(layer)
+        _, kernel, output = maskable.einsum_labels(layer)
         return math.prod(n for label, n in zip(kernel, shape, strict=True) if label in output)
     return shape[-1]
 

@@ -17,7 +17,6 @@ Reference:
 - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), appendices on FLOPs and sizes.
 """
 
-import dataclasses
 import math
 
 import keras
@@ -28,6 +27,7 @@ from tf_rigl import (
     _symbolic,
     distributions,
     maskable,
+    masks,
     methods,
     patterns,
     targets,
@@ -35,7 +35,6 @@ from tf_rigl import (
 from tf_rigl._arguments import check_sparsity
 from tf_rigl._reports import LayerReport, Report
 from tf_rigl.masked_layer import MaskedLayer
-from tf_rigl.masks import Masks
 from tf_rigl.sparse_model import SparseModel
 
 __all__ = ["LayerReport", "Report", "plan", "report", "train_flops"]
@@ -48,9 +47,10 @@ def report(model, *, input_shape=None) -> Report:
     """Counts what a model costs, with the masks that it has.
 
     A model without masks is dense, but for exact zeros in its maskable weights, which
-    count as sparsity: `report(tf_rigl.strip(sparse))` is `report(sparse)`. (Fewer than one
-    zero in a thousand are taken for chance. After an update of the masks, active entries
-    that have not been trained yet are zero too.)
+    count as sparsity: `report(tf_rigl.strip(sparse))` is `report(sparse)`, but for the names
+    of patterns other than "unstructured". (Fewer than one zero in a thousand are taken for
+    chance. After an update of the masks, active entries that have not been trained yet are
+    zero too.)
 
     A layer of one's own is counted if it has `get_prunable_weights()`: each of those
     weights as used once at every position of the output, `prod(output.shape[1:-1])`.
@@ -94,11 +94,12 @@ def report(model, *, input_shape=None) -> Report:
         )
     inner, arguments = _symbolic.prepare(model, input_shape)
     model = model if holds_masks else inner
-    names, nonzeros = {}, {}
+    names, nonzeros, layouts = {}, {}, {}
     if holds_masks:
-        for item in _masked_weights(model):
+        for item in masks.find(model):
             names[id(item.weight)] = item.path
             nonzeros[id(item.weight)] = np.count_nonzero(item.mask.numpy())
+            layouts[id(item.weight)] = item.pattern
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
@@ -106,11 +107,17 @@ def report(model, *, input_shape=None) -> Report:
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
             nonzeros[id(found.weight)] = nnz
-    return _assemble(model, inner, arguments, input_shape, nonzeros, names)
+    return _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts)
 
 
 def plan(
-    model, sparsity=0.9, distribution="erk", fixed=None, exclude=(), input_shape=None
+    model,
+    sparsity=0.9,
+    distribution="erk",
+    fixed=None,
+    exclude=(),
+    input_shape=None,
+    pattern="unstructured",
 ) -> Report:
     """Counts what a model would cost if it were made sparse; no masks are made.
 
@@ -123,10 +130,11 @@ def plan(
         fixed: mapping of layer name to a sparsity to keep as given.
         exclude: list or tuple of str, layers kept dense, as in `tf_rigl.sparsify`.
         input_shape: as in `report`.
+        pattern: str or `tf_rigl.patterns.Pattern`, as in `tf_rigl.sparsify`.
 
     Returns:
         A `Report`, equal to that of the model which `tf_rigl.sparsify` makes with these
-        arguments.
+        arguments (where blocks are of several sizes, that of blocks of the mean size).
 
     Raises:
         ValueError: as `report` and `tf_rigl.sparsify` do.
@@ -154,17 +162,19 @@ def plan(
         found,
         sparsity=sparsity,
         distribution=distribution,
-        pattern=patterns.get("unstructured"),
+        pattern=patterns.get(pattern),
         exclude=sorted(exclude),
         fixed=fixed,
     )
-    nonzeros = {}
+    nonzeros, layouts = {}, {}
     for each in found:
         if each.path in planned:
-            entries = math.prod(each.weight.shape)
-            zeros = int(distributions.zeros(planned[each.path], entries))
-            nonzeros[id(each.weight)] = entries - zeros
-    return _assemble(model, inner, arguments, input_shape, nonzeros, {})
+            target, entries = planned[each.path], math.prod(each.weight.shape)
+            units = target.pattern.units(each.weight.shape)
+            zeros = int(distributions.zeros(target.sparsity, units))
+            nonzeros[id(each.weight)] = entries - round(entries * zeros / units)
+            layouts[id(each.weight)] = target.pattern
+    return _assemble(model, inner, arguments, input_shape, nonzeros, {}, layouts)
 
 
 def train_flops(report, method="rigl", *, steps=None) -> float:
@@ -206,7 +216,7 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
 # From a model to its report.
 
 
-def _assemble(model, inner, arguments, input_shape, nonzeros, names):
+def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts):
     """The report, given the entries other than zero of each masked weight.
 
     Args:
@@ -216,6 +226,7 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names):
         input_shape: as the user gave it, for messages.
         nonzeros: dict of id(weight) to how many entries are not zero.
         names: dict of id(weight) to a path, where it is not that of `maskable.find`.
+        layouts: dict of id(weight) to its pattern, where there is one.
     """
     uses, biases, products, activations = _count(inner, arguments, input_shape)
     found = maskable.find(model, include_self=False)
@@ -252,12 +263,13 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names):
                     dense_bytes=float(dense_bytes),
                     bias_flops=biases.get(key, 0),
                     masked=key in nonzeros,
+                    pattern=str(layouts.get(key, "unstructured")) if nnz < entries else "dense",
                 )
             )
         if products.get(id(layer)):
             name = maskable.unique("/".join((*route, "products")), taken)
             flops = products[id(layer)]
-            rows.append(LayerReport(name, (), 0.0, 0, 0, flops, flops, 0.0, 0.0, 0, False))
+            rows.append(LayerReport(name, (), 0.0, 0, 0, flops, flops, 0.0, 0.0, 0, False, "dense"))
     entries = sum(row.params for row in rows if row.masked)
     active = sum(row.nnz for row in rows if row.masked)
     params = _parameters(model)
@@ -331,18 +343,8 @@ def _walk(layer, route, seen):
         yield from _walk(child, (*route, child.name), seen)
 
 
-def _masked_weights(model):
-    taken = set()
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, Masks):
-            layer.settle()
-            for item in layer.items:
-                yield dataclasses.replace(item, path=maskable.unique(item.path, taken))
-
-
 def _parameters(model):
-    masks = [layer for layer in model._flatten_layers() if isinstance(layer, Masks)]
-    left_out = {id(v) for layer in masks for v in layer.variables}
+    left_out = {id(v) for layer in masks.layers(model) for v in layer.variables}
     return sum(math.prod(w.shape) for w in model.weights if id(w) not in left_out)
 
 

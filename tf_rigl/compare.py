@@ -57,6 +57,8 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
             for sparsity in _axis(spec, "sparsity", sparsities):
                 # What "dense" does not use is the same for all its runs.
                 place = {"sparsity": sparsity or 0.0, "distribution": distribution or "erk"}
+                if spec.method == "dense":
+                    place["pattern"] = "unstructured"
                 runs = tuple(spec.settings(base, **place, seed=seed) for seed in seeds)
                 times = runs[0].epochs / base.epochs if runs else 1
                 result[Cell(str(spec), sparsity, distribution, times, runs)] = None

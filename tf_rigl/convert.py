@@ -47,7 +47,8 @@ def sparsify(
             mapping of layer name to sparsity, in which case `sparsity` is not used
             and layers that it does not name stay dense.
         pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
-            together: "unstructured".
+            together: "unstructured"; "block_16x1" or other blocks of inputs by outputs;
+            "2:4" or other n:m; "litert", what LiteRT runs fast in each layer.
         exclude: list or tuple of str, layers kept dense. Each is the name (or the path,
             such as "encoder/dense") of a layer, or else a regular expression that is
             searched for in names and paths.

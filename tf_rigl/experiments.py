@@ -97,6 +97,7 @@ def build(settings: Settings, dataset: data.Data) -> keras.Model:
             method=settings.make_method(steps),
             sparsity=settings.sparsity,
             distribution=settings.distribution,
+            pattern=settings.pattern,
             seed=settings.seed,
         )
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)

@@ -30,6 +30,9 @@ MASKABLE_ATTRIBUTES = {
 }
 
 
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
 class Maskable(NamedTuple):
     """A weight that can be masked, and where it was found."""
 
@@ -37,6 +40,7 @@ class Maskable(NamedTuple):
     layers: tuple[str, ...]  # The names of the layers on the way, outermost first.
     owner: tuple[str, ...]  # The same up to the outermost layer that is not a model.
     weight: keras.Variable
+    layer: keras.layers.Layer  # That which holds the weight.
 
 
 def own_weights(layer) -> list:
@@ -93,12 +97,42 @@ def find(layer, include_self=True) -> list[Maskable]:
                 continue
             seen_weights.add(id(weight))
             path = unique("/".join((*route, weight.name)), paths)
-            found.append(Maskable(path, route, owner or route, weight))
+            found.append(Maskable(path, route, owner or route, weight, layer))
         for child in sublayers(layer):
             visit(child, (*route, child.name), owner)
 
     visit(layer, (layer.name,) if include_self else ())
     return found
+
+
+def axes(layer, weight):
+    """The input axes and the output axes of a weight.
+
+    Args:
+        layer: the `keras.layers.Layer` that holds it.
+        weight: `keras.Variable`.
+
+    Returns:
+        Two tuples of int, or None where they are the last but one and the last. Other
+        axes are neither, such as the spatial ones of a convolution.
+    """
+    if isinstance(layer, _TRANSPOSED):
+        return (-1,), (-2,)
+    if isinstance(layer, layers.EinsumDense):
+        inputs, kernel, output = einsum_labels(layer)
+        places = [(axis, label in inputs, label in output) for axis, label in enumerate(kernel)]
+        summed = tuple(axis for axis, before, after in places if before and not after)
+        made = tuple(axis for axis, before, after in places if after and not before)
+        rank = len(weight.shape)
+        return None if (summed, made) == ((rank - 2,), (rank - 1,)) else (summed, made)
+    return None
+
+
+def einsum_labels(layer):
+    """The axes of inputs, kernel and output of an `EinsumDense`, one letter each."""
+    inputs, _, output = layer.equation.replace(" ", "").partition("->")
+    inputs, _, kernel = inputs.partition(",")
+    return inputs, kernel, output
 
 
 def sublayers(layer) -> list:

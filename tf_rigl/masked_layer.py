@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import maskable, patterns
+from tf_rigl import maskable, patterns, targets
 from tf_rigl._arguments import check_sparsity, resolve_seed, unknown_name
 from tf_rigl._delegation import show_call_of
 from tf_rigl.masks import Masks
@@ -41,7 +41,7 @@ class MaskedLayer(keras.layers.Wrapper):
             `tf_rigl.maskable`. All maskable weights of its sublayers are masked too.
         sparsity: float in [0, 1), the fraction of zeros in each weight.
         pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
-            together.
+            together: "unstructured", "block_16x1", "2:4", "litert".
         seed: int, for the random mask. Defaults to a random one.
         initial_mask: str, "random", or "ones" for methods that begin dense and prune
             ("snip", "magnitude").
@@ -110,7 +110,9 @@ class MaskedLayer(keras.layers.Wrapper):
             draw = None
             if self.initial_mask == "random":
                 draw = functools.partial(random_mask, seed=self.seed, index=index)
-            self._masks.add(found.path, found.weight, self.sparsity, self.pattern, draw)
+            pattern = targets.fit(self.pattern, found)
+            targets.check_allowed(pattern, self.sparsity, found.path)
+            self._masks.add(found.path, found.weight, self.sparsity, pattern, draw)
         self._masks.settle()
         if not self._masks.items:
             raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from tf_rigl import distributions
+from tf_rigl import distributions, maskable
 from tf_rigl.patterns import Pattern
 
 
@@ -173,6 +173,23 @@ class Masks(keras.layers.Layer):
                 key = f"{number}_{name}"
                 variable.assign(np.asarray(store[key]) if key in keys else np.zeros(mask.shape))
         self._due = []
+
+
+def layers(model) -> list[Masks]:
+    """What holds the masks of a model, in model order."""
+    found = model._flatten_layers(include_self=False)
+    return [layer for layer in found if isinstance(layer, Masks)]
+
+
+def find(model) -> list[MaskedWeight]:
+    """The masked weights of a model with their masks, in model order, under unique paths."""
+    items, taken = [], set()
+    for layer in layers(model):
+        layer.settle()
+        for item in layer.items:
+            path = maskable.unique(item.path, taken)
+            items.append(dataclasses.replace(item, path=path))
+    return items
 
 
 def _check_fit(item, mask):

@@ -53,6 +53,14 @@ def lenet_300_100_normalized(input_shape, num_classes) -> keras.Model:
     return keras.Model(inputs, outputs, name="lenet_300_100_normalized")
 
 
+def mlp_1024(input_shape, num_classes) -> keras.Model:
+    """Three hidden layers of 1024 units. Arguments and result are those of `lenet_300_100`."""
+    hidden = [layers.Dense(1024, activation="relu", name=f"hidden_{n}") for n in (1, 2, 3)]
+    logits = layers.Dense(num_classes, name="logits")
+    stack = [keras.Input(input_shape), layers.Flatten(), *hidden, logits]
+    return keras.Sequential(stack, name="mlp_1024")
+
+
 def lenet_5(input_shape, num_classes) -> keras.Model:
     """Two 5x5 convolutions of 6 and 16 channels with max pooling, then 120 and 84 units.
 
@@ -94,6 +102,33 @@ def small_cnn(input_shape, num_classes) -> keras.Model:
             x = layers.MaxPooling2D(2, padding="same")(x)
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small_cnn")
+
+
+def small_mobilenet(input_shape, num_classes) -> keras.Model:
+    """Eight depthwise-separable convolutions of 64 to 512 channels, in the form of MobileNet.
+
+    It keeps to what XNNPACK runs sparse on images of 3 channels: see
+    `tf_rigl.export.advise`. Arguments and result are those of `lenet_300_100`.
+
+    Reference:
+
+    - [MobileNets](https://arxiv.org/abs/1704.04861), table 1.
+    """
+    inputs = keras.Input(input_shape)
+    x = layers.ZeroPadding2D(1)(inputs)
+    x = layers.Conv2D(32, 3, strides=2, use_bias=False, name="stem")(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    for number, channels in enumerate((64, 128, 128, 256, 256, 512, 512, 512), start=1):
+        if number in (2, 4, 6):
+            x = layers.ZeroPadding2D(1)(x)
+            convolve = layers.DepthwiseConv2D(3, strides=2, use_bias=False)
+        else:
+            convolve = layers.DepthwiseConv2D(3, padding="same", use_bias=False)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(convolve(x)))
+        x = layers.Conv2D(channels, 1, use_bias=False, name=f"pointwise_{number}")(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small_mobilenet")
 
 
 def wide_resnet_22_2(input_shape, num_classes) -> keras.Model:
@@ -168,8 +203,10 @@ NAMES = {
     "lenet-300-100": lenet_300_100,
     "lenet-300-100-normalized": lenet_300_100_normalized,
     "lenet-5": lenet_5,
+    "mlp-1024": mlp_1024,
     "resnet-50": resnet_50,
     "small-cnn": small_cnn,
+    "small-mobilenet": small_mobilenet,
     "wide-resnet-22-2": wide_resnet_22_2,
 }
 
@@ -178,9 +215,9 @@ def get(identifier):
     """Looks up a model.
 
     Args:
-        identifier: "lenet-300-100", "lenet-300-100-normalized", "lenet-5", "small-cnn",
-            "wide-resnet-22-2", "resnet-50", or a function of
-            `(input_shape, num_classes)` that returns a `keras.Model`.
+        identifier: "lenet-300-100", "lenet-300-100-normalized", "lenet-5", "mlp-1024",
+            "small-cnn", "small-mobilenet", "wide-resnet-22-2", "resnet-50", or a function
+            of `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.

@@ -14,7 +14,7 @@ from tf_rigl import _backend  # noqa: F401
 _ROW = 1024  # Ties are counted in rows first: a cumulative sum over all entries is slow.
 
 
-def top_k_mask(scores, k, among=None):
+def top_k_mask(scores, k, among=None, first=None):
     """Marks the `k` largest scores.
 
     Args:
@@ -24,6 +24,8 @@ def top_k_mask(scores, k, among=None):
             candidates.
         among: boolean tensor of the shape of `scores`, the candidates. Defaults to
             all entries.
+        first: boolean tensor of the shape of `scores`, candidates that are marked before
+            all others, whatever their scores.
 
     Returns:
         A boolean tensor of the shape of `scores` with exactly `k` entries set. Of
@@ -35,22 +37,36 @@ def top_k_mask(scores, k, among=None):
     array([False,  True, False, False])
     """
     scores = tf.convert_to_tensor(scores)
-    keys = _ordered_integers(tf.reshape(scores, [-1]))
+    keys = ordered_integers(tf.reshape(scores, [-1]))
+    count = tf.cast(k, tf.int32)
+    if among is not None:
+        among = tf.reshape(among, [-1])
+    if first is not None:
+        first = tf.reshape(first, [-1])
+        ahead = tf.math.count_nonzero(first, dtype=tf.int32)
+        enough = count <= ahead  # The others are then no candidates, else these are in.
+        others = ~first if among is None else among & ~first
+        among = tf.where(enough, first, others)
+        count = tf.where(enough, count, count - ahead)
     if among is not None:
         if scores.dtype.is_integer:  # Floats leave the lowest integer free.
             keys = tf.maximum(keys, keys.dtype.min + 1)
-        keys = tf.where(tf.reshape(among, [-1]), keys, keys.dtype.min)
-    count = tf.cast(k, tf.int32)
+        keys = tf.where(among, keys, keys.dtype.min)
     threshold, at_threshold = _kth_largest(keys, count)
     last = _index_of_nth(tf.equal(keys, threshold), at_threshold)
     # keys >= threshold up to the last tie that is taken, keys > threshold after it.
     position = tf.range(keys.shape[0])
     chosen = (keys > threshold) | (tf.equal(keys, threshold) & (position <= last))
+    if first is not None:
+        chosen |= first & ~enough
     return tf.reshape(chosen, scores.shape)
 
 
-def _ordered_integers(scores):
-    """Maps scores to signed integers, of 32 or 64 bits, of the same order."""
+def ordered_integers(scores):
+    """Maps scores to signed integers, of 32 or 64 bits, of the same order.
+
+    Floats leave the lowest integer free; NaN becomes the next one.
+    """
     if scores.dtype == tf.uint64:
         return tf.bitcast(tf.bitwise.bitwise_xor(scores, tf.constant(2**63, tf.uint64)), tf.int64)
     if scores.dtype.is_integer:

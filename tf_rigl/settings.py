@@ -8,7 +8,7 @@ import math
 import numbers
 import urllib.parse
 
-from tf_rigl import distributions, methods, models, schedules
+from tf_rigl import distributions, methods, models, patterns, schedules
 from tf_rigl._arguments import check_integer, check_sparsity, unknown_name
 
 METHODS = ("dense", *methods.NAMES)
@@ -25,6 +25,7 @@ class Settings:
         method: str, "dense", or see `tf_rigl.methods.get`.
         sparsity: float in [0, 1); not used by "dense".
         distribution: str, see `tf_rigl.distributions.get`.
+        pattern: str, see `tf_rigl.patterns.get`.
         epochs: int.
         batch_size: int.
         learning_rate: float, that of SGD with momentum 0.9 at the start; it falls to
@@ -50,6 +51,7 @@ class Settings:
     method: str = "rigl"
     sparsity: float = 0.9
     distribution: str = "erk"
+    pattern: str = "unstructured"
     epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 0.1
@@ -61,13 +63,14 @@ class Settings:
     def __post_init__(self):
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS, or_object=False)
-        for name in ("dataset", "model", "distribution"):
+        for name in ("dataset", "model", "distribution", "pattern"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(
                     f"Argument `{name}` must be a name. Received: {name}={getattr(self, name)!r}"
                 )
         models.get(self.model)
         distributions.get(self.distribution)
+        patterns.get(self.pattern)
         for name in ("epochs", "batch_size"):
             check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
@@ -112,7 +115,9 @@ class Settings:
         parts = [urllib.parse.quote(self.dataset, safe=""), self.model, self.method]
         if self.method != "dense":
             parts += [f"{self.sparsity:g}", self.distribution]
-        for field in dataclasses.fields(self)[5:]:
+            if self.pattern != "unstructured":
+                parts.append(urllib.parse.quote(self.pattern, safe=""))
+        for field in dataclasses.fields(self)[6:]:
             value = getattr(self, field.name)
             if field.name == "options":
                 parts += [f"{key}={_in_a_name(value[key])}" for key in sorted(value)]

@@ -1,6 +1,5 @@
 """`SparseModel`: a Keras model that trains sparse."""
 
-import dataclasses
 import inspect
 
 import keras
@@ -8,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from tf_rigl import _tensors, maskable, methods, optimizers, training
+from tf_rigl import _tensors, masks, methods, optimizers, training
 from tf_rigl._arguments import resolve_seed
-from tf_rigl.masks import MaskedWeight, Masks
+from tf_rigl.masks import MaskedWeight
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -72,24 +71,13 @@ class SparseModel(keras.Model):
     @property
     def masked_weights(self) -> list[MaskedWeight]:
         """The masked weights with their masks, in model order."""
-        items, taken = [], set()
-        for layer in self._mask_layers():
-            layer.settle()
-            for item in layer.items:
-                path = maskable.unique(item.path, taken)
-                items.append(dataclasses.replace(item, path=path))
-        return items
+        return masks.find(self)
 
     def _add_state(self):
         """Makes what the method keeps for each weight, where it is not there yet."""
         with self.distribute_strategy.scope():
-            for masks in self._mask_layers():
-                masks.add_state(self.method.state_names)
-
-    def _mask_layers(self) -> list[Masks]:
-        """What holds the masks, in model order."""
-        layers = self._flatten_layers(include_self=False)
-        return [layer for layer in layers if isinstance(layer, Masks)]
+            for layer in masks.layers(self):
+                layer.add_state(self.method.state_names)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -99,9 +87,9 @@ class SparseModel(keras.Model):
     @property
     def sparsity(self) -> float:
         """The fraction of zeros now in all maskable weights that were not excluded."""
-        masks = self.masks.values()
-        entries = sum(m.size for m in masks)
-        return 1 - sum(np.count_nonzero(m) for m in masks) / entries if entries else 0.0
+        arrays = self.masks.values()
+        entries = sum(mask.size for mask in arrays)
+        return 1 - sum(map(np.count_nonzero, arrays)) / entries if entries else 0.0
 
     @property
     def step(self) -> int:
@@ -337,8 +325,8 @@ class SparseModel(keras.Model):
     def load_own_variables(self, store):
         """Restores what `save_own_variables` stored; a dense model's file has none of it."""
         self._run.active = None
-        for masks in self._mask_layers():
-            masks.refusal = None
+        for layer in masks.layers(self):
+            layer.refusal = None
         self._add_state()
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         step, states = entries.pop("step", None), entries.pop("seeds", ())

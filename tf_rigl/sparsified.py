@@ -19,12 +19,12 @@ class _Sparsified:
 
     def _create_masks(self, recipe):
         found = maskable.find(self, include_self=False)
-        sparsities = targets.resolve(found, **recipe, scope=self.method.scope)
+        wanted = targets.resolve(found, **recipe, scope=self.method.scope)
         weights = {m.path: m.weight for m in found}
         with self.distribute_strategy.scope():
-            for index, (path, sparsity) in enumerate(sparsities.items()):
+            for index, (path, target) in enumerate(wanted.items()):
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
-                self._masks.add(path, weights[path], sparsity, recipe["pattern"], draw)
+                self._masks.add(path, weights[path], target.sparsity, target.pattern, draw)
             self._masks.settle()
         self._add_state()
 

@@ -91,7 +91,7 @@ def parse(text) -> Spec:
         if key == "seed":
             raise _unreadable(text, "seeds are the same for all that is compared")
         if (key in OF_METHODS and key not in method_arguments(name)) or (
-            name == "dense" and key in ("sparsity", "distribution")
+            name == "dense" and key in ("sparsity", "distribution", "pattern")
         ):
             raise _unreadable(text, f"{name!r} has no {key!r}")
     return spec

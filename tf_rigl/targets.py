@@ -2,9 +2,18 @@
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from tf_rigl import distributions
+from tf_rigl import distributions, maskable
 from tf_rigl._arguments import check_sparsity, unknown_name
+from tf_rigl.patterns import Pattern
+
+
+class Target(NamedTuple):
+    """What one weight is to become."""
+
+    sparsity: float
+    pattern: Pattern
 
 
 def check_distribution(distribution):
@@ -42,20 +51,20 @@ def check_exclude(exclude):
 
 def resolve(
     found, *, sparsity, distribution, pattern, exclude, fixed=None, scope="layer"
-) -> dict[str, float]:
+) -> dict[str, Target]:
     """Decides which weights are masked, and how sparse each will be.
 
     Args:
         found: list of `tf_rigl.maskable.Maskable`, in model order.
         sparsity: float, over all weights that are not excluded.
         distribution: str, function or mapping; see `tf_rigl.sparsify`.
-        pattern: `tf_rigl.patterns.Pattern`.
+        pattern: `tf_rigl.patterns.Pattern`, fitted to each weight.
         exclude: layer names or regular expressions.
         fixed: mapping of layer name to a sparsity to keep as given, or None.
         scope: str, "global" where sparsities come out of a method's scores.
 
     Returns:
-        A dict of path to target sparsity, for each weight that is not excluded.
+        A dict of path to `Target`, for each weight that is not excluded.
 
     Raises:
         ValueError: if a name matches nothing, nothing is left to mask, or the
@@ -100,13 +109,34 @@ def resolve(
                 f"{list(shapes)}. Received: {targets!r}"
             )
     asked = any(targets.values()) if isinstance(distribution, Mapping) else sparsity > 0
-    zeros = [distributions.zeros(targets[p], pattern.units(s)) for p, s in shapes.items()]
+    fitted = {m.path: fit(pattern, m) for m in kept}
+    zeros = [distributions.zeros(targets[p], fitted[p].units(s)) for p, s in shapes.items()]
     if asked and not any(zeros):
         raise ValueError(
             "The sparsity cannot be met: no layer would have a single zero. Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
         )
-    return {path: check_sparsity(f"distribution[{path!r}]", s) for path, s in targets.items()}
+    for path, target in targets.items():
+        check_sparsity(f"distribution[{path!r}]", target)
+        check_allowed(fitted[path], target, path)
+    return {path: Target(float(target), fitted[path]) for path, target in targets.items()}
+
+
+def fit(pattern, found) -> Pattern:
+    """A pattern as it is for one `tf_rigl.maskable.Maskable`."""
+    axes = maskable.axes(found.layer, found.weight)
+    return pattern.fitted(found.layer, tuple(found.weight.shape), axes)
+
+
+def check_allowed(pattern, sparsity, path):
+    """Raises if a pattern cannot have a sparsity; dense is always allowed."""
+    least = pattern.min_sparsity
+    if 0 < sparsity < least - 1e-12:  # Rounding alone; more would be an entry too many.
+        raise ValueError(
+            f"Pattern '{pattern}' needs a sparsity of at least {least:.7g}, or 0 (dense), in each "
+            f"weight; that of {path!r} would be {sparsity:.7g}. Raise `sparsity`, pass "
+            "`distribution='uniform'` (or 'uniform_all'), or name layers in `exclude` or `fixed`."
+        )
 
 
 def _names(maskable):

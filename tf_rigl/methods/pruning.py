@@ -37,18 +37,20 @@ class Pruning(Method):
         """With a global scope, as many units for each weight as it has in the best of all."""
         if self.scope == "layer" or not counts:
             return counts
-        scores = [
-            pattern.unit_scores(self.drop_scores(*arguments))
+        parts = [
+            pattern.candidates(self.drop_scores(*arguments), among=arguments[2])
             for arguments, pattern in zip(scored, patterns, strict=True)
         ]
-        present = [
-            pattern.unit_mask(arguments[2])
-            for arguments, pattern in zip(scored, patterns, strict=True)
-        ]
+        scores, present, first = zip(*parts, strict=True)
         wide = tf.float64 if any(part.dtype == tf.float64 for part in scores) else tf.float32
         scores = [tf.cast(part, wide) for part in scores]
         total = tf.add_n([keep for keep, _ in counts])
-        chosen = top_k_mask(tf.concat(scores, 0), total, tf.concat(present, 0))
+        if all(part is None for part in first):
+            first = None
+        else:
+            first = [p if f is None else f for p, f in zip(present, first, strict=True)]
+            first = tf.concat(first, 0)
+        chosen = top_k_mask(tf.concat(scores, 0), total, tf.concat(present, 0), first)
         sizes = [part.shape[0] for part in scores]
         return [
             (tf.math.count_nonzero(part, dtype=tf.int32), tf.constant(0))

@@ -42,10 +42,20 @@ class SNIP(Pruning):
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
         del first_step, run_steps
-        keep = [
-            item.target_active() if _is_whole(item, n) else n
-            for n, item in zip(active, items, strict=True)
-        ]
+        pairs = list(zip(items, active, strict=True))
+        surplus = [n - item.target_active() if _is_whole(item, n) else 0 for item, n in pairs]
+        if self.scope == "global":
+            # A weight may also be whole because it has won all its units: what is left over
+            # in all tells. One that is frozen and whole has not been pruned yet.
+            excess = sum(
+                n - item.target_active()
+                for item, n in pairs
+                if item.is_sparse and (item.weight.trainable or not _has_all(item, n))
+            )
+            for number, extra in enumerate(surplus):
+                surplus[number] = max(0, min(extra, excess))
+                excess -= surplus[number]
+        keep = [n - extra for n, extra in zip(active, surplus, strict=True)]
         if keep == active:
             return None
         if step < self.batches - 1:  # Nothing changes yet, and nothing is trained.
@@ -71,6 +81,9 @@ class SNIP(Pruning):
 
 def _is_whole(item, active):
     """Whether a weight could be pruned, and has not been."""
-    if not (item.is_sparse and item.weight.trainable):
-        return False
+    return item.is_sparse and item.weight.trainable and _has_all(item, active)
+
+
+def _has_all(item, active):
+    """Whether all units of a weight are active."""
     return active == item.pattern.units(item.weight.shape)
