@@ -14,6 +14,8 @@ _HOME = {
     "MaskedLayer": "masked_layer",
     "Report": "accounting",
     "SparseModel": "sparse_model",
+    "export_saved_model": "export.saved_model",
+    "export_tflite": "export.tflite",
     "plan": "accounting",
     "report": "accounting",
     "sparsify": "convert",
@@ -23,6 +25,7 @@ _HOME = {
 _MODULES = (
     "data",
     "distributions",
+    "export",
     "interop",
     "maskable",
     "methods",

@@ -21,6 +21,8 @@ class LayerReport:
         dense_bytes: float, stored dense.
         bias_flops: one for each output of the layer, in the row of its last kernel.
         masked: bool, whether the weight counts in the sparsity of the model.
+        pattern: str, which entries are zero together, such as "block_16x1"; "dense" where
+            none is.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LayerReport:
     dense_bytes: float
     bias_flops: float
     masked: bool
+    pattern: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +83,15 @@ class Report:
         ]
         params = sum(row.params for row in self.layers)
         rows.append(_cells("total", "", self.sparsity, params, self, size))
+        patterns = [row.pattern if row.pattern != "dense" else "" for row in self.layers]
+        structured = sorted({*patterns} - {"", "unstructured"})
+        if structured:
+            header = (*header, "pattern")
+            rows = [(*row, name) for row, name in zip(rows, [*patterns, ""], strict=True)]
         rest = self.bias_flops + self.activation_flops
         flops, dense = self.flops + rest, self.dense_flops + rest
-        lines = _table(header, rows)
+        lines = table(header, rows, left={0, 1, 8})
+        lines.insert(-1, lines[1])
         lines += [
             "",
             f"parameters: {self.params:,} of {self.dense_params:,}"
@@ -93,8 +102,14 @@ class Report:
             f"size: {self.bytes / size:.3f} {unit} of {self.dense_bytes / size:.3f} {unit}"
             f"{_ratio(self.bytes, self.dense_bytes)}",
         ]
+        if any(name.startswith("block") for name in structured):
+            lines.append(
+                "LiteRT runs Dense layers in blocks of 4 or 16 inputs by 1 output fast; elsewhere "
+                "zeros make its file smaller only"
+            )
         if any(not row.masked for row in self.layers):
-            lines.insert(-3, "(total sparsity: of the weights that are masked or can be)")
+            note = "(total sparsity: of the weights that are masked or can be)"
+            lines.insert(len(rows) + 4, note)
         return "\n".join(lines)
 
 
@@ -112,14 +127,21 @@ def _cells(name, shape, sparsity, params, row, size):
     )
 
 
-def _table(header, rows):
+def table(header, rows, left) -> list[str]:
+    """The lines of a table of strings.
+
+    Args:
+        header: tuple of str.
+        rows: list of tuples of str.
+        left: set of int, the columns that begin at the left; others end at the right.
+    """
     widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
     lines = []
-    for row in (header, ["-" * width for width in widths], *rows[:-1], rows[-1]):
-        text = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        text += [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = zip(row, widths, strict=True)
+        text = [c.ljust(w) if n in left else c.rjust(w) for n, (c, w) in enumerate(cells)]
         lines.append("  ".join(text).rstrip())
-    return [*lines[:-1], lines[1], lines[-1]]
+    return lines
 
 
 def _ratio(part, whole):

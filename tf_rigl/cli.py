@@ -8,9 +8,11 @@ import sys
 
 METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude")
 _MODELS = (
-    "lenet-300-100, lenet-300-100-normalized, lenet-5, small-cnn, wide-resnet-22-2 or resnet-50"
+    "lenet-300-100, lenet-300-100-normalized, lenet-5, mlp-1024, small-cnn, small-mobilenet, "
+    "wide-resnet-22-2 or resnet-50"
 )
 _DISTRIBUTIONS = "erk, erdos_renyi, uniform or uniform_all"
+_PATTERNS = "unstructured, block_16x1 or other blocks, 2:4 or other n:m, litert"
 _COMPARE = """\
 Trains each method at each sparsity with each distribution and seed, and writes a table of
 test accuracies, FLOPs and sizes, its rows as JSON, and pictures.
@@ -73,7 +75,45 @@ def _parser():
     )
     compare.set_defaults(run=_compare)
     _add_compare(compare)
+    report = commands.add_parser(
+        "report",
+        help="what a trained model costs, layer by layer",
+        description="Prints parameters, FLOPs and size of a model file, layer by layer.",
+    )
+    report.set_defaults(run=_report)
+    _add_report(report)
+    export = commands.add_parser(
+        "export",
+        help="write a sparse LiteRT file or SavedModel of a trained model",
+        description="Exports a model file to LiteRT (a path that ends in .tflite) or to a "
+        "SavedModel, and checks its outputs before it is put in place.",
+    )
+    export.set_defaults(run=_export)
+    _add_export(export)
     return parser
+
+
+def _add_report(report):
+    add = report.add_argument
+    add("file", help="a .keras file")
+    add("--json", action="store_true", help="as JSON")
+    add("--advice", action="store_true", help="also what LiteRT will run sparse, and why not")
+
+
+def _add_export(export):
+    add = export.add_argument
+    add("file", help="a .keras file")
+    add("path", help="what to write: a file that ends in .tflite, else a SavedModel folder")
+    add("--quantization", default=None, help="of .tflite: float16, dynamic or int8 (none)")
+    add(
+        "--representative-dataset",
+        default=None,
+        metavar="NAME",
+        help="for int8: digits, or any image data set of TFDS, whose training images are used",
+    )
+    add("--batch-size", type=int, default=None, help="of .tflite: a fixed one (free)")
+    add("--unpacked", action="store_true", help="of SavedModel: store zeros too")
+    add("--data-dir", default=None, help="where TFDS keeps data sets")
 
 
 def _add_train(train):
@@ -83,6 +123,7 @@ def _add_train(train):
     add("--method", default="rigl", help=", ".join(reversed(METHODS)))
     add("--sparsity", type=float, default=0.9, help="fraction of zeros, in [0, 1)")
     add("--distribution", default="erk", help=_DISTRIBUTIONS)
+    add("--pattern", default="unstructured", help=_PATTERNS)
     add("--epochs", type=int, default=60, help="passes over the training data")
     add("--batch-size", type=int, default=64, help="examples in a batch")
     add("--learning-rate", type=float, default=0.1, help="of SGD, before cosine decay")
@@ -114,6 +155,7 @@ def _add_compare(compare):
         metavar="S",
         help="fractions of zeros (0.9)",
     )
+    add("--pattern", default="unstructured", help=f"{_PATTERNS} (unstructured)")
     add("--distributions", nargs="+", default=["erk"], metavar="D", help=f"{_DISTRIBUTIONS} (erk)")
     add("--seeds", type=int, default=3, help="how many, from 0 (3)")
     add("--epochs", type=int, default=60, help="passes over the training data (60)")
@@ -171,9 +213,11 @@ def _compare(options):
 
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1. Received: seeds={options.seeds}")
-    shared = ("dataset", "model", "epochs", "batch_size", "learning_rate")
+    shared = ("dataset", "model", "pattern", "epochs", "batch_size", "learning_rate")
     base = Settings(**{key: getattr(options, key) for key in shared})
     name = f"compare-{base.dataset}-{base.model}-epochs{base.epochs}"
+    if base.pattern != "unstructured":
+        name += f"-{base.pattern.replace(':', '-of-')}"
     folder = options.output or os.path.join("runs", name)
     try:
         rows = compare.compare(
@@ -196,6 +240,75 @@ def _compare(options):
     print(f"\n{compare.table(rows)}")
     print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
     return 0
+
+
+def _report(options):
+    import tf_rigl
+
+    model = _load(options.file)
+    report = tf_rigl.report(model)
+    advice = tf_rigl.export.advise(model) if options.advice else None
+    if options.json:
+        from tf_rigl.files import to_json
+
+        result = report.to_dict()
+        if advice is not None:
+            result["advice"] = advice.to_dict()
+        print(to_json(result), end="")
+        return 0
+    print(report)
+    if advice is not None:
+        print(f"\n{advice}")
+    return 0
+
+
+def _export(options):
+    import tf_rigl
+
+    if options.path.endswith(".tflite"):
+        if options.unpacked:
+            raise ValueError("--unpacked is for a SavedModel. Received: a path ending in .tflite")
+        model, images = _load(options.file), None
+        if options.representative_dataset is not None:
+            data = tf_rigl.data.load(options.representative_dataset, data_dir=options.data_dir)
+            images = data.train
+        info = tf_rigl.export_tflite(
+            model,
+            options.path,
+            quantization=options.quantization,
+            representative_dataset=images,
+            batch_size=options.batch_size,
+        )
+    else:
+        given = {
+            "--quantization": options.quantization,
+            "--representative-dataset": options.representative_dataset,
+            "--batch-size": options.batch_size,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} is for LiteRT, a path that ends in .tflite. "
+                    f"Received: path={options.path!r}"
+                )
+        model = _load(options.file)
+        info = tf_rigl.export_saved_model(model, options.path, packed=not options.unpacked)
+    print(info)
+    return 0
+
+
+def _load(path):
+    """The model in a file; Keras's safe mode stays on."""
+    import keras
+
+    import tf_rigl.sparsified  # noqa: F401, so that Keras knows our classes
+
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no such file. Received: {path!r}")
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # Whatever a damaged file makes Keras raise.
+        raise ValueError(f"Keras cannot load {path!r}: {error}") from error
 
 
 def _drawing():

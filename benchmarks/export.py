@@ -1,0 +1,160 @@
+"""What exported files weigh and how fast they run, beside the same network dense.
+
+    python benchmarks/export.py
+
+prints, and writes beside this file as JSON:
+
+- LiteRT: file size and latency (batch 1, one thread) of an MLP of 1024-unit layers and of a
+  small MobileNet, by pattern, sparsity and quantization, over those of the dense network
+  in float32, all files taking turns in one run;
+- SavedModel: bytes of the variables of a packed one over the fewest possible, and its load
+  time and latency over those of an ordinary one.
+
+Masks are random: neither size nor time depends on what the weights are.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+import tf_rigl
+from tf_rigl import models
+from tf_rigl.export import latency
+
+MODELS = {
+    "MLP of 1024-unit layers": (models.mlp_1024, (32, 32, 1)),
+    "small MobileNet": (models.small_mobilenet, (96, 96, 3)),
+}
+SPARSITIES = (0.8, 0.9, 0.95)
+PATTERNS = ("unstructured", "block_4x1", "block_16x1")
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+
+
+def variants():
+    """Pattern, sparsity and quantization of each file; the first one is dense."""
+    for quantization in QUANTIZATIONS:
+        yield None, 0.0, quantization
+    for pattern in PATTERNS:
+        for sparsity in SPARSITIES:
+            yield pattern, sparsity, None
+    yield "2:4", 0.5, None
+    for quantization in QUANTIZATIONS[1:]:
+        for pattern in PATTERNS:
+            yield pattern, 0.9, quantization
+
+
+def sparse(model, pattern, sparsity):
+    """A copy of a model with random masks."""
+    distribution = "uniform" if pattern == "2:4" else "erk"
+    return tf_rigl.sparsify(
+        model, "static", sparsity, distribution=distribution, pattern=pattern, seed=0
+    )
+
+
+def litert_rows(make, input_shape, rounds):
+    """Size and latency of each variant of a model, as parts of the dense one's."""
+    model = make(input_shape, 10)
+    images = np.random.default_rng(0).random((64, *input_shape), np.float32)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (pattern, sparsity, quantization) in enumerate(variants()):
+            path = pathlib.Path(folder, f"{number}.tflite")
+            source = model if pattern is None else sparse(model, pattern, sparsity)
+            data = images if quantization == "int8" else None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # That the dense ones have no zeros.
+                info = tf_rigl.export_tflite(
+                    source,
+                    path,
+                    quantization=quantization,
+                    representative_dataset=data,
+                    batch_size=1,
+                )
+            row = {"pattern": pattern or "dense", "sparsity": sparsity, "path": path}
+            rows.append({**row, "quantization": quantization or "float32", "bytes": info.bytes})
+        seconds = latency([row.pop("path") for row in rows], rounds=rounds)
+    for row, value in zip(rows, seconds, strict=True):
+        row["milliseconds"] = 1000 * value
+        row["size"] = row["bytes"] / rows[0]["bytes"]
+        row["times_faster"] = seconds[0] / value
+    return rows
+
+
+def saved_model_ratios(make, input_shape, rounds):
+    """A packed SavedModel at 0.9, in blocks of 16x1, beside an ordinary one."""
+    model = sparse(make(input_shape, 10), "block_16x1", 0.9)
+    masked = [item.weight for item in model.masked_weights if item.is_sparse]
+    entries = sum(int(np.prod(w.shape)) for w in masked)
+    nonzero = sum(int(np.count_nonzero(w)) for w in masked)
+    rest = sum(int(np.prod(w.shape)) for w in tf_rigl.strip(model).weights) - entries
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(pathlib.Path(folder, name)) for name in ("packed", "unpacked")}
+        for name, path in paths.items():
+            tf_rigl.export_saved_model(model, path, packed=name == "packed")
+        stored = {
+            name: sum(f.stat().st_size for f in pathlib.Path(path).glob("variables/*.data-*"))
+            for name, path in paths.items()
+        }
+        load = {name: [] for name in paths}
+        loaded = {}
+        for number in range(rounds + 1):
+            for name, path in sorted(paths.items(), reverse=number % 2 == 1):
+                began = time.perf_counter()
+                loaded[name] = tf.saved_model.load(path)
+                if number:  # The first one warms up.
+                    load[name].append(time.perf_counter() - began)
+        batch = tf.constant(np.random.default_rng(0).random((1, *input_shape), np.float32))
+        call = {name: [] for name in paths}
+        for number in range(rounds + 1):
+            for name, each in sorted(loaded.items(), reverse=number % 2 == 1):
+                began = time.perf_counter()
+                for _ in range(50):
+                    each.serve(batch)
+                if number:
+                    call[name].append(time.perf_counter() - began)
+    medians = [{k: statistics.median(v) for k, v in times.items()} for times in (load, call)]
+    least = 4 * nonzero + entries / 8 + 4 * rest
+    return {
+        "bytes": stored,
+        "over_least": stored["packed"] / least,
+        "over_unpacked": stored["packed"] / stored["unpacked"],
+        "load_time": medians[0]["packed"] / medians[0]["unpacked"],
+        "latency": medians[1]["packed"] / medians[1]["unpacked"],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    result = {"litert": {}, "saved_model": {}}
+    for name, (make, input_shape) in MODELS.items():
+        rows = result["litert"][name] = litert_rows(make, input_shape, options.rounds)
+        print(f"\nLiteRT, {name}, {input_shape}, over dense float32:", flush=True)
+        print(f"  {'':14} {'sparsity':>8} {'':9} {'ms':>8} {'times faster':>12} {'size':>6}")
+        for row in rows:
+            print(
+                f"  {row['pattern']:14} {row['sparsity']:8.2f} {row['quantization']:9} "
+                f"{row['milliseconds']:8.3f} {row['times_faster']:12.2f} {row['size']:6.3f}",
+                flush=True,
+            )
+        ratios = result["saved_model"][name] = saved_model_ratios(make, input_shape, options.rounds)
+        print(
+            f"SavedModel, {name}, block_16x1 at 0.9: variables {ratios['over_least']:.3f} times "
+            f"the fewest bytes, {ratios['over_unpacked']:.3f} of unpacked; load time "
+            f"{ratios['load_time']:.2f}, latency {ratios['latency']:.2f} of unpacked",
+            flush=True,
+        )
+    pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""From a trained model to files that are small and, where the runtime can, fast."""
+
+from tf_rigl.export.advice import Advice, LayerAdvice, advise
+from tf_rigl.export.info import ExportInfo
+from tf_rigl.export.saved_model import export_saved_model
+from tf_rigl.export.tflite import export_tflite
+from tf_rigl.export.timing import latency
+
+__all__ = [
+    "Advice",
+    "ExportInfo",
+    "LayerAdvice",
+    "advise",
+    "export_saved_model",
+    "export_tflite",
+    "latency",
+]

@@ -1,0 +1,151 @@
+"""What every export begins with: an ordinary model, and a batch to check the result on."""
+
+import os
+import pathlib
+import warnings
+
+import keras
+import numpy as np
+from keras.src.export.export_utils import _infer_input_signature_from_model, get_input_signature
+from keras.src.models.functional import Functional
+
+from tf_rigl import convert, maskable
+from tf_rigl.sparse_model import SparseModel
+
+_FREE_AXIS = 32  # The size of an axis that has none in the check batch.
+
+
+def ordinary(model):
+    """The model that is exported: a sparse one stripped, others as they are.
+
+    Raises:
+        ValueError: if `model` is not a built `keras.Model`.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Argument `model` must be a `keras.Model`. "
+            f"Received: model={model!r} (of type {type(model)})"
+        )
+    if not model.built:
+        raise ValueError(
+            "Argument `model` must be built before it is exported: call it on data first. "
+            f"Received: model={model!r}"
+        )
+    if isinstance(model, SparseModel):
+        return convert.strip(model)
+    if not has_zeros(model):
+        warnings.warn(
+            f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros: it is exported as it "
+            "is, no smaller and no faster.",
+            stacklevel=3,
+        )
+    return model
+
+
+def has_zeros(model) -> bool:
+    """Whether more of the maskable weights are zero than by chance."""
+    for found in maskable.find(model, include_self=False):
+        values = keras.ops.convert_to_numpy(found.weight)
+        if values.size - np.count_nonzero(values) > max(1, 1e-3 * values.size):
+            return True
+    return False
+
+
+def signature(model) -> list:
+    """The positional arguments of a model's call, as structures of `keras.InputSpec`."""
+    graph = isinstance(model, (Functional, keras.Sequential))
+    try:
+        # Keras wants a subclassed model to have been called; a stripped copy is built, no more.
+        if not graph and model.built and (specs := _infer_input_signature_from_model(model)):
+            return list(specs)
+        return list(get_input_signature(model))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Argument `model` cannot be exported: Keras does not know its inputs. Call it on data "
+            f"first, or build it as a functional model. ({error})"
+        ) from error
+
+
+def check_batch(model, size, seed=0) -> list:
+    """Random inputs for a model, the same each time.
+
+    Args:
+        model: a built `keras.Model`.
+        size: int, of the batch axis, where it is free.
+        seed: int.
+
+    Returns:
+        The positional arguments of a call: floats from a standard normal distribution,
+        integers that every `Embedding` of the model knows.
+    """
+    rng = np.random.default_rng(seed)
+    layers = model._flatten_layers()
+    known = [each.input_dim for each in layers if isinstance(each, keras.layers.Embedding)]
+
+    def draw(spec):
+        first, *rest = spec.shape
+        shape = (first or size, *(n or _FREE_AXIS for n in rest))
+        if keras.backend.is_int_dtype(spec.dtype):
+            return rng.integers(0, min(known, default=2), shape).astype(spec.dtype)
+        if spec.dtype == "bool":
+            return rng.random(shape) < 0.5
+        if not keras.backend.is_float_dtype(spec.dtype):
+            raise ValueError(
+                f"A check batch of dtype {spec.dtype} cannot be drawn: pass one as `check_data`."
+            )
+        return rng.standard_normal(shape).astype(spec.dtype)
+
+    return keras.tree.map_structure(draw, signature(model))
+
+
+def check_place(path) -> pathlib.Path:
+    """The path, if something can be written there.
+
+    Raises:
+        ValueError: if `path` is not a path, or its folder does not exist or cannot be
+            written.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"Argument `path` must be a path. Received: path={path!r}")
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder of `path` does not exist. Received: path={str(path)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"The folder of `path` cannot be written. Received: path={str(path)!r}")
+    return path
+
+
+def check_outputs(expected, received, tolerance) -> float:
+    """The largest difference between outputs; raises if it is more than they allow.
+
+    Args:
+        expected: structure of arrays, the outputs of the Keras model.
+        received: list of arrays, the outputs of what was exported, in the same order.
+        tolerance: float, the difference allowed, as a part of the largest magnitude in the
+            expected output, or of 1 where that is less.
+
+    Raises:
+        ValueError: if outputs differ in number, shape, or by more.
+    """
+    expected = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(expected)]
+    shapes = [x.shape for x in expected], [np.shape(x) for x in received]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "What was exported does not have the model's outputs, so nothing was written: shapes "
+            f"{shapes[1]} in place of {shapes[0]}."
+        )
+    worst = 0.0
+    for ours, theirs in zip(expected, received, strict=True):
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        both = np.isnan(ours) & np.isnan(theirs)
+        error = float(
+            np.max(np.where(both | (ours == theirs), 0.0, np.abs(ours - theirs)), initial=0)
+        )
+        allowed = tolerance * max(1.0, float(np.max(np.abs(ours), initial=0)))
+        if not error <= allowed:
+            raise ValueError(
+                "What was exported does not reproduce the model's outputs, so nothing was written: "
+                f"the largest difference is {error:.3g}, allowed is {allowed:.3g}."
+            )
+        worst = max(worst, error)
+    return worst

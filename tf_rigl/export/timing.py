@@ -1,0 +1,63 @@
+"""How long LiteRT takes for one batch, several files side by side."""
+
+import statistics
+import time
+
+import numpy as np
+
+_SECONDS = 0.05  # That a round of one file should take.
+
+
+def latency(paths, *, batch_size=1, rounds=15, num_threads=1) -> list[float]:
+    """Measures LiteRT files side by side: in each round every file has its turn.
+
+    Compare figures of one call with each other only: machines differ from one minute to
+    the next.
+
+    Args:
+        paths: list of str or path, LiteRT files.
+        batch_size: int, of files with a free batch axis.
+        rounds: int, how many turns each file has.
+        num_threads: int, for LiteRT.
+
+    Returns:
+        For each file the median over its turns of the seconds for one batch.
+
+    Example:
+
+    >>> dense, sparse = latency(["dense.tflite", "sparse.tflite"])
+    """
+    runners = [_runner(path, batch_size, num_threads) for path in paths]
+    repeats = []
+    for run in runners:
+        run()  # The first call allocates what the others use.
+        began = time.perf_counter()
+        run()
+        repeats.append(max(1, int(_SECONDS / (time.perf_counter() - began))))
+    times = [[] for _ in runners]
+    for number in range(rounds):
+        # Another one goes first each time: the first of a round finds other caches.
+        start = number % len(runners)
+        for index in [*range(start, len(runners)), *range(start)]:
+            began = time.perf_counter()
+            for _ in range(repeats[index]):
+                runners[index]()
+            times[index].append((time.perf_counter() - began) / repeats[index])
+    return [statistics.median(turns) for turns in times]
+
+
+def _runner(path, batch_size, num_threads):
+    """A function that runs a file on random numbers."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+    for detail in interpreter.get_input_details():
+        shape = detail["shape_signature"]
+        if len(shape) and shape[0] == -1:
+            interpreter.resize_tensor_input(detail["index"], [batch_size, *detail["shape"][1:]])
+    interpreter.allocate_tensors()
+    rng = np.random.default_rng(0)
+    for detail in interpreter.get_input_details():
+        value = rng.standard_normal(detail["shape"]) * np.issubdtype(detail["dtype"], np.floating)
+        interpreter.set_tensor(detail["index"], value.astype(detail["dtype"]))
+    return interpreter.invoke
