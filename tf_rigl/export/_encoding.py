@@ -24,7 +24,7 @@ _TAKE_UNPACKED = {
 _KERNEL_BLOCKS = {np.float32: 4, np.int8: 16}
 _SPARSE_VERSION = 8  # Of FULLY_CONNECTED: in others, LiteRT takes sparse weights for dense ones.
 MIN_ZEROS = 0.7  # With fewer, the dense kernels of float weights are faster than the sparse ones.
-_MIN_PACKED = 0.8  # A pattern of blocks leaves no more zeros inside blocks than this.
+MIN_PACKED = 0.9  # A pattern of blocks leaves no more zeros inside blocks than this.
 _MAX_SIZE = 0.9  # What is not a tenth smaller encoded stays as it is.
 
 
@@ -131,7 +131,7 @@ def suits_kernel(encoded) -> bool:
         return False
     # Blocks of which most have something in them are not what the weight was trained in.
     zeros = values.size - np.count_nonzero(values)
-    return values.size - encoded.values.size >= _MIN_PACKED * zeros
+    return values.size - encoded.values.size >= MIN_PACKED * zeros
 
 
 def _runs(encoded, uses, graph):

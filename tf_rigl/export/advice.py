@@ -149,7 +149,7 @@ def _matrix(values, ways):
         change = f"inputs: {inputs} is no multiple of 4; then pattern='litert'"
         return "smaller", "no blocks of 4 divide the inputs", change
     zeros, blocks = values.size - np.count_nonzero(values), ways[1]
-    if values.size - blocks.values.size >= 0.8 * zeros:
+    if values.size - blocks.values.size >= _encoding.MIN_PACKED * zeros:
         why = f"in blocks, but under {_encoding.MIN_ZEROS:.0%} zeros dense is faster"
         return "smaller", why, "more sparsity"
     return "smaller", "zeros in no blocks of inputs", "pattern='litert'"
