@@ -1,11 +1,13 @@
 """What every export begins with: an ordinary model, and a batch to check the result on."""
 
+import contextlib
 import os
 import pathlib
 import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.export.export_utils import _infer_input_signature_from_model, get_input_signature
 from keras.src.models.functional import Functional
 
@@ -149,3 +151,15 @@ def check_outputs(expected, received, tolerance) -> float:
             )
         worst = max(worst, error)
     return worst
+
+
+@contextlib.contextmanager
+def without_notices():
+    """Keeps TensorFlow from telling of a folder that will have another name."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -47,7 +47,8 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
     Example:
 
     >>> info = tf_rigl.export.export_saved_model(sparse, "served/1")
-    >>> tf.saved_model.load("served/1").serve(x)
+    >>> loaded = tf.saved_model.load("served/1")
+    >>> outputs = loaded.serve(x)
     """
     place = _check_folder(path)
     if not isinstance(packed, bool):
@@ -150,7 +151,8 @@ def _write(model, folder, packed):
         weights = [_PackedWeight(variable, n) for n, variable in enumerate(variables)]
         archive, names, unfit = _archive(model, weights)
         if not unfit:
-            archive.write_out(str(folder), verbose=False)
+            with _source.without_notices():
+                archive.write_out(str(folder), verbose=False)
             return int(sum(_saving(variable) for variable in variables)), names
         variables = [variable for variable in variables if id(variable) not in unfit]
 

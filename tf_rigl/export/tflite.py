@@ -167,7 +167,8 @@ class _Call:
         archive = keras.export.ExportArchive()
         archive.track(self._model)
         archive.add_endpoint("serve", lambda *inputs: self._outputs(inputs), signature)
-        archive.write_out(folder, verbose=False)
+        with _source.without_notices():
+            archive.write_out(folder, verbose=False)
 
     def samples(self, argument, data) -> list:
         """Examples out of whatever holds data, each a dict of arrays with a batch axis of 1."""
