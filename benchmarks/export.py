@@ -6,7 +6,8 @@ prints, and writes beside this file as JSON:
 
 - LiteRT: file size and latency (batch 1, one thread) of an MLP of 1024-unit layers and of a
   small MobileNet, by pattern, sparsity and quantization, over those of the dense network
-  in float32, all files taking turns in one run;
+  in float32, all files taking turns in one run; the speed also without XNNPACK, the
+  library that computes what is dense;
 - SavedModel: bytes of the variables of a packed one over the fewest possible, and its load
   time and latency over those of an ordinary one.
 
@@ -79,8 +80,11 @@ def litert_rows(make, input_shape, rounds):
                 )
             row = {"pattern": pattern or "dense", "sparsity": sparsity, "path": path}
             rows.append({**row, "quantization": quantization or "float32", "bytes": info.bytes})
-        seconds = latency([row.pop("path") for row in rows], rounds=rounds)
-    for row, value in zip(rows, seconds, strict=True):
+        paths = [row.pop("path") for row in rows]
+        seconds = latency(paths, rounds=rounds)
+        plain = latency(paths, rounds=rounds, xnnpack=False)
+    for row, value, without in zip(rows, seconds, plain, strict=True):
+        row["times_faster_without_xnnpack"] = plain[0] / without
         row["milliseconds"] = 1000 * value
         row["size"] = row["bytes"] / rows[0]["bytes"]
         row["times_faster"] = seconds[0] / value
@@ -139,11 +143,15 @@ def main():
     for name, (make, input_shape) in MODELS.items():
         rows = result["litert"][name] = litert_rows(make, input_shape, options.rounds)
         print(f"\nLiteRT, {name}, {input_shape}, over dense float32:", flush=True)
-        print(f"  {'':14} {'sparsity':>8} {'':9} {'ms':>8} {'times faster':>12} {'size':>6}")
+        print(
+            f"  {'':14} {'sparsity':>8} {'':9} {'ms':>8} {'times faster':>12} "
+            f"{'(no XNNPACK)':>12} {'size':>6}"
+        )
         for row in rows:
             print(
                 f"  {row['pattern']:14} {row['sparsity']:8.2f} {row['quantization']:9} "
-                f"{row['milliseconds']:8.3f} {row['times_faster']:12.2f} {row['size']:6.3f}",
+                f"{row['milliseconds']:8.3f} {row['times_faster']:12.2f} "
+                f"{row['times_faster_without_xnnpack']:12.2f} {row['size']:6.3f}",
                 flush=True,
             )
         ratios = result["saved_model"][name] = saved_model_ratios(make, input_shape, options.rounds)

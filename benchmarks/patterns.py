@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 import statistics
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -56,7 +57,7 @@ def train(folder):
 
 
 def classify(path, images):
-    """The classes that a LiteRT file finds, and in the first pass its outputs."""
+    """The classes that a LiteRT file finds."""
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(source["index"], [500, *images.shape[1:]])
@@ -139,7 +140,7 @@ def _percent(values):
 
 def draw(rows, path):
     """Accuracy against latency."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, marker in zip(QUANTIZATIONS, "os", strict=True):
         for color, row in enumerate(rows):
@@ -159,7 +160,7 @@ def draw(rows, path):
         ylabel="test accuracy, %",
         title="Fashion-MNIST, MLP of 3 x 1024 units, RigL, three seeds",
     )
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
@@ -169,6 +170,7 @@ def main():
     parser.add_argument("--output", default="runs/patterns", type=pathlib.Path)
     parser.add_argument("--train-only", action="store_true", help="export and measure nothing")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*(has no zeros|stored dense).*")
     train(options.output)
     if options.train_only:
         return

@@ -101,6 +101,42 @@ def test_1x1_convolutions_need_two_thirds_of_zeros():
     assert "2/3" in row.why
 
 
+def _nested(make):
+    """A network whose 1x1 convolution is in a model within it."""
+    inside = [layers.DepthwiseConv2D(3, padding="same"), layers.Conv2D(32, 1, name="pointwise")]
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(16, 3, strides=2)(layers.ZeroPadding2D(1)(inputs))
+    x = make([keras.Input((8, 8, 16)), *inside, layers.ReLU(6.0)])(x)
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _functional(stack):
+    x, *others = stack
+    inputs = x
+    for layer in others:
+        x = layer(x)
+    return keras.Model(inputs, x, name="inner")
+
+
+def _in_sequence(stack):
+    return keras.Sequential(stack, name="inner")
+
+
+@pytest.mark.parametrize("make", [_functional, _in_sequence])
+def test_nested_models_are_looked_through(make):
+    assert by_name(sparse(_nested(make)))["inner/pointwise/kernel"].runs == "xnnpack"
+
+
+def test_a_sequence_of_layers_is_a_graph():
+    stack = [layers.ZeroPadding2D(1), layers.Conv2D(16, 3, strides=2), layers.Conv2D(32, 1)]
+    ends = [layers.GlobalAveragePooling2D(), layers.Dense(10)]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *stack, *ends])
+    for layer in model.layers:
+        if layer.weights:
+            layer.kernel.assign(np.random.default_rng(0).random(layer.kernel.shape) > 0.8)
+    assert [row.runs for row in advise(model).layers] == ["smaller", "xnnpack", "smaller"]
+
+
 @pytest.mark.parametrize(
     ("changes", "culprit"),
     [
@@ -131,6 +167,9 @@ def test_layers_that_multiply_by_a_matrix_run_sparse():
     rows = by_name(sparse(model, pattern="block_4x1"))
     assert {row.runs for row in rows.values()} == {"sparse"}
     assert len(rows) == 6
+    # The pattern "litert" leaves these layers unstructured: another one is named.
+    changes = {row.change for row in advise(sparse(model, pattern="litert")).layers}
+    assert changes == {"pattern='block_4x1'"}
 
 
 def test_other_layers_stay_dense():

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import tf_rigl
 from tf_rigl import cli, distributions, experiments, files, models
 from tf_rigl.settings import METHODS, Settings
 
@@ -143,6 +144,64 @@ def test_options_reach_the_method_and_the_name(in_empty_folder):
     method = keras.models.load_model(folder / "model.keras").method
     assert method.end_step == 0.5
     assert isinstance(method.grow_initializer, keras.initializers.RandomNormal)
+
+
+@pytest.fixture
+def trained(in_empty_folder):
+    """A model file."""
+    inputs = keras.Input((16,))
+    model = keras.Model(inputs, keras.layers.Dense(64, name="a")(inputs))
+    tf_rigl.sparsify(model, sparsity=0.75, pattern="litert", seed=0).save("m.keras")
+
+
+def test_a_model_file_is_reported_with_advice(trained, capsys):
+    assert cli.main(["report", "m.keras"]) == 0
+    assert "block_16x1" in capsys.readouterr().out
+    assert cli.main(["report", "m.keras", "--json", "--advice"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["sparsity"] == 0.75
+    assert result["advice"]["layers"][0]["runs"] == "sparse"
+
+
+@pytest.mark.parametrize("path", ["m.tflite", "m.TFLITE"])
+def test_the_ending_of_the_path_decides_what_is_written(path, trained, in_empty_folder, capsys):
+    assert cli.main(["export", "m.keras", path]) == 0
+    assert path in capsys.readouterr().out
+    assert (in_empty_folder / path).read_bytes()[4:8] == b"TFL3"
+    assert cli.main(["export", "m.keras", "served"]) == 0
+    assert (in_empty_folder / "served" / "saved_model.pb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "none.keras"], "There is no such file"),
+        (["report", "damaged.keras"], "Keras cannot load"),
+        (["export", "damaged.keras", "out"], "Keras cannot load"),
+        (["report", "unknown.keras"], "Keras cannot load"),
+        (["export", "m.keras", "out.tflite", "--unpacked"], "--unpacked is for a SavedModel"),
+        (["export", "m.keras", "out", "--batch-size", "1"], "--batch-size is for LiteRT"),
+        (["export", "m.keras", "out.tflite", "--quantization", "int4"], "Did you mean 'int8'"),
+        (["export", "m.keras", "none/out.tflite"], "does not exist"),
+        (["export", "m.keras", "m.keras"], "must be a folder"),
+    ],
+)
+def test_bad_files_and_options_are_one_line(arguments, message, trained, in_empty_folder, capsys):
+    content = (in_empty_folder / "m.keras").read_bytes()
+    (in_empty_folder / "damaged.keras").write_bytes(content[: len(content) // 2])
+
+    class Unknown(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    layers = [keras.Input((4,)), Unknown(), keras.layers.Dense(4)]
+    keras.Sequential(layers).save("unknown.keras")
+    before = sorted(in_empty_folder.iterdir())
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tf-rigl: error: ")
+    assert message in line
+    assert sorted(in_empty_folder.iterdir()) == before
 
 
 def test_the_help_knows_all_names():

@@ -304,7 +304,7 @@ def test_unusual_arguments_are_refused_before_any_work(tmp_path, monkeypatch):
     for other in (3, keras.Sequential([k.Dense(3)])):
         with pytest.raises(ValueError, match="Argument `model`"):
             export_saved_model(other, tmp_path / "m")
-    for data in (np.ones((2, 63)), [np.ones((2, 64))] * 2, "x"):
+    for data in (np.ones((2, 63)), [np.ones((2, 64))] * 2, "x", np.ones((0, 64))):
         with pytest.raises(ValueError, match="`check_data` must be"):
             export_saved_model(model, tmp_path / "m", check_data=data)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
@@ -313,6 +313,10 @@ def test_unusual_arguments_are_refused_before_any_work(tmp_path, monkeypatch):
 
 def full_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
+
+
+def full_disk_of_tensorflow(*args, **kwargs):
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
 
 def half_written(obj, folder, **kwargs):
@@ -337,6 +341,10 @@ def wrong_weights(monkeypatch):
 
 FAILURES = {
     "disk": (OSError, lambda patch: patch.setattr(tf.saved_model, "save", half_written)),
+    "tensorflow": (
+        OSError,
+        lambda patch: patch.setattr(tf.saved_model, "save", full_disk_of_tensorflow),
+    ),
     "load": (OSError, lambda patch: patch.setattr(tf.saved_model, "load", full_disk)),
     "interrupt": (
         KeyboardInterrupt,
@@ -370,6 +378,22 @@ def test_a_failure_leaves_nothing_behind_and_the_older_one_as_it_was(
         export_saved_model(sparse(seed=2), path)
     assert os.listdir(tmp_path) == (["m"] if older else [])
     assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_what_the_model_cannot_take_asks_for_check_data(tmp_path):
+    lookup = k.IntegerLookup(vocabulary=[50, 60], num_oov_indices=0, output_mode="multi_hot")
+    model = sparse(keras.Sequential([keras.Input((4,), dtype="int64"), lookup, k.Dense(64)]))
+    with pytest.raises(ValueError, match="pass `check_data`"):
+        export_saved_model(model, tmp_path / "m")
+    assert not os.listdir(tmp_path)
+    export_saved_model(model, tmp_path / "m", check_data=np.full((2, 4), 60))
+
+
+def test_not_every_infinity_is_the_expected_one():
+    ours, theirs = np.array([np.inf, 1.0]), np.array([np.inf, 2.0])
+    assert _source.check_outputs([ours], [ours], 1e-5) == 0
+    with pytest.raises(ValueError, match="does not reproduce"):
+        _source.check_outputs([ours], [theirs], 1e-5)
 
 
 def test_an_older_one_is_replaced_whole(tmp_path):

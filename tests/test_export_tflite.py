@@ -179,6 +179,19 @@ def test_float16_halves_what_is_left(tmp_path):
     assert half.bytes < 0.75 * sparse.bytes
 
 
+def test_half_precision_transposed_convolutions_keep_no_other_weight_dense(tmp_path):
+    layers = [keras.Input((8, 8, 3)), keras.layers.Conv2DTranspose(8, 3), keras.layers.Flatten()]
+    model = sparsify(keras.Sequential([*layers, keras.layers.Dense(16)]), "static", 0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sizes = [
+            export_tflite(model, tmp_path / "m", quantization="float16", batch_size=size).bytes
+            for size in (None, 1)
+        ]
+        dense = export_tflite(model, tmp_path / "m", quantization="float16").dense_bytes
+    assert sizes[1] < sizes[0] < 0.5 * dense
+
+
 @pytest.mark.parametrize("quantization", ["dynamic", "int8"])
 def test_weights_that_cannot_run_sparse_stay_dense_with_a_warning(quantization, tmp_path):
     data = rows() if quantization == "int8" else None
@@ -282,6 +295,8 @@ def test_attention_and_embeddings_give_the_same_outputs(quantization, tolerance,
     [
         ({"quantization": "flaot16"}, "Did you mean 'float16'"),
         ({"quantization": "int8"}, "`representative_dataset` must be given"),
+        ({"quantization": ["int8"]}, "`quantization` must be one of"),
+        ({"quantization": "int8", "representative_dataset": 3}, "`representative_dataset` must be"),
         ({"representative_dataset": rows()}, "`representative_dataset` must be given"),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
         ({"check_data": rows(features=3)}, "`check_data` must hold batches of the model's inputs"),
@@ -327,14 +342,24 @@ def _wrong(content, batch, run=tflite._run):
     return {name: output + 1 for name, output in run(content, batch).items()}
 
 
-def _no_room(*_):
+def _no_room(*_, **__):
     raise OSError("no room")
+
+
+def _no_room_for_tensorflow(*_, **__):
+    raise tf.errors.ResourceExhaustedError(None, None, "no room")
+
+
+def _no_run(*_, **__):
+    raise RuntimeError("no room for tensors")
 
 
 @pytest.mark.parametrize(
     ("place", "function", "error"),
     [
         ("tf_rigl.export.tflite._run", _wrong, "does not reproduce the model's outputs"),
+        ("ai_edge_litert.interpreter.Interpreter", _no_run, "LiteRT cannot run .* no room"),
+        ("tensorflow.saved_model.save", _no_room_for_tensorflow, "cannot be written: no room"),
         ("pathlib.Path.write_bytes", _no_room, "no room"),
         ("os.replace", _no_room, "no room"),
     ],

@@ -45,7 +45,8 @@ def main(arguments=None) -> int:
     try:
         return options.run(options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"tf-rigl: error: {error}", file=sys.stderr)
+        # Keras and TensorFlow write messages of several lines.
+        print(f"tf-rigl: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tf-rigl: interrupted, nothing was written", file=sys.stderr)
@@ -265,7 +266,7 @@ def _report(options):
 def _export(options):
     import tf_rigl
 
-    if options.path.endswith(".tflite"):
+    if options.path.lower().endswith(".tflite"):
         if options.unpacked:
             raise ValueError("--unpacked is for a SavedModel. Received: a path ending in .tflite")
         model, images = _load(options.file), None

@@ -72,8 +72,8 @@ def _encode_graph(model, graph):
             if any(kind != _OP.DEQUANTIZE for kind, _, _ in wanted):
                 continue
             wanted = [use for _, op, _ in wanted for use in uses.get(int(op.outputs[0]), [])]
-            if any(kind == _OP.GATHER for kind, _, _ in wanted):
-                continue  # It would take what is not unpacked yet.
+            if any(_comes_too_early(kind, op, model, graph) for kind, op, _ in wanted):
+                continue
         if not wanted or any((kind, place) not in _TAKE_UNPACKED for kind, _, place in wanted):
             continue
         ways = encodings(values)
@@ -93,6 +93,13 @@ def _encode_graph(model, graph):
             unpacking.append(_unpack(model, graph, number, uses[number]))
     graph.operators = unpacking + list(graph.operators)
     return left
+
+
+def _comes_too_early(kind, operator, model, graph):
+    """Whether an operator would take half-precision weights that are not unpacked yet."""
+    if kind == _OP.TRANSPOSE_CONV:  # Where the shape of its output depends on the batch.
+        return model.buffers[graph.tensors[operator.inputs[0]].buffer].data is None
+    return kind == _OP.GATHER
 
 
 def _values(model, tensor):

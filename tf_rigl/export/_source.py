@@ -117,6 +117,34 @@ def check_place(path) -> pathlib.Path:
     return path
 
 
+def write(archive, folder):
+    """Writes a `keras.export.ExportArchive`.
+
+    Raises:
+        OSError: if TensorFlow cannot write it, which it reports in its own way.
+    """
+    try:
+        with without_notices():
+            archive.write_out(str(folder), verbose=False)
+    except tf.errors.OpError as error:
+        raise OSError(f"The SavedModel cannot be written: {error.message}") from error
+
+
+def call(model, *arguments):
+    """The outputs of a model, or a function that calls it, on a check batch.
+
+    Raises:
+        ValueError: if it does not take such inputs.
+    """
+    try:
+        return model(*arguments)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"The model cannot be called on the check batch: pass `check_data` that it takes. "
+            f"({error.message})"
+        ) from error
+
+
 def check_outputs(expected, received, tolerance) -> float:
     """The largest difference between outputs; raises if it is more than they allow.
 
@@ -139,11 +167,10 @@ def check_outputs(expected, received, tolerance) -> float:
     worst = 0.0
     for ours, theirs in zip(expected, received, strict=True):
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        both = np.isnan(ours) & np.isnan(theirs)
-        error = float(
-            np.max(np.where(both | (ours == theirs), 0.0, np.abs(ours - theirs)), initial=0)
-        )
-        allowed = tolerance * max(1.0, float(np.max(np.abs(ours), initial=0)))
+        differ = (ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))
+        error = float(np.max(np.abs(ours[differ] - theirs[differ]), initial=0))
+        largest = np.max(np.abs(ours), initial=0, where=np.isfinite(ours))
+        allowed = tolerance * max(1.0, float(largest))
         if not error <= allowed:
             raise ValueError(
                 "What was exported does not reproduce the model's outputs, so nothing was written: "

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 from keras import layers
+from keras.src.models.functional import Functional
 
 from tf_rigl import maskable, masks
 from tf_rigl._reports import table
@@ -134,25 +135,30 @@ def _judge(found, values, sparsity, graph):
     if not any(map(_encoding.is_smaller, ways)):
         return "dense", "too few zeros to be smaller", "more sparsity"
     if is_matrix:
-        return _matrix(values, ways)
+        return _matrix(values, ways, _pattern(layer))
     if isinstance(layer, layers.Conv2D):
         return _convolution(layer, sparsity, graph)
     return "smaller", f"no sparse kernel for {type(layer).__name__}", ""
 
 
-def _matrix(values, ways):
-    """A matrix of outputs by inputs, and the ways to encode it."""
+def _pattern(layer):
+    """The pattern that gives a layer blocks."""
+    return "pattern='litert'" if isinstance(layer, layers.Dense) else "pattern='block_4x1'"
+
+
+def _matrix(values, ways, pattern):
+    """A matrix of outputs by inputs, the ways to encode it, and how to get blocks."""
     if any(map(_encoding.suits_kernel, ways)):
         return "sparse", "zeros in blocks of inputs", ""
     inputs = values.shape[1]
     if inputs % 4:
-        change = f"inputs: {inputs} is no multiple of 4; then pattern='litert'"
+        change = f"inputs: {inputs} is no multiple of 4; then {pattern}"
         return "smaller", "no blocks of 4 divide the inputs", change
     zeros, blocks = values.size - np.count_nonzero(values), ways[1]
     if values.size - blocks.values.size >= _encoding.MIN_PACKED * zeros:
         why = f"in blocks, but under {_encoding.MIN_ZEROS:.0%} zeros dense is faster"
         return "smaller", why, "more sparsity"
-    return "smaller", "zeros in no blocks of inputs", "pattern='litert'"
+    return "smaller", "zeros in no blocks of inputs", pattern
 
 
 def _convolution(layer, sparsity, graph):
@@ -169,26 +175,25 @@ def _convolution(layer, sparsity, graph):
 
 
 class _Graph:
-    """The layers before and after each layer of a functional model."""
+    """The layers before and after each layer of a graph, those of nested models included."""
 
     def __init__(self, model):
         self.before, self.after = {}, {}
-        self._holders = {}
         self._add(model)
 
     def _add(self, model):
-        operations = getattr(model, "operations", None)
-        for operation in operations or ():
-            if isinstance(operation, keras.Model):
-                self._add(operation)
+        graph = _graph(model)
+        for operation in graph.operations if graph is not None else ():
+            self._add(operation)
             for node in operation._inbound_nodes:
                 for source in node.parent_nodes:
                     self._connect(source.operation, operation)
 
     def _connect(self, source, target):
-        source, target = _inner(source), _inner(target)
-        self.before.setdefault(id(target), []).append(source)
-        self.after.setdefault(id(source), []).append(target)
+        for first in _borders(target, "inputs"):
+            for last in _borders(source, "outputs"):
+                self.before.setdefault(id(first), []).append(last)
+                self.after.setdefault(id(last), []).append(first)
 
     def problem(self, layer):
         """Why XNNPACK will not run a 1x1 convolution sparse, and what to change; or None."""
@@ -248,6 +253,7 @@ class _Graph:
 
 
 _PLAIN = (
+    layers.InputLayer,  # Of a nested model.
     layers.BatchNormalization,  # Folded into the convolution before it.
     layers.Add,
     layers.Multiply,
@@ -286,8 +292,19 @@ def _is_end(layer, graph):
     return isinstance(layer, layers.GlobalAveragePooling2D)
 
 
-def _inner(operation):
-    return operation.layer if isinstance(operation, MaskedLayer) else operation
+def _graph(operation):
+    """The graph of a model, or None."""
+    graph = getattr(operation, "_functional", operation)  # That of a Sequential.
+    return graph if isinstance(graph, Functional) else None
+
+
+def _borders(operation, side):
+    """The layers at the inputs or the outputs of a nested model; of a layer, itself."""
+    graph = _graph(operation)
+    if graph is None:
+        return [operation.layer if isinstance(operation, MaskedLayer) else operation]
+    ends = [tensor._keras_history.operation for tensor in getattr(graph, side)]
+    return [layer for end in ends for layer in _borders(end, side)]
 
 
 def _kind(operation):

@@ -113,6 +113,8 @@ def _inputs(model, check_data) -> list:
         for spec, x in zip(keras.tree.flatten(specs), keras.tree.flatten(batch), strict=True):
             if not tf.TensorShape(spec.shape).is_compatible_with(x.shape):
                 raise ValueError(f"an input of shape {x.shape} in place of {spec.shape}")
+            if not tf.size(x):
+                raise ValueError("an input without an example")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `check_data` must be a batch of inputs of {model.name!r}. ({error})"
@@ -131,7 +133,7 @@ def _check(model, folder, batch, names) -> float:
     # written does, and in the end it is as it was.
     with keras.StatelessScope():
         for call in (lambda: loaded.serve(*batch), lambda: default(**named)):
-            expected, outputs = model(*batch), call()
+            expected, outputs = _source.call(model, *batch), call()
             if isinstance(outputs, dict) and not isinstance(expected, dict):
                 outputs = [outputs[f"output_{n}"] for n in range(len(outputs))]
             error = _source.check_outputs(
@@ -151,8 +153,7 @@ def _write(model, folder, packed):
         weights = [_PackedWeight(variable, n) for n, variable in enumerate(variables)]
         archive, names, unfit = _archive(model, weights)
         if not unfit:
-            with _source.without_notices():
-                archive.write_out(str(folder), verbose=False)
+            _source.write(archive, folder)
             return int(sum(_saving(variable) for variable in variables)), names
         variables = [variable for variable in variables if id(variable) not in unfit]
 

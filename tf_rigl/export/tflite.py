@@ -99,7 +99,7 @@ def export_tflite(
     place = _source.check_place(path)
     if place.is_dir():
         raise ValueError(f"Argument `path` must not be a folder. Received: path={str(path)!r}")
-    if quantization not in _TOLERANCE:
+    if quantization not in tuple(_TOLERANCE):
         names = [name for name in _TOLERANCE if name]
         raise unknown_name("quantization", quantization, names, or_object=False)
     if (quantization == "int8") != (representative_dataset is not None):
@@ -125,8 +125,8 @@ def export_tflite(
     with tempfile.TemporaryDirectory() as folder:
         call.save(folder)
         dense = _convert(folder, quantization, call.batches(samples))
-    outputs = [_run(dense, batch) for batch in batches]
     expected = [call.outputs(batch) for batch in batches]
+    outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
     content, received = _sparse(dense, batches, outputs, quantization)
     error = _check(expected, received, _TOLERANCE[quantization])
@@ -155,7 +155,8 @@ class _Call:
 
     def outputs(self, batch) -> dict:
         """The outputs of the Keras model."""
-        outputs = self._outputs(keras.ops.convert_to_tensor(x) for x in batch.values())
+        inputs = [keras.ops.convert_to_tensor(x) for x in batch.values()]
+        outputs = _source.call(self._outputs, inputs)
         return {name: keras.ops.convert_to_numpy(x) for name, x in outputs.items()}
 
     def save(self, folder):
@@ -167,13 +168,12 @@ class _Call:
         archive = keras.export.ExportArchive()
         archive.track(self._model)
         archive.add_endpoint("serve", lambda *inputs: self._outputs(inputs), signature)
-        with _source.without_notices():
-            archive.write_out(folder, verbose=False)
+        _source.write(archive, folder)
 
     def samples(self, argument, data) -> list:
         """Examples out of whatever holds data, each a dict of arrays with a batch axis of 1."""
         samples = []
-        for flat in _flat(data, self._structure):
+        for flat in _flat(argument, data, self._structure):
             samples += self._split(argument, flat)
             if len(samples) >= _MOST_SAMPLES:
                 break
@@ -232,13 +232,15 @@ def _names(structure, specs):
     return names
 
 
-def _flat(data, structure):
+def _flat(argument, data, structure):
     """The batches in whatever holds data, each as a list of arrays in the model's order."""
     if data is None:
         return
     if callable(data) and not isinstance(data, tf.data.Dataset):
         data = data()
     whole = isinstance(data, (list, tuple, dict)) or hasattr(data, "__array__")
+    if not whole and not hasattr(data, "__iter__"):
+        raise ValueError(f"Argument `{argument}` must be a batch or batches. Received: {data!r}")
     keys = [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
     for x in [data] if whole else data:
         # As in Keras, a tuple is inputs and labels; a list is several inputs.
@@ -304,8 +306,11 @@ def _run(content, batch) -> dict:
     """The outputs of a LiteRT file for one batch."""
     from ai_edge_litert.interpreter import Interpreter  # Slow, and needed here only.
 
-    with _quiet():
-        return Interpreter(model_content=content, num_threads=1).get_signature_runner()(**batch)
+    try:
+        with _quiet():
+            return Interpreter(model_content=content, num_threads=1).get_signature_runner()(**batch)
+    except RuntimeError as error:
+        raise ValueError(f"LiteRT cannot run the file: {error}") from error
 
 
 def _sparse(dense, batches, outputs, quantization):
@@ -324,7 +329,7 @@ def _sparse(dense, batches, outputs, quantization):
     try:
         received = [_run(content, batch) for batch in batches]
         _check(outputs, received, _SPARSE_TOLERANCE[quantization])
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         warnings.warn(
             f"The weights are stored dense: LiteRT does not run this model right with sparse ones. "
             f"({error})",

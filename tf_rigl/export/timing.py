@@ -8,7 +8,7 @@ import numpy as np
 _SECONDS = 0.05  # That a round of one file should take.
 
 
-def latency(paths, *, batch_size=1, rounds=15, num_threads=1) -> list[float]:
+def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> list[float]:
     """Measures LiteRT files side by side: in each round every file has its turn.
 
     Compare figures of one call with each other only: machines differ from one minute to
@@ -19,6 +19,8 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1) -> list[float]:
         batch_size: int, of files with a free batch axis.
         rounds: int, how many turns each file has.
         num_threads: int, for LiteRT.
+        xnnpack: bool, whether LiteRT may use XNNPACK, as it does by itself, for what is
+            dense.
 
     Returns:
         For each file the median over its turns of the seconds for one batch.
@@ -27,7 +29,7 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1) -> list[float]:
 
     >>> dense, sparse = latency(["dense.tflite", "sparse.tflite"])
     """
-    runners = [_runner(path, batch_size, num_threads) for path in paths]
+    runners = [_runner(path, batch_size, num_threads, xnnpack) for path in paths]
     repeats = []
     for run in runners:
         run()  # The first call allocates what the others use.
@@ -46,11 +48,18 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1) -> list[float]:
     return [statistics.median(turns) for turns in times]
 
 
-def _runner(path, batch_size, num_threads):
+def _runner(path, batch_size, num_threads, xnnpack):
     """A function that runs a file on random numbers."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+    kinds = OpResolverType
+    interpreter = Interpreter(
+        model_path=str(path),
+        num_threads=num_threads,
+        experimental_op_resolver_type=(
+            kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        ),
+    )
     for detail in interpreter.get_input_details():
         shape = detail["shape_signature"]
         if len(shape) and shape[0] == -1:
