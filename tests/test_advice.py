@@ -167,9 +167,7 @@ def test_layers_that_multiply_by_a_matrix_run_sparse():
     rows = by_name(sparse(model, pattern="block_4x1"))
     assert {row.runs for row in rows.values()} == {"sparse"}
     assert len(rows) == 6
-    # The pattern "litert" leaves these layers unstructured: another one is named.
-    changes = {row.change for row in advise(sparse(model, pattern="litert")).layers}
-    assert changes == {"pattern='block_4x1'"}
+    assert {row.runs for row in advise(sparse(model, pattern="litert")).layers} == {"sparse"}
 
 
 def test_other_layers_stay_dense():
@@ -187,7 +185,8 @@ def test_embeddings_are_stored_smaller():
 def test_it_is_printed_as_a_table_and_written_as_json():
     advice = advise(sparse(mlp(), pattern="litert"))
     lines = str(advice).splitlines()
-    assert len(lines) == 2 + len(advice.layers)
+    assert len(lines) == 4 + len(advice.layers)
+    assert "float32" in lines[-1]
     assert lines[0].split()[:3] == ["weight", "shape", "sparsity"]
     assert json.loads(json.dumps(advice.to_dict()))["layers"][0]["shape"] == [32, 64]
 

@@ -179,11 +179,10 @@ def test_the_ending_of_the_path_decides_what_is_written(path, trained, in_empty_
         (["report", "damaged.keras"], "Keras cannot load"),
         (["export", "damaged.keras", "out"], "Keras cannot load"),
         (["report", "unknown.keras"], "Keras cannot load"),
-        (["export", "m.keras", "out.tflite", "--unpacked"], "--unpacked is for a SavedModel"),
         (["export", "m.keras", "out", "--batch-size", "1"], "--batch-size is for LiteRT"),
         (["export", "m.keras", "out.tflite", "--quantization", "int4"], "Did you mean 'int8'"),
         (["export", "m.keras", "none/out.tflite"], "does not exist"),
-        (["export", "m.keras", "m.keras"], "must be a folder"),
+        (["export", "m.keras", "m.keras"], "must end in .tflite"),
     ],
 )
 def test_bad_files_and_options_are_one_line(arguments, message, trained, in_empty_folder, capsys):

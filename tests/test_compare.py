@@ -409,6 +409,7 @@ def test_the_numbers_of_the_table(runs, in_empty_folder):
 
 def test_one_seed_has_no_deviation_and_none_no_number():
     row = {"method": "set", "sparsity": 0.9, "distribution": "erk", "seeds_wanted": 1}
+    row["pattern"] = "unstructured"
     ratios = {"train_flops": 0.5, "inference_flops": 0.1, "size": 0.1, "bytes": 100.0}
     one = {**row, "accuracies": [0.9], "mean": 0.9, "std": None, **ratios}
     none = {**row, "accuracies": [], "mean": None, "std": None, **dict.fromkeys(ratios)}
@@ -418,6 +419,16 @@ def test_one_seed_has_no_deviation_and_none_no_number():
     ]
     assert lines[0] == ["set", "0.9", "erk", "90.00", "1", "0.500", "0.100", "0.100", "0.1"]
     assert lines[1] == ["set", "0.9", "erk", "-", "0 of 1", "-", "-", "-", "-"]
+
+
+def test_the_pattern_has_a_column_where_it_differs():
+    row = {"method": "set", "sparsity": 0.9, "distribution": "erk", "seeds_wanted": 1}
+    row |= {"accuracies": [0.9], "mean": 0.9, "std": None, "bytes": 100.0}
+    row |= {"train_flops": 0.5, "inference_flops": 0.1, "size": 0.1}
+    rows = [{**row, "pattern": name} for name in ("unstructured", "block_16x1")]
+    table = compare.table(rows)
+    assert "| pattern |" in " ".join(table.splitlines()[0].split())
+    assert "block_16x1" in table
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
 from tests.helpers import MODEL_KINDS, model_data, random_data, sparsify
-from tf_rigl.export import _encoding, tflite
+from tf_rigl.export import _encoding, latency, tflite
 from tf_rigl.export.tflite import export_tflite
 
 FLOAT = 1e-4
@@ -195,7 +195,7 @@ def test_half_precision_transposed_convolutions_keep_no_other_weight_dense(tmp_p
 @pytest.mark.parametrize("quantization", ["dynamic", "int8"])
 def test_weights_that_cannot_run_sparse_stay_dense_with_a_warning(quantization, tmp_path):
     data = rows() if quantization == "int8" else None
-    with pytest.warns(UserWarning, match="weights .* stored dense"):
+    with pytest.warns(UserWarning, match="with zeros are stored dense"):
         info = export_tflite(
             sparse_stack("unstructured", units=(256, 256)),
             tmp_path / "m.tflite",
@@ -392,3 +392,34 @@ def test_sparse_weights_that_run_wrong_are_never_written(monkeypatch, tmp_path):
         info = export_tflite(model, tmp_path / "m.tflite")
     assert info.bytes == info.dense_bytes
     close(model(x), run(info.path, x)["output_0"])
+
+
+def test_a_file_may_keep_its_zeros(tmp_path):
+    model = sparse_stack()
+    packed = export_tflite(model, tmp_path / "packed.tflite")
+    whole = export_tflite(model, tmp_path / "whole.tflite", packed=False)
+    assert packed.bytes < whole.bytes == whole.dense_bytes
+
+
+def test_latency_is_measured_for_each_file(tmp_path):
+    paths = [tmp_path / "a.tflite", tmp_path / "b.tflite"]
+    for path in paths:
+        export_tflite(sparse_stack(), path)
+    for xnnpack in (True, False):
+        seconds = latency(paths, rounds=2, batch_size=3, xnnpack=xnnpack)
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"paths": "model.tflite"}, "`paths` must be a list"),
+        ({"paths": ["missing.tflite"]}, "`paths` must hold LiteRT files.*'missing.tflite'"),
+        ({"paths": [], "rounds": 0}, "`rounds`"),
+        ({"paths": [], "batch_size": 0}, "`batch_size`"),
+    ],
+)
+def test_latency_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        latency(**arguments)

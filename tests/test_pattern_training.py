@@ -23,7 +23,7 @@ from tests.helpers import (
     rigl,
     sparsify,
 )
-from tf_rigl import cli, maskable
+from tf_rigl import cli, maskable, methods
 from tf_rigl.patterns import NM, Block, LiteRT, Unstructured
 from tf_rigl.settings import Settings
 
@@ -185,7 +185,7 @@ def trained(make, method, pattern, sparsity=0.5, batches=8, **kwargs):
     [
         *((name, "block_4x1", 0.5) for name in METHODS),
         *((name, "2:4", 0.5) for name in METHODS),
-        *((name, "litert", 0.5) for name in ("rigl", "snfs", "snip-global")),
+        *((name, "litert", 0.5) for name in ("rigl", "snfs", "snip")),
         *((name, Block(3, 2, "max"), 0.6) for name in ("set", "rigl-after", "magnitude-global")),
         *((name, NM(1, 3), 0.8) for name in ("rigl-batches", "snip-global", "magnitude")),
     ],
@@ -574,3 +574,10 @@ def test_a_pattern_that_is_none_is_one_line(tmp_path, monkeypatch, capsys):
     assert "rows=0" in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", [methods.SNIP, methods.MagnitudePruning])
+def test_units_of_several_sizes_are_not_compared_with_each_other(method):
+    layers = [keras.Input((32,)), keras.layers.Dense(12), keras.layers.Dense(3)]
+    with pytest.raises(ValueError, match="`pattern` must be the same in all weights"):
+        tf_rigl.sparsify(keras.Sequential(layers), method(scope="global"), 0.5, pattern="litert")

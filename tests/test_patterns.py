@@ -274,7 +274,9 @@ def test_the_least_sparsity(n, m, least):
         (keras.layers.Dense(3), (8, 3), "block_4x1"),
         (keras.layers.Dense(3), (10, 3), "unstructured"),
         (keras.layers.Conv2D(16, 3), (3, 3, 16, 16), "unstructured"),
-        (keras.layers.EinsumDense("abc,cd->abd", (None, 16)), (16, 16), "unstructured"),
+        (keras.layers.EinsumDense("abc,cd->abd", (None, 16)), (16, 16), "block_16x1"),
+        (keras.layers.EinsumDense("hab,hbc->hac", (3, 16)), (4, 16, 16), "unstructured"),
+        (keras.layers.LSTMCell(8), (16, 32), "block_16x1"),
         (keras.layers.Embedding(16, 16), (16, 16), "unstructured"),
     ],
 )

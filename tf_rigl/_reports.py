@@ -104,7 +104,7 @@ class Report:
         ]
         if any(name.startswith("block") for name in structured):
             lines.append(
-                "LiteRT runs Dense layers in blocks of 4 or 16 inputs by 1 output fast; elsewhere "
+                "LiteRT runs matrices in blocks of 4 or 16 inputs by 1 output fast; elsewhere "
                 "zeros make its file smaller only"
             )
         if any(not row.masked for row in self.layers):

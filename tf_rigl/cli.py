@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import warnings
 
 METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude")
 _MODELS = (
@@ -22,8 +23,9 @@ A method is given by a spec (in quotes where the shell would read the parenthese
   rigl@2x                    trained for twice the epochs
   'snip(scope=global)'       with an argument of the method
   'rigl(drop_fraction=0.5, update_interval=50)@5x'
-In the parentheses may also stand learning_rate, batch_size, epochs, sparsity or distribution:
-these hold in place of the common ones. "dense" is trained once per seed.
+  'rigl(pattern=block_16x1)'
+In the parentheses may also stand learning_rate, batch_size, epochs, sparsity, distribution or
+pattern: these hold in place of the common ones. "dense" is trained once per seed.
 
 Every finished run is stored at once in the folder's runs/: the same command goes on where
 it was cut off, and one with more methods or seeds does only those. Started several times, the
@@ -43,7 +45,9 @@ def main(arguments=None) -> int:
     options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except (ValueError, OSError, ImportError) as error:
         # Keras and TensorFlow write messages of several lines.
         print(f"tf-rigl: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,6 +55,12 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         print("tf-rigl: interrupted, nothing was written", file=sys.stderr)
         return 130
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    """A warning without the lines of code that it comes from."""
+    del category, filename, lineno, file, line
+    print(f"tf-rigl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _parser():
@@ -113,7 +123,7 @@ def _add_export(export):
         help="for int8: digits, or any image data set of TFDS, whose training images are used",
     )
     add("--batch-size", type=int, default=None, help="of .tflite: a fixed one (free)")
-    add("--unpacked", action="store_true", help="of SavedModel: store zeros too")
+    add("--unpacked", action="store_true", help="store zeros too")
     add("--data-dir", default=None, help="where TFDS keeps data sets")
 
 
@@ -267,8 +277,6 @@ def _export(options):
     import tf_rigl
 
     if options.path.lower().endswith(".tflite"):
-        if options.unpacked:
-            raise ValueError("--unpacked is for a SavedModel. Received: a path ending in .tflite")
         model, images = _load(options.file), None
         if options.representative_dataset is not None:
             data = tf_rigl.data.load(options.representative_dataset, data_dir=options.data_dir)
@@ -279,8 +287,14 @@ def _export(options):
             quantization=options.quantization,
             representative_dataset=images,
             batch_size=options.batch_size,
+            packed=not options.unpacked,
         )
     else:
+        if options.path.lower().endswith((".lite", ".keras", ".h5", ".pb")):
+            raise ValueError(
+                "The path must end in .tflite, or be that of a folder for a SavedModel. "
+                f"Received: {options.path!r}"
+            )
         given = {
             "--quantization": options.quantization,
             "--representative-dataset": options.representative_dataset,
@@ -304,6 +318,10 @@ def _load(path):
 
     import tf_rigl.sparsified  # noqa: F401, so that Keras knows our classes
 
+    if os.path.isdir(path):
+        inside = os.path.join(path, "model.keras")
+        hint = f" Did you mean {inside!r}?" if os.path.isfile(inside) else ""
+        raise ValueError(f"A .keras file is needed, not a folder.{hint} Received: {path!r}")
     if not os.path.isfile(path):
         raise ValueError(f"There is no such file. Received: {path!r}")
     try:

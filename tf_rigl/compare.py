@@ -201,6 +201,7 @@ def _row(cell, store):
         "method": cell.spec,
         "sparsity": cell.sparsity,
         "distribution": cell.distribution,
+        "pattern": cell.runs[0].pattern,
         "epochs": cell.runs[0].epochs,
         "seeds": [settings.seed for settings in done],
         "seeds_wanted": len(cell.runs),
@@ -259,9 +260,12 @@ def table(rows) -> str:
     Returns:
         A str.
     """
-    head = ["method", "sparsity", "distribution", "test accuracy, %", "seeds"]
+    head = ["method", "sparsity", "distribution", "pattern", "test accuracy, %", "seeds"]
     head += ["training FLOPs", "inference FLOPs", "size", "kB"]
     lines = [head, *(_line(row) for row in rows)]
+    if all(row["pattern"] == "unstructured" for row in rows):
+        lines = [line[:3] + line[4:] for line in lines]
+        head = lines[0]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
 
     def join(line):
@@ -289,6 +293,7 @@ def _line(row):
         row["method"],
         "-" if row["sparsity"] is None else f"{row['sparsity']:g}",
         row["distribution"] or "-",
+        row["pattern"] if row["sparsity"] is not None else "-",
         accuracy,
         f"{number}" if number == wanted else f"{number} of {wanted}",
         *("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios),

@@ -9,7 +9,7 @@ from tf_rigl.settings import METHODS, OF_METHODS, Settings, method_arguments
 
 _FIELDS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("method", "options")]
 _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*(?:@\s*(\d+(?:\.\d+)?)x)?\s*", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z_][\w.-]*")
+_WORD = re.compile(r"[A-Za-z_][\w.-]*|\d+:\d+")
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 

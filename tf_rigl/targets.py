@@ -110,15 +110,25 @@ def resolve(
             )
     asked = any(targets.values()) if isinstance(distribution, Mapping) else sparsity > 0
     fitted = {m.path: fit(pattern, m) for m in kept}
+    names = sorted({str(each) for path, each in fitted.items() if targets[path]})
+    if scope == "global" and len(names) > 1:
+        raise ValueError(
+            "Argument `pattern` must be the same in all weights with `scope='global'`, in which "
+            f"the scores of all units are compared. Received: pattern='{pattern}', here {names}"
+        )
     zeros = [distributions.zeros(targets[p], fitted[p].units(s)) for p, s in shapes.items()]
     if asked and not any(zeros):
         raise ValueError(
             "The sparsity cannot be met: no layer would have a single zero. Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
         )
+    advice = (
+        "A distribution gives small layers less than others: take 'uniform' or 'uniform_all' for "
+        "`distribution`, or name the layer in `exclude` (dense) or `fixed`."
+    )
     for path, target in targets.items():
         check_sparsity(f"distribution[{path!r}]", target)
-        check_allowed(fitted[path], target, path)
+        check_allowed(fitted[path], target, path, advice)
     return {path: Target(float(target), fitted[path]) for path, target in targets.items()}
 
 
@@ -128,14 +138,13 @@ def fit(pattern, found) -> Pattern:
     return pattern.fitted(found.layer, tuple(found.weight.shape), axes)
 
 
-def check_allowed(pattern, sparsity, path):
+def check_allowed(pattern, sparsity, path, advice="Raise it."):
     """Raises if a pattern cannot have a sparsity; dense is always allowed."""
     least = pattern.min_sparsity
     if 0 < sparsity < least - 1e-12:  # Rounding alone; more would be an entry too many.
         raise ValueError(
             f"Pattern '{pattern}' needs a sparsity of at least {least:.7g}, or 0 (dense), in each "
-            f"weight; that of {path!r} would be {sparsity:.7g}. Raise `sparsity`, pass "
-            "`distribution='uniform'` (or 'uniform_all'), or name layers in `exclude` or `fixed`."
+            f"weight; that of {path!r} would be {sparsity:.7g}. {advice}"
         )
 
 

@@ -47,7 +47,7 @@ def ordinary(model):
 def has_zeros(model) -> bool:
     """Whether more of the maskable weights are zero than by chance."""
     for found in maskable.find(model, include_self=False):
-        values = keras.ops.convert_to_numpy(found.weight)
+        values = found.weight.numpy()
         if values.size - np.count_nonzero(values) > max(1, 1e-3 * values.size):
             return True
     return False
@@ -145,14 +145,15 @@ def call(model, *arguments):
         ) from error
 
 
-def check_outputs(expected, received, tolerance) -> float:
+def check_outputs(expected, received, tolerance, least=1.0) -> float:
     """The largest difference between outputs; raises if it is more than they allow.
 
     Args:
         expected: structure of arrays, the outputs of the Keras model.
         received: list of arrays, the outputs of what was exported, in the same order.
         tolerance: float, the difference allowed, as a part of the largest magnitude in the
-            expected output, or of 1 where that is less.
+            expected output.
+        least: float, the magnitude that smaller outputs are taken to have.
 
     Raises:
         ValueError: if outputs differ in number, shape, or by more.
@@ -161,7 +162,7 @@ def check_outputs(expected, received, tolerance) -> float:
     shapes = [x.shape for x in expected], [np.shape(x) for x in received]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "What was exported does not have the model's outputs, so nothing was written: shapes "
+            "What was exported does not have the model's outputs: shapes "
             f"{shapes[1]} in place of {shapes[0]}."
         )
     worst = 0.0
@@ -170,10 +171,10 @@ def check_outputs(expected, received, tolerance) -> float:
         differ = (ours != theirs) & ~(np.isnan(ours) & np.isnan(theirs))
         error = float(np.max(np.abs(ours[differ] - theirs[differ]), initial=0))
         largest = np.max(np.abs(ours), initial=0, where=np.isfinite(ours))
-        allowed = tolerance * max(1.0, float(largest))
+        allowed = tolerance * max(least, float(largest))
         if not error <= allowed:
             raise ValueError(
-                "What was exported does not reproduce the model's outputs, so nothing was written: "
+                "What was exported does not reproduce the model's outputs: "
                 f"the largest difference is {error:.3g}, allowed is {allowed:.3g}."
             )
         worst = max(worst, error)

@@ -11,12 +11,12 @@ from tf_rigl import maskable, masks
 from tf_rigl._reports import table
 from tf_rigl.export import _encoding
 from tf_rigl.masked_layer import MaskedLayer
+from tf_rigl.patterns import Block
 from tf_rigl.patterns._layout import Layout
+from tf_rigl.patterns.litert import MATRICES
 
 _XNNPACK_FROM = 2 / 3  # With fewer zeros its sparse convolutions are slower than dense ones.
-_RECURRENT = (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell)
-# What LiteRT multiplies by as a matrix of outputs by inputs, and what it unpacks on loading.
-_MATRICES = (layers.Dense, layers.EinsumDense, *_RECURRENT)
+# What LiteRT unpacks on loading.
 _UNPACKED = (
     layers.Conv1D,
     layers.Conv2D,
@@ -72,7 +72,12 @@ class Advice:
             + (row.runs, row.why, row.change)
             for row in self.layers
         ]
-        return "\n".join(table(header, rows, left={0, 1, 3, 4, 5}))
+        lines = table(header, rows, left={0, 1, 3, 4, 5})
+        note = (
+            "For float32 and one example at a time; sparsity here is of the weights, in which "
+            "active entries may be zero too."
+        )
+        return "\n".join([*lines, "", note])
 
 
 def advise(model) -> Advice:
@@ -105,24 +110,25 @@ def advise(model) -> Advice:
         raise ValueError(
             f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
         )
-    names = {id(item.weight): item.path for item in masks.find(model)}
+    items = {id(item.weight): item for item in masks.find(model)}
     graph = _Graph(model)
     rows = []
     for found in maskable.find(model, include_self=False):
         values = keras.ops.convert_to_numpy(found.weight)
         sparsity = 1 - np.count_nonzero(values) / max(1, values.size)
-        runs, why, change = _judge(found, values, sparsity, graph)
-        path = names.get(id(found.weight), found.path)
+        item = items.get(id(found.weight))
+        runs, why, change = _judge(found, values, sparsity, graph, item and item.pattern)
+        path = item.path if item else found.path
         rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change))
     return Advice(rows)
 
 
-def _judge(found, values, sparsity, graph):
+def _judge(found, values, sparsity, graph, pattern):
     """What becomes of a weight, why, and what to change."""
     layer = found.layer
     if not sparsity:
         return "dense", "no zeros", "sparsity"
-    is_matrix = isinstance(layer, _MATRICES)
+    is_matrix = isinstance(layer, MATRICES)
     if not is_matrix and not isinstance(layer, _UNPACKED):
         return "dense", f"no sparse form of {type(layer).__name__}", ""
     if is_matrix:
@@ -135,35 +141,34 @@ def _judge(found, values, sparsity, graph):
     if not any(map(_encoding.is_smaller, ways)):
         return "dense", "too few zeros to be smaller", "more sparsity"
     if is_matrix:
-        return _matrix(values, ways, _pattern(layer))
+        return _matrix(values, ways, pattern)
     if isinstance(layer, layers.Conv2D):
         return _convolution(layer, sparsity, graph)
     return "smaller", f"no sparse kernel for {type(layer).__name__}", ""
 
 
-def _pattern(layer):
-    """The pattern that gives a layer blocks."""
-    return "pattern='litert'" if isinstance(layer, layers.Dense) else "pattern='block_4x1'"
-
-
 def _matrix(values, ways, pattern):
-    """A matrix of outputs by inputs, the ways to encode it, and how to get blocks."""
+    """A matrix of outputs by inputs, the ways to encode it, and its pattern, if that is known."""
     if any(map(_encoding.suits_kernel, ways)):
         return "sparse", "zeros in blocks of inputs", ""
     inputs = values.shape[1]
     if inputs % 4:
-        change = f"inputs: {inputs} is no multiple of 4; then {pattern}"
+        change = f"inputs: {inputs} is no multiple of 4; then pattern='litert'"
         return "smaller", "no blocks of 4 divide the inputs", change
-    zeros, blocks = values.size - np.count_nonzero(values), ways[1]
-    if values.size - blocks.values.size >= _encoding.MIN_PACKED * zeros:
+    zeros, blocks = np.mean(values == 0), ways[1]
+    enough = zeros >= _encoding.MIN_ZEROS
+    # After an update of the masks there are zeros within active blocks too.
+    declared = isinstance(pattern, Block) and pattern.cols == 1 and pattern.rows % 4 == 0
+    if declared or 1 - blocks.values.size / values.size >= _encoding.MIN_PACKED * zeros:
         why = f"in blocks, but under {_encoding.MIN_ZEROS:.0%} zeros dense is faster"
         return "smaller", why, "more sparsity"
-    return "smaller", "zeros in no blocks of inputs", pattern
+    change = "pattern='litert'" if enough else "pattern='litert' and more sparsity"
+    return "smaller", "zeros in no blocks of inputs", change
 
 
 def _convolution(layer, sparsity, graph):
     if layer.kernel_size != (1, 1):
-        return "smaller", "XNNPACK runs 1x1 convolutions alone sparse", "1x1 and depthwise layers"
+        return "smaller", "XNNPACK runs only 1x1 convolutions sparse", ""
     if layer.strides != (1, 1) or layer.groups != 1:
         return "smaller", "a 1x1 convolution with strides or groups", "strides=1, groups=1"
     problem = graph.problem(layer)

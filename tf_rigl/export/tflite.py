@@ -33,6 +33,7 @@ def export_tflite(
     quantization=None,
     representative_dataset=None,
     batch_size=None,
+    packed=True,
     check_data=None,
 ) -> ExportInfo:
     """Writes a LiteRT (TFLite) file, in which weights with zeros are stored sparse.
@@ -43,7 +44,7 @@ def export_tflite(
     - `Dense`, `EinsumDense`, attention and recurrent layers in blocks of 4 or 16 inputs
       ("block_4x1", "block_16x1", "litert") with at least 70% zeros run on sparse kernels in
       float32, where 4 divides a layer's inputs. Only these are faster as well as smaller:
-      at 90%, about 3 times (layers of 1024 units, batch 1, one thread of x86).
+      at 90%, 2 to 3 times (layers of 1024 units, batch 1, one thread of x86).
     - All other weights of these layers, of convolutions and of `Embedding` are unpacked when
       the file is loaded: a smaller file, just as fast. So is everything with "float16".
     - With "int8", blocks of 16 run sparse where 16 divides a layer's inputs (on x86 at about
@@ -68,6 +69,8 @@ def export_tflite(
         batch_size: int to fix the batch axis, which some layers need, such as `LSTM`. By
             default it is free, at no cost in speed: it is 1 until
             `resize_tensor_input` (or a call of the signature) changes it.
+        packed: bool, whether zeros are taken out. Without, the file is the dense one:
+            larger, and on some machines faster with "int8".
         check_data: inputs for the check against the Keras model, as an array or a structure
             of arrays. Defaults to the first examples of `representative_dataset`, or random
             numbers.
@@ -111,6 +114,7 @@ def export_tflite(
     if batch_size is not None:
         batch_size = check_integer("batch_size", batch_size, 1)
     model = _source.ordinary(model)
+    has_zeros = _source.has_zeros(model)
     loops = [x for x in model._flatten_layers() if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would end the program: no exception.
         raise ValueError(
@@ -128,7 +132,9 @@ def export_tflite(
     expected = [call.outputs(batch) for batch in batches]
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
-    content, received = _sparse(dense, batches, outputs, quantization)
+    content, received = dense, outputs
+    if packed:
+        content, received = _sparse(dense, batches, outputs, quantization, has_zeros)
     error = _check(expected, received, _TOLERANCE[quantization])
     with files.beside(place) as scratch:
         scratch.write_bytes(content)
@@ -313,18 +319,24 @@ def _run(content, batch) -> dict:
         raise ValueError(f"LiteRT cannot run the file: {error}") from error
 
 
-def _sparse(dense, batches, outputs, quantization):
+def _sparse(dense, batches, outputs, quantization, has_zeros):
     """A file with sparse weights and its outputs, or the dense one where that is better."""
     from tf_rigl.export import _encoding  # It imports LiteRT.
 
     content, left = _encoding.encode(dense)
     if left:
         warnings.warn(
-            f"{left} weights with zeros are stored dense: LiteRT cannot run them sparse with "
-            f"quantization={quantization!r}. It can with None and 'float16'.",
+            f"{left} weight(s) with zeros are stored dense: LiteRT cannot run them sparse with "
+            f"quantization {quantization!r}, only without one or with 'float16' (with 'int8' "
+            "also in blocks of 16 inputs).",
             stacklevel=3,
         )
     if len(content) >= len(dense):
+        if has_zeros and not left:
+            warnings.warn(
+                "The weights are stored dense: with so few zeros the file would be no smaller.",
+                stacklevel=3,
+            )
         return dense, outputs
     try:
         received = [_run(content, batch) for batch in batches]
@@ -343,8 +355,6 @@ def _check(expected, received, tolerance):
     """The largest difference between outputs of several batches; raises if it is too large."""
     errors = [0.0]
     for ours, theirs in zip(expected, received, strict=True):
-        for name, output in ours.items():
-            size = float(np.max(np.abs(output), initial=0)) if output.dtype != bool else 1.0
-            allowed = tolerance * min(1.0, max(size, _LEAST_MAGNITUDE))
-            errors.append(_source.check_outputs([output], [theirs[name]], allowed))
+        outputs = list(ours.values()), [theirs[name] for name in ours]
+        errors.append(_source.check_outputs(*outputs, tolerance, _LEAST_MAGNITUDE))
     return max(errors)

@@ -1,9 +1,12 @@
 """How long LiteRT takes for one batch, several files side by side."""
 
+import os
 import statistics
 import time
 
 import numpy as np
+
+from tf_rigl._arguments import check_integer
 
 _SECONDS = 0.05  # That a round of one file should take.
 
@@ -25,10 +28,24 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> l
     Returns:
         For each file the median over its turns of the seconds for one batch.
 
+    Raises:
+        ValueError: if a path is not that of a file, or a number is not a positive integer.
+
     Example:
 
     >>> dense, sparse = latency(["dense.tflite", "sparse.tflite"])
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise ValueError(f"Argument `paths` must be a list of files. Received: paths={paths!r}")
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ValueError(f"Argument `paths` must hold LiteRT files. Received: {str(path)!r}")
+    for name, value in (
+        ("batch_size", batch_size),
+        ("rounds", rounds),
+        ("num_threads", num_threads),
+    ):
+        check_integer(name, value, 1)
     runners = [_runner(path, batch_size, num_threads, xnnpack) for path in paths]
     repeats = []
     for run in runners:

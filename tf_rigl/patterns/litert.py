@@ -7,14 +7,24 @@ from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.unstructured import Unstructured
 
+# Layers whose kernel LiteRT multiplies by as a matrix of inputs by outputs.
+MATRICES = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.SimpleRNNCell,
+    keras.layers.GRUCell,
+    keras.layers.LSTMCell,
+)
+
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class LiteRT(Pattern):
     """For each layer the pattern that LiteRT runs fast, where there is one.
 
-    `Dense` gets blocks of 16 inputs, or of 4 where 16 does not divide its inputs; all other
-    weights, and a `Dense` whose inputs 4 does not divide, are unstructured, which makes the
-    file smaller but no faster. `tf_rigl.report` shows which got which.
+    Layers that multiply by a matrix (`Dense`, `EinsumDense`, the projections of attention
+    and recurrent cells) get blocks of 16 inputs, or of 4 where 16 does not divide their
+    inputs. All other weights, and those whose inputs 4 does not divide, are unstructured,
+    which makes the file smaller but no faster. `tf_rigl.report` shows which got which.
 
     Example:
 
@@ -25,10 +35,10 @@ class LiteRT(Pattern):
 
     def fitted(self, layer, shape, axes):
         """The pattern for one weight."""
-        if isinstance(layer, keras.layers.Dense):
-            _, inputs, _ = Layout(tuple(shape), axes).size
+        if isinstance(layer, MATRICES):
+            matrices, inputs, _ = Layout(tuple(shape), axes).size
             for rows in (16, 4):
-                if inputs % rows == 0:
+                if matrices == 1 and inputs % rows == 0:
                     return Block(rows, 1).fitted(layer, shape, axes)
         return Unstructured()
 

@@ -1,18 +1,16 @@
 """N:M sparsity: at most n of every m."""
 
-import math
-
 import keras
 import tensorflow as tf
 
 from tf_rigl._arguments import check_integer
 from tf_rigl.patterns._layout import Layout, as_axes
-from tf_rigl.patterns.base import Pattern
+from tf_rigl.patterns.unstructured import Unstructured
 from tf_rigl.selection import ordered_integers
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
-class NM(Pattern):
+class NM(Unstructured):
     """At most `n` of every `m` entries in a row along a kernel's input axis are kept.
 
     At a sparsity of 1 - n/m it is exactly n where m divides the inputs; above it, fewer; a
@@ -56,22 +54,6 @@ class NM(Pattern):
         """The same groups along the input axes of the weight."""
         del layer, shape
         return type(self)(self.n, self.m, axes)
-
-    def units(self, shape) -> int:
-        """The number of entries."""
-        return math.prod(shape)
-
-    def unit_scores(self, scores):
-        """The scores themselves."""
-        return tf.reshape(scores, [-1])
-
-    def unit_mask(self, mask):
-        """The mask itself."""
-        return tf.reshape(mask, [-1])
-
-    def expand(self, units, shape):
-        """The units themselves."""
-        return tf.reshape(units, shape)
 
     def first(self, scores, allowed, kept, shape):
         """The best of each group, as many as there is room for beside what is kept."""
