@@ -46,7 +46,8 @@ def export_tflite(
       float32, where 4 divides a layer's inputs. Only these are faster as well as smaller:
       at 90%, 2 to 3 times (layers of 1024 units, batch 1, one thread of x86).
     - All other weights of these layers, of convolutions and of `Embedding` are unpacked when
-      the file is loaded: a smaller file, just as fast. So is everything with "float16".
+      the file is loaded: a smaller file, just as fast. So is everything with "float16", where
+      XNNPACK is there (without it LiteRT converts float16 weights at every call).
     - With "int8", blocks of 16 run sparse where 16 divides a layer's inputs (on x86 at about
       half the speed of the dense kernels), and convolutions are unpacked. Other dense
       layers, and all with "dynamic", stay dense, and a warning says so: LiteRT refuses
