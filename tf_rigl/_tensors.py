@@ -54,8 +54,13 @@ def all_reduce(gradients):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
 
-def assign(variables, values):
-    """Assigns values, equal on all replicas, to Keras variables from a replica context."""
+def assign(pairs):
+    """Assigns values, equal on all replicas, to Keras variables from a replica context.
+
+    Args:
+        pairs: iterable of (variable, tensor).
+    """
+    variables, values = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
 
     def set_each(strategy, *values):
         for variable, value in zip(variables, values, strict=True):

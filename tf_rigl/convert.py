@@ -1,5 +1,6 @@
 """`sparsify` and `strip`: from an ordinary Keras model to a sparse one, and back."""
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
@@ -9,7 +10,8 @@ from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_rigl import methods, patterns, targets
-from tf_rigl._arguments import check_sparsity
+from tf_rigl._arguments import check_sparsity, resolve_seed, unknown_name
+from tf_rigl.block_sparse import conversion
 from tf_rigl.masked_layer import MaskedLayer
 from tf_rigl.masks import Masks
 from tf_rigl.sparse_model import SparseModel
@@ -31,6 +33,7 @@ def sparsify(
     seed=None,
     *,
     fixed=None,
+    compute="masked",
 ):
     """Makes a sparse model of a Keras model; the rest is plain Keras.
 
@@ -56,6 +59,10 @@ def sparsify(
             drawn from Python's `random`, which `keras.utils.set_random_seed` seeds.
         fixed: mapping of layer name (or path) to sparsity: layers that are to have
             exactly that one. The distribution balances the others among themselves.
+        compute: "masked": zeros are stored and multiplied like any number. "sparse": with a
+            pattern of blocks, the layers that can store and compute only the blocks
+            that are there, each column of blocks as many: see `tf_rigl.block_sparse`.
+            `tf_rigl.report` says which layers do.
 
     Returns:
         A `tf_rigl.SparseModel`, to be compiled.
@@ -86,19 +93,24 @@ def sparsify(
             f"Argument `model` must be a `keras.Model`. {hint if legacy else ''}"
             f"Received: model={model!r} (of type {type(model)})"
         )
-    if any(isinstance(layer, (SparseModel, Masks)) for layer in model._flatten_layers()):
+    if any(map(_is_sparse, model._flatten_layers())):
         raise ValueError(
             "Argument `model` is sparse already. `tf_rigl.strip` makes an ordinary model of it. "
             f"Received: model={model!r}"
         )
     method = methods.get(method)
+    pattern = patterns.get(pattern)
+    if compute not in ("masked", "sparse"):
+        raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
+    if compute == "sparse":
+        pattern = conversion.check(pattern, method)
     targets.check_distribution(distribution)
     targets.check_exclude(exclude)
     targets.check_fixed(fixed)
     recipe = {
         "sparsity": _sparsity(sparsity, method, distribution),
         "distribution": distribution,
-        "pattern": patterns.get(pattern),
+        "pattern": pattern,
         "exclude": sorted(exclude),
         "fixed": fixed,
     }
@@ -111,11 +123,35 @@ def sparsify(
             stacklevel=2,
         )
     with model.distribute_strategy.scope():
+        if compute == "sparse":
+            return _block_sparse(model, arguments)
         copy = _copy(model)
         if _is_graph(copy):
             inputs, outputs = _ends(copy)
             return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
         return SparsifiedModel(copy, **arguments)
+
+
+def _is_sparse(layer):
+    return isinstance(layer, (SparseModel, Masks)) or conversion.is_block_sparse(layer)
+
+
+def _block_sparse(model, arguments):
+    """A sparse model in which layers store their blocks, where they can."""
+    if not _is_graph(model):
+        raise ValueError(
+            "Argument `compute='sparse'` needs a model that is a graph of layers, functional or "
+            f"Sequential, and built. Received: model={model!r}"
+        )
+    method, recipe = arguments["method"], arguments["recipe"]
+    seed = resolve_seed(arguments["seed"])
+    replaced, masked = conversion.plan(model, recipe, method, seed)
+    makers = {
+        key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
+    }
+    inputs, outputs = _ends(_copy_graph(model, makers))
+    arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
+    return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
 
 
 def _sparsity(sparsity, method, distribution):
@@ -225,22 +261,40 @@ def _copy(model):
         return model
 
 
-def _copy_graph(model):
-    """A copy of a graph of layers, with masked layers replaced by what they wrap."""
-    pairs = []
+def _copy_graph(model, makers=None):
+    """A copy of a graph of layers, with masked layers replaced by what they wrap.
+
+    Args:
+        model: a graph of layers.
+        makers: dict of id(layer) to a function that returns a new layer for its place and
+            a function that fills it. By default block-sparse layers become ordinary ones.
+    """
+    if makers is None:
+        packed = filter(conversion.is_block_sparse, model._flatten_layers())
+        makers = {id(layer): functools.partial(conversion.ordinary, layer) for layer in packed}
+    pairs, fillings = [], []
 
     def copy_operation(operation):
         if not isinstance(operation, keras.layers.Layer):
             return type(operation).from_config(operation.get_config())
         original = operation.layer if isinstance(operation, MaskedLayer) else operation
+        if id(original) in makers:
+            new, fill = makers[id(original)]()
+            fillings.append(fill)
+            return new
+        if any(id(layer) in makers for layer in original._flatten_layers()):
+            return _copy_graph(original, makers)
         pairs.append((original, _clone(original)))
         return pairs[-1][1]
 
     copy = keras.models.clone_model(model, clone_function=copy_operation)
     for original, twin in pairs:
         _copy_state(original, twin)
+    for fill in fillings:
+        fill()
     copy._trainable = model._trainable
-    if len(_state(copy)) != len(_state(model)):  # Shared across the border of a nested model.
+    # Shared across the border of a nested model. (Block-sparse layers have a variable more.)
+    if not fillings and len(_state(copy)) != len(_state(model)):
         raise _CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
 

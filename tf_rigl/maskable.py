@@ -105,12 +105,12 @@ def find(layer, include_self=True) -> list[Maskable]:
     return found
 
 
-def axes(layer, weight):
+def axes(layer, shape):
     """The input axes and the output axes of a weight.
 
     Args:
         layer: the `keras.layers.Layer` that holds it.
-        weight: `keras.Variable`.
+        shape: tuple of int, that of the weight.
 
     Returns:
         Two tuples of int, or None where they are the last but one and the last. Other
@@ -123,7 +123,7 @@ def axes(layer, weight):
         places = [(axis, label in inputs, label in output) for axis, label in enumerate(kernel)]
         summed = tuple(axis for axis, before, after in places if before and not after)
         made = tuple(axis for axis, before, after in places if after and not before)
-        rank = len(weight.shape)
+        rank = len(shape)
         return None if (summed, made) == ((rank - 2,), (rank - 1,)) else (summed, made)
     return None
 

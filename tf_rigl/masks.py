@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from tf_rigl import distributions, maskable
+from tf_rigl import _tensors, distributions, maskable
+from tf_rigl.block_sparse import weight
 from tf_rigl.patterns import Pattern
 
 
@@ -37,6 +38,13 @@ class MaskedWeight:
         shape, target = tuple(self.weight.shape), self.target_sparsity
         return f"MaskedWeight({self.path!r}, shape={shape}, target_sparsity={target:.4f})"
 
+    is_packed = False  # Whether nothing is stored of what is masked.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(self.weight.shape)
+
     @property
     def is_sparse(self) -> bool:
         """Whether the weight is masked at all: a layer that stays dense costs nothing."""
@@ -44,8 +52,46 @@ class MaskedWeight:
 
     def target_active(self) -> int:
         """How many units are kept at the target sparsity."""
-        units = self.pattern.units(self.weight.shape)
-        return units - int(distributions.zeros(self.target_sparsity, units))
+        units = self.pattern.units(self.shape)
+        return self.pattern.possible(
+            self.shape, units - int(distributions.zeros(self.target_sparsity, units))
+        )
+
+    def active(self) -> int:
+        """How many units are kept now."""
+        return int(self.pattern.active(tf.convert_to_tensor(self.mask)))
+
+    def dense(self):
+        """The weight as a tensor."""
+        return tf.convert_to_tensor(self.weight.value)
+
+    def masked_gradient(self, gradient):
+        """A gradient, zero where the mask is 0."""
+        return _tensors.masked_gradient(gradient, self.mask)
+
+    def emptied(self, slots):
+        """The weight and its optimizer slots, and what they are with the mask applied.
+
+        Args:
+            slots: list of (variable of the weight's shape, value of empty entries).
+        """
+        pairs = [(self.weight, 0.0), *slots]
+        values = [(variable, tf.convert_to_tensor(variable.value), e) for variable, e in pairs]
+        return [(variable, _tensors.where(self.mask, value, e)) for variable, value, e in values]
+
+    def changes(self, mask, new_mask, new_weight, slots):
+        """Variables and what they become with another mask.
+
+        Args:
+            mask, new_mask: boolean tensors of the weight's shape.
+            new_weight: tensor of that shape.
+            slots: as for `emptied`.
+        """
+        # Slots of dropped entries would go stale; those of new ones start empty.
+        return [(self.mask, new_mask), (self.weight, new_weight)] + [
+            (slot, _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty))
+            for slot, empty in slots
+        ]
 
     def zero_masked(self, variable, empty=0.0):
         """Sets a variable of the weight's shape to `empty` wherever the mask is 0."""
@@ -186,10 +232,12 @@ def find(model) -> list[MaskedWeight]:
     items, taken = [], set()
     for layer in layers(model):
         layer.settle()
-        for item in layer.items:
-            path = maskable.unique(item.path, taken)
-            items.append(dataclasses.replace(item, path=path))
-    return items
+        items += layer.items
+    packed = weight.find(model)
+    if packed:  # Among the others as in the model.
+        order = {id(variable): number for number, variable in enumerate(model.weights)}
+        items = sorted([*items, *packed], key=lambda item: order[id(item.weight)])
+    return [dataclasses.replace(item, path=maskable.unique(item.path, taken)) for item in items]
 
 
 def _check_fit(item, mask):

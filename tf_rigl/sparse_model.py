@@ -9,6 +9,7 @@ from keras.src.models.functional import Functional
 
 from tf_rigl import _tensors, masks, methods, optimizers, training
 from tf_rigl._arguments import resolve_seed
+from tf_rigl.block_sparse.layers import Probes
 from tf_rigl.masks import MaskedWeight
 
 
@@ -154,10 +155,15 @@ class SparseModel(keras.Model):
         """A forward and a backward pass, and what is asked for of the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         trained = self._trained()
-        weights = self.trainable_weights if train else [item.weight for _, item in trained]
-        y_pred, gradients = self._gradients(x, y, sample_weight, weights)
-        if observation is not None or counts is not None:
+        looks = observation is not None or counts is not None
+        packed = [item for _, item in trained if looks and item.is_packed]
+        weights = self.trainable_weights
+        if not train:
+            weights = [item.weight for _, item in trained if not item.is_packed]
+        y_pred, gradients, whole = self._gradients(x, y, sample_weight, weights, packed)
+        if looks:
             by_weight = {id(w): g for w, g in zip(weights, gradients, strict=True)}
+            by_weight |= {id(item.weight): g for item, g in zip(packed, whole, strict=True)}
             reached = [(number, item, by_weight[id(item.weight)]) for number, item in trained]
             # A weight that the loss does not reach has no gradient: its mask stays.
             self._run.leave_alone(number for number, _, g in reached if g is None)
@@ -172,7 +178,7 @@ class SparseModel(keras.Model):
             variables = [self.optimizer.dynamic_scale, self.optimizer.step_counter]
             scale, steps = (tf.convert_to_tensor(variable.value) for variable in variables)
             values = [tf.where(usable, scale, scale / 2), tf.where(usable, steps, 0)]
-            _tensors.assign(variables, values)
+            _tensors.assign(zip(variables, values, strict=True))
         if counts is not None:
             self._change_masks(reached, counts, step, usable)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -190,23 +196,17 @@ class SparseModel(keras.Model):
         """Applies the optimizer to masked gradients."""
         items = {id(item.weight): item for _, item in self._trained()}
         masked = [
-            _tensors.masked_gradient(g, items[id(w)].mask)
-            if g is not None and id(w) in items
-            else g
+            items[id(w)].masked_gradient(g) if g is not None and id(w) in items else g
             for g, w in zip(gradients, weights, strict=True)
         ]
         if weights:
             self.optimizer.apply_gradients(zip(masked, weights, strict=True))
         # Some optimizers move weights without a gradient, and so may constraints.
         free = not optimizers.moves_only_by_gradient(self.optimizer)
-        variables, values = [], []
+        emptied = []
         for item in (items[id(w)] for w in weights if id(w) in items and (free or w.constraint)):
-            slots = self._run.slots.get(id(item.weight), ())
-            for variable, empty in [(item.weight, 0.0), *slots]:
-                variables.append(variable)
-                value = tf.convert_to_tensor(variable.value)
-                values.append(_tensors.where(item.mask, value, empty))
-        _tensors.assign(variables, values)
+            emptied += item.emptied(self._run.slots.get(id(item.weight), ()))
+        _tensors.assign(emptied)
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
 
@@ -244,7 +244,7 @@ class SparseModel(keras.Model):
         """
         scored = [  # The arguments of `Method.drop_scores`.
             (
-                tf.convert_to_tensor(item.weight.value),
+                item.dense(),
                 gradient,
                 tf.convert_to_tensor(item.mask),
                 tf.stack([(self.seed + number) % 2**31, step]),
@@ -254,7 +254,7 @@ class SparseModel(keras.Model):
         patterns = [item.pattern for _, item, _ in entries]
         shares = [(counts[number, 0], counts[number, 1]) for number, _, _ in entries]
         shares = self.method.share(shares, scored, patterns)
-        variables, values = [], []
+        changes = []
         for (_, item, _), (weight, gradient, mask, seed), (keep, grow) in zip(
             entries, scored, shares, strict=True
         ):
@@ -263,20 +263,25 @@ class SparseModel(keras.Model):
             if usable is not None:
                 new_mask = tf.where(usable, new_mask, mask)
                 new_weight = tf.where(usable, new_weight, weight)
-            variables += [item.mask, item.weight]
-            values += [new_mask, new_weight]
-            # Slots of dropped entries would go stale; those of new ones start empty.
-            for slot, empty in self._run.slots.get(id(item.weight), ()):
-                variables.append(slot)
-                values.append(
-                    _tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty)
-                )
-        _tensors.assign(variables, values)
+            slots = self._run.slots.get(id(item.weight), ())
+            changes += item.changes(mask, new_mask, new_weight, slots)
+        _tensors.assign(changes)
 
-    def _gradients(self, x, y, sample_weight, weights):
-        """A forward and a backward pass, as in `keras.Model.train_step`."""
+    def _gradients(self, x, y, sample_weight, weights, packed):
+        """A forward and a backward pass, as in `keras.Model.train_step`.
+
+        Args:
+            x, y, sample_weight: a batch.
+            weights: list of `keras.Variable`.
+            packed: list of `BlockSparseWeight`, of whose whole kernels the gradients are
+                wanted too.
+
+        Returns:
+            Predictions, the gradients of `weights`, and those of the kernels.
+        """
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, Probes(packed) as probes:
+            tape.watch(probes.zeros)
             y_pred = self(x, training=True)
             loss = self._compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
@@ -284,7 +289,13 @@ class SparseModel(keras.Model):
             batch_size = tf.shape(next(i for i in keras.tree.flatten(x) if i is not None))[0]
             self._loss_tracker.update_state(loss * replicas, sample_weight=batch_size)
             loss = self.optimizer.scale_loss(loss)
-        return y_pred, tape.gradient(loss, [w.value for w in weights])
+        sources = [w.value for w in weights], probes.zeros
+        gradients, whole = tape.gradient(loss, sources)
+        kernels = [
+            None if g is None else item.layer.as_kernel(g)
+            for item, g in zip(packed, whole, strict=True)
+        ]
+        return y_pred, gradients, kernels
 
     def make_train_function(self, force=False):
         """Compiles an ordinary and an update step; the host chooses between them.
@@ -400,5 +411,5 @@ def _observe(reached, past, usable, is_update):
         value = weight * kept + (1 - weight) * gradient
         value = tf.where(tf.math.is_finite(value), value, gradient)
         values.append(_tensors.where(tf.math.is_finite(value), value))
-    _tensors.assign(variables, values)
+    _tensors.assign(zip(variables, values, strict=True))
     return [(n, item, value) for (n, item, _), value in zip(reached, values, strict=True)]

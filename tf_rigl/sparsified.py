@@ -19,10 +19,14 @@ class _Sparsified:
 
     def _create_masks(self, recipe):
         found = maskable.find(self, include_self=False)
-        wanted = targets.resolve(found, **recipe, scope=self.method.scope)
         weights = {m.path: m.weight for m in found}
+        if "masked" in recipe:  # What others have decided.
+            numbered = recipe["masked"]
+        else:
+            wanted = targets.resolve(found, **recipe, scope=self.method.scope)
+            numbered = {path: (n, wanted[path]) for n, path in enumerate(wanted)}
         with self.distribute_strategy.scope():
-            for index, (path, target) in enumerate(wanted.items()):
+            for path, (index, target) in numbered.items():
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
                 self._masks.add(path, weights[path], target.sparsity, target.pattern, draw)
             self._masks.settle()

@@ -134,8 +134,8 @@ def resolve(
 
 def fit(pattern, found) -> Pattern:
     """A pattern as it is for one `tf_rigl.maskable.Maskable`."""
-    axes = maskable.axes(found.layer, found.weight)
-    return pattern.fitted(found.layer, tuple(found.weight.shape), axes)
+    shape = tuple(found.weight.shape)
+    return pattern.fitted(found.layer, shape, maskable.axes(found.layer, shape))
 
 
 def check_allowed(pattern, sparsity, path, advice="Raise it."):

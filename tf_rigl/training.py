@@ -169,7 +169,7 @@ def _is_ordinary(model, step):
 
 
 def _count_active(items):
-    return [int(item.pattern.active(tf.convert_to_tensor(item.mask))) for item in items]
+    return [item.active() for item in items]
 
 
 def _compiled(model, step_function, ahead):

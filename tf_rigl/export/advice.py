@@ -132,7 +132,7 @@ def _judge(found, values, sparsity, graph, pattern):
     if not is_matrix and not isinstance(layer, _UNPACKED):
         return "dense", f"no sparse form of {type(layer).__name__}", ""
     if is_matrix:
-        axes = maskable.axes(layer, found.weight)
+        axes = maskable.axes(layer, values.shape)
         matrices = Layout(values.shape, axes).matrices(values).numpy()
         if len(matrices) > 1:
             return "dense", "a stack of matrices", ""

@@ -154,7 +154,7 @@ class Method:
             The new mask and the new weight. A newly grown entry starts at its new
             value; one that was dropped and grown at once keeps the old one.
         """
-        kept = pattern.select(self.drop_scores(weight, gradient, mask, seed), keep, among=mask)
+        kept = pattern.keep(self.drop_scores(weight, gradient, mask, seed), keep, mask)
         grown = pattern.select(self.grow_scores(weight, gradient, mask, seed), grow, kept=kept)
         new_mask = kept | grown
         old_values = tf.where(mask, weight, self.new_values(weight, seed))

@@ -100,7 +100,7 @@ class MagnitudePruning(Pruning):
 
     def _kept(self, item, sparsity, density, final):
         """How many units of a weight are kept where the schedule is at `sparsity`."""
-        units, target = item.pattern.units(item.weight.shape), item.target_sparsity
+        units, target = item.pattern.units(item.shape), item.target_sparsity
         if self._is_open(final):  # A fraction of the target, at last the counts of all methods.
             return units - int(distributions.zeros(target * sparsity, units))
         # Rounded as tensorflow-model-optimization does it, while that is exact.

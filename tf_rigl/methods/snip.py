@@ -86,4 +86,4 @@ def _is_whole(item, active):
 
 def _has_all(item, active):
     """Whether all units of a weight are active."""
-    return active == item.pattern.units(item.weight.shape)
+    return active == item.pattern.units(item.shape)

@@ -4,6 +4,7 @@ A pattern turns scores of a weight's shape and a count into a mask. Methods and 
 training step know nothing else of it.
 """
 
+import functools
 import re
 
 from tf_rigl._arguments import unknown_name
@@ -20,9 +21,17 @@ _NAMES = {
     r"unstructured": Unstructured,
     r"litert": LiteRT,
     r"block_(\d+)x(\d+)": Block,
+    r"constant_fan_in_(\d+)x(\d+)": functools.partial(Block, constant_fan_in=True),
     r"(\d+):(\d+)": NM,
 }
-_EXAMPLES = ("unstructured", "litert", "block_4x1", "block_16x1", "2:4")
+_EXAMPLES = (
+    "unstructured",
+    "litert",
+    "block_4x1",
+    "block_16x1",
+    "constant_fan_in_32x32",
+    "2:4",
+)
 
 
 def get(identifier) -> Pattern:
@@ -30,7 +39,8 @@ def get(identifier) -> Pattern:
 
     Args:
         identifier: "unstructured"; "block_16x1" or other blocks of rows by columns;
-            "2:4" or other n:m; "litert"; or a `Pattern`.
+            "constant_fan_in_32x32", such blocks of which each column keeps as many; "2:4"
+            or other n:m; "litert"; or a `Pattern`.
 
     Returns:
         The pattern.

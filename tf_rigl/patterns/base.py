@@ -43,6 +43,16 @@ class Pattern:
         """How many units a weight of this shape has."""
         raise NotImplementedError
 
+    def step(self, shape) -> int:
+        """By how many units at once a weight of this shape can have more or fewer."""
+        del shape
+        return 1
+
+    def possible(self, shape, count) -> int:
+        """The number of units nearest to `count`, not 0, that a weight can have."""
+        step = self.step(shape)
+        return count if step == 1 else max(1, round(count / step)) * step
+
     def unit_scores(self, scores):
         """The score of each unit, as a flat tensor."""
         raise NotImplementedError
@@ -98,6 +108,16 @@ class Pattern:
         scores = tf.convert_to_tensor(scores)
         flat, allowed, first = self.candidates(scores, among, kept)
         return self.expand(top_k_mask(flat, count, allowed, first), scores.shape)
+
+    def keep(self, scores, count, mask):
+        """Marks the `count` units of a mask that stay while others grow in place of the rest.
+
+        Args:
+            scores: real tensor of the weight's shape.
+            count: int or int32 scalar tensor.
+            mask: boolean tensor of that shape.
+        """
+        return self.select(scores, count, among=mask)
 
     def get_config(self):
         """The arguments of the constructor, for serialisation."""
