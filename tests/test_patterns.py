@@ -76,7 +76,14 @@ def test_everything_else_can_be_chosen_beside_what_is_kept():
 
 
 @pytest.mark.parametrize(
-    "pattern", [Unstructured(), Block(4, 3, "max"), Block(4, 3, axes=((1,), (0,))), NM(2, 4)]
+    "pattern",
+    [
+        Unstructured(),
+        Block(4, 3, "max"),
+        Block(4, 3, axes=((1,), (0,))),
+        Block(4, 3, constant_fan_in=True),
+        NM(2, 4),
+    ],
 )
 def test_select_compiles_with_xla(pattern):
     select = tf.function(pattern.select, jit_compile=True)
@@ -203,6 +210,64 @@ def test_random_integers_choose_every_block_alike(score):
     assert chosen.max() < 100
 
 
+# Blocks of which each column has as many.
+
+SAME = Block(2, 3, constant_fan_in=True)
+
+
+def test_each_column_keeps_its_best_blocks():
+    scores = np.zeros((4, 6), "float32")
+    scores[0, :3], scores[2, 3:] = [3, 2, 1], 0.1  # All of the left ones are better.
+    mask = SAME.select(tf.constant(scores), 2).numpy()
+    assert mask[:2, :3].all()
+    assert mask[2:, 3:].all()
+    assert mask.sum() == 12
+
+
+def test_of_equal_blocks_in_a_column_the_upper_one_wins():
+    mask = SAME.select(tf.ones((8, 6)), 4).numpy()
+    assert mask[:4].all()
+    assert not mask[4:].any()
+
+
+def test_what_is_kept_is_the_best_of_all_and_growing_fills_columns_up():
+    scores = tf.constant(np.repeat(np.arange(8.0, dtype="float32"), 3).reshape(8, 3))
+    scores = tf.concat([scores, scores + 10], axis=1)
+    mask = SAME.select(scores, 4)
+    kept = SAME.keep(scores, 2, mask).numpy()
+    assert patterns_numpy.kept_in_columns(kept, 2, 3) == [0, 2]
+    grown = SAME.select(-scores, 2, kept=tf.constant(kept)).numpy()
+    assert np.argwhere(grown)[:, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert not grown[:, 3:].any()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 5, 7, 8])
+def test_counts_are_rounded_to_whole_rows_but_of_something_at_least_one_is_left(count):
+    mask = SAME.select(tf.constant(random_scores((8, 6))), count).numpy()
+    each = max(round(count / 2), min(count, 1))
+    assert patterns_numpy.kept_in_columns(mask, 2, 3) == [each, each]
+
+
+def test_possible_counts():
+    assert [SAME.possible((8, 6), n) for n in (1, 2, 3, 5, 8)] == [2, 2, 4, 4, 8]
+    assert [Block(2, 3).possible((8, 6), n) for n in (1, 2, 3)] == [1, 2, 3]
+    assert SAME.step((3, 3, 8, 7)) == 27
+    assert Block(2, 3).step((8, 6)) == 1
+
+
+def test_every_position_of_a_convolution_has_columns_of_its_own():
+    scores = random_scores((2, 2, 4, 6))
+    mask = SAME.select(tf.constant(scores), SAME.step(scores.shape)).numpy()
+    np.testing.assert_array_equal(mask, patterns_numpy.fan_in_mask(scores, 1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "int64"])
+def test_every_type_of_scores_has_a_constant_fan_in(dtype):
+    scores = random_scores((7, 5))
+    mask = SAME.select(tf.cast(scores, dtype), 4)
+    np.testing.assert_array_equal(mask, patterns_numpy.fan_in_mask(scores, 2, 2, 3))
+
+
 # n of m.
 
 
@@ -309,6 +374,7 @@ ALL = [
     Block(16, 1, "mean"),
     Block(16, 1, "max", AXES),
     Block(2, 3, axes=((0, 1), (2,))),
+    Block(16, 1, constant_fan_in=True),
     NM(2, 4),
     NM(1, 8, AXES),
 ]
@@ -361,6 +427,7 @@ def test_how_patterns_read():
         ("block_4x1", Block(4, 1)),
         ("block_16x1", Block(16, 1)),
         ("block_12x345", Block(12, 345)),
+        ("constant_fan_in_32x16", Block(32, 16, constant_fan_in=True)),
         ("2:4", NM(2, 4)),
         ("1:16", NM(1, 16)),
     ],
@@ -388,6 +455,7 @@ def test_get_passes_patterns_through():
         ("block_16x1 ", "block_16x1"),
         ("2 : 4", "2:4"),
         ("2:4:8", "2:4"),
+        ("constant_fan_in", "constant_fan_in_32x32"),
     ],
 )
 def test_get_offers_the_closest_name(name, closest):

@@ -8,12 +8,15 @@ from keras import layers
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from tf_rigl import maskable
+from tf_rigl.block_sparse.weight import is_block_sparse
 
 
 class Kernel(NamedTuple):
     """A weight that takes part in products, and the bias that goes with it."""
 
-    weight: keras.Variable
+    weight: keras.Variable  # Of a block-sparse layer the values that it stores.
+    name: str
+    shape: tuple  # Of the whole kernel.
     channels: int  # Output channels that have a bias of their own; 0 for none.
 
 
@@ -34,9 +37,18 @@ def kernels(layer) -> list[Kernel]:
     """The weights of a layer itself that take part in products, maskable or not."""
     attributes, _ = _rule(layer)
     found = [w for w in (_variable(layer, name) for name in attributes) if w is not None]
-    # One bias for a layer: that of its last kernel.
-    result = [Kernel(w, _channels(layer, w) if w is found[-1] else 0) for w in found]
-    return result + [Kernel(w, w.shape[-1] if w.shape else 0) for w in _own(layer)]
+    result = []
+    for weight in found:
+        name, shape = weight.name, tuple(weight.shape)
+        if is_block_sparse(layer):
+            name, shape = "kernel", layer.kernel_shape
+        # One bias for a layer: that of its last kernel.
+        channels = _channels(layer, shape) if weight is found[-1] else 0
+        result.append(Kernel(weight, name, shape, channels))
+    for weight in _own(layer):
+        shape = tuple(weight.shape)
+        result.append(Kernel(weight, weight.name, shape, shape[-1] if shape else 0))
+    return result
 
 
 def count(call) -> Count:
@@ -190,6 +202,8 @@ def _rule(layer):
 
 
 def _variable(layer, name):
+    if is_block_sparse(layer):
+        return layer.values
     value = getattr(layer, name, None)
     if value is None or isinstance(value, keras.Variable):
         return value
@@ -206,9 +220,8 @@ def _own(layer):
     return [w for w in maskable.own_weights(layer) if id(w) not in known]
 
 
-def _channels(layer, weight):
-    """How many values the bias of a layer has."""
-    shape = tuple(weight.shape)
+def _channels(layer, shape):
+    """How many values the bias of a layer has whose kernel is of this shape."""
     if isinstance(layer, layers.Embedding):
         return 0
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):

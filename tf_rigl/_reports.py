@@ -23,6 +23,10 @@ class LayerReport:
         masked: bool, whether the weight counts in the sparsity of the model.
         pattern: str, which entries are zero together, such as "block_16x1"; "dense" where
             none is.
+        compute: str, "sparse" where only the entries that are there are stored and
+            computed, "masked" where there are zeros among them, "dense" where not.
+        obstacle: str, with a constant fan-in: why the layer cannot have `compute="sparse"`;
+            "" where it can, and with other patterns.
     """
 
     name: str
@@ -37,6 +41,8 @@ class LayerReport:
     bias_flops: float
     masked: bool
     pattern: str
+    compute: str
+    obstacle: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +94,14 @@ class Report:
         if structured:
             header = (*header, "pattern")
             rows = [(*row, name) for row, name in zip(rows, [*patterns, ""], strict=True)]
+        if any(name.startswith("constant_fan_in") for name in structured):
+            header = (*header, "compute")
+            rows = [
+                (*r, how) for r, how in zip(rows, [*map(_compute, self.layers), ""], strict=True)
+            ]
         rest = self.bias_flops + self.activation_flops
         flops, dense = self.flops + rest, self.dense_flops + rest
-        lines = table(header, rows, left={0, 1, 8})
+        lines = table(header, rows, left={0, 1, 8, 9})
         lines.insert(-1, lines[1])
         lines += [
             "",
@@ -125,6 +136,13 @@ def _cells(name, shape, sparsity, params, row, size):
         f"{row.flops:,}",
         f"{row.bytes / size:.3f}",
     )
+
+
+def _compute(row):
+    """How a layer computes, and what keeps it from doing so with blocks alone."""
+    if row.compute == "dense":
+        return ""
+    return f"{row.compute} ({row.obstacle})" if row.obstacle else row.compute
 
 
 def table(header, rows, left) -> list[str]:

@@ -10,7 +10,8 @@ softmax, dropout, look-ups of embeddings, and operations that are no layers, suc
 
 Sizes are those of the RigL paper: 4 bytes for each entry of a kernel that is not zero,
 one bit for each entry of a kernel that has zeros, and 4 bytes for each output channel;
-normalisation parameters are folded.
+normalisation parameters are folded. Block-sparse layers are counted as the kernels that
+they stand for, however these are stored.
 
 Reference:
 
@@ -32,8 +33,10 @@ from tf_rigl import (
     patterns,
     targets,
 )
-from tf_rigl._arguments import check_sparsity
+from tf_rigl._arguments import check_sparsity, unknown_name
 from tf_rigl._reports import LayerReport, Report
+from tf_rigl.block_sparse import conversion
+from tf_rigl.block_sparse.weight import is_block_sparse
 from tf_rigl.masked_layer import MaskedLayer
 from tf_rigl.sparse_model import SparseModel
 
@@ -48,9 +51,9 @@ def report(model, *, input_shape=None) -> Report:
 
     A model without masks is dense, but for exact zeros in its maskable weights, which
     count as sparsity: `report(tf_rigl.strip(sparse))` is `report(sparse)`, but for the names
-    of patterns other than "unstructured". (Fewer than one zero in a thousand are taken for
-    chance. After an update of the masks, active entries that have not been trained yet are
-    zero too.)
+    of patterns other than "unstructured", and for `compute`. (Fewer than one zero in a
+    thousand are taken for chance. After an update of the masks, active entries that have not
+    been trained yet are zero too.)
 
     A layer of one's own is counted if it has `get_prunable_weights()`: each of those
     weights as used once at every position of the output, `prod(output.shape[1:-1])`.
@@ -85,7 +88,8 @@ def report(model, *, input_shape=None) -> Report:
     """
     _check_model(model)
     holds_masks = isinstance(model, SparseModel) or any(
-        isinstance(layer, MaskedLayer) for layer in model._flatten_layers()
+        isinstance(layer, MaskedLayer) or is_block_sparse(layer)
+        for layer in model._flatten_layers()
     )
     if holds_masks and not model.built:
         raise ValueError(
@@ -94,12 +98,14 @@ def report(model, *, input_shape=None) -> Report:
         )
     inner, arguments = _symbolic.prepare(model, input_shape)
     model = model if holds_masks else inner
-    names, nonzeros, layouts = {}, {}, {}
+    names, nonzeros, layouts, sparse = {}, {}, {}, set()
     if holds_masks:
         for item in masks.find(model):
             names[id(item.weight)] = item.path
             nonzeros[id(item.weight)] = np.count_nonzero(item.mask.numpy())
             layouts[id(item.weight)] = item.pattern
+            if item.is_packed:
+                sparse.add(id(item.weight))
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
@@ -107,7 +113,7 @@ def report(model, *, input_shape=None) -> Report:
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
             nonzeros[id(found.weight)] = nnz
-    return _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts)
+    return _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts, sparse)
 
 
 def plan(
@@ -118,6 +124,7 @@ def plan(
     exclude=(),
     input_shape=None,
     pattern="unstructured",
+    compute="masked",
 ) -> Report:
     """Counts what a model would cost if it were made sparse; no masks are made.
 
@@ -131,6 +138,7 @@ def plan(
         exclude: list or tuple of str, layers kept dense, as in `tf_rigl.sparsify`.
         input_shape: as in `report`.
         pattern: str or `tf_rigl.patterns.Pattern`, as in `tf_rigl.sparsify`.
+        compute: str, "masked" or "sparse", as in `tf_rigl.sparsify`.
 
     Returns:
         A `Report`, equal to that of the model which `tf_rigl.sparsify` makes with these
@@ -155,6 +163,11 @@ def plan(
     targets.check_distribution(distribution)
     targets.check_exclude(exclude)
     targets.check_fixed(fixed)
+    pattern = patterns.get(pattern)
+    if compute not in ("masked", "sparse"):
+        raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
+    if compute == "sparse":
+        pattern = conversion.check(pattern, methods.get("static"))
     inner, arguments = _symbolic.prepare(model, input_shape)
     model = model if model.built else inner
     found = maskable.find(model, include_self=False)
@@ -162,19 +175,24 @@ def plan(
         found,
         sparsity=sparsity,
         distribution=distribution,
-        pattern=patterns.get(pattern),
+        pattern=pattern,
         exclude=sorted(exclude),
         fixed=fixed,
     )
-    nonzeros, layouts = {}, {}
+    nonzeros, layouts, sparse = {}, {}, set()
+    attentions = conversion.by_projection(model)
     for each in found:
         if each.path in planned:
             target, entries = planned[each.path], math.prod(each.weight.shape)
             units = target.pattern.units(each.weight.shape)
-            zeros = int(distributions.zeros(target.sparsity, units))
-            nonzeros[id(each.weight)] = entries - round(entries * zeros / units)
+            active = units - int(distributions.zeros(target.sparsity, units))
+            active = target.pattern.possible(each.weight.shape, active)
+            nonzeros[id(each.weight)] = entries - round(entries * (units - active) / units)
             layouts[id(each.weight)] = target.pattern
-    return _assemble(model, inner, arguments, input_shape, nonzeros, {}, layouts)
+            wanted = compute == "sparse" and target.sparsity > 0
+            if wanted and conversion.obstacle_in_place(each, target.pattern, attentions) is None:
+                sparse.add(id(each.weight))
+    return _assemble(model, inner, arguments, input_shape, nonzeros, {}, layouts, sparse)
 
 
 def train_flops(report, method="rigl", *, steps=None) -> float:
@@ -216,7 +234,7 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
 # From a model to its report.
 
 
-def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts):
+def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts, sparse):
     """The report, given the entries other than zero of each masked weight.
 
     Args:
@@ -227,11 +245,18 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts):
         nonzeros: dict of id(weight) to how many entries are not zero.
         names: dict of id(weight) to a path, where it is not that of `maskable.find`.
         layouts: dict of id(weight) to its pattern, where there is one.
+        sparse: set of id(weight), those of which blocks alone are stored.
     """
     uses, biases, products, activations = _count(inner, arguments, input_shape)
     found = maskable.find(model, include_self=False)
     names = {id(m.weight): m.path for m in found} | names
-    taken, rows, seen = set(names.values()), [], set()
+    attentions = conversion.by_projection(model)
+    obstacles = {
+        id(m.weight): conversion.obstacle_in_place(m, layouts[id(m.weight)], attentions) or ""
+        for m in found
+        if getattr(layouts.get(id(m.weight)), "constant_fan_in", False)
+    }
+    taken, rows, seen, params = set(names.values()), [], set(), _parameters(model)
     for route, layer in _walk(model, (), set()):
         if getattr(layer, "quantization_mode", None) is not None:
             raise ValueError(
@@ -244,16 +269,18 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts):
                 continue
             seen.add(key)
             if key not in names:
-                names[key] = maskable.unique("/".join((*route, weight.name)), taken)
-            entries = math.prod(weight.shape)
+                names[key] = maskable.unique("/".join((*route, kernel.name)), taken)
+            entries = math.prod(kernel.shape)
+            params += entries - math.prod(weight.shape)  # Of blocks that are not stored.
             nnz = int(nonzeros.get(key, entries))
+            compute = "sparse" if key in sparse else "masked" if nnz < entries else "dense"
             used = uses.get(key, 0)
             dense_bytes = 4 * (entries + kernel.channels)
             mask_bytes = entries / 8 if nnz < entries else 0
             rows.append(
                 LayerReport(
                     name=names[key],
-                    shape=tuple(weight.shape),
+                    shape=kernel.shape,
                     sparsity=1 - nnz / entries if entries else 0.0,
                     params=entries,
                     nnz=nnz,
@@ -264,15 +291,18 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts):
                     bias_flops=biases.get(key, 0),
                     masked=key in nonzeros,
                     pattern=str(layouts.get(key, "unstructured")) if nnz < entries else "dense",
+                    compute=compute,
+                    obstacle=obstacles.get(key, "") if nnz < entries else "",
                 )
             )
         if products.get(id(layer)):
             name = maskable.unique("/".join((*route, "products")), taken)
             flops = products[id(layer)]
-            rows.append(LayerReport(name, (), 0.0, 0, 0, flops, flops, 0.0, 0.0, 0, False, "dense"))
+            rows.append(
+                LayerReport(name, (), 0.0, 0, 0, flops, flops, 0.0, 0.0, 0, False, "dense", "dense")
+            )
     entries = sum(row.params for row in rows if row.masked)
     active = sum(row.nnz for row in rows if row.masked)
-    params = _parameters(model)
     return Report(
         layers=rows,
         sparsity=1 - active / entries if entries else 0.0,
@@ -344,7 +374,9 @@ def _walk(layer, route, seen):
 
 
 def _parameters(model):
+    """All parameters that are stored, but for masks and the places of blocks."""
     left_out = {id(v) for layer in masks.layers(model) for v in layer.variables}
+    left_out |= {id(layer.places) for layer in model._flatten_layers() if is_block_sparse(layer)}
     return sum(math.prod(w.shape) for w in model.weights if id(w) not in left_out)
 
 

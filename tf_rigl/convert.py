@@ -104,6 +104,12 @@ def sparsify(
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":
         pattern = conversion.check(pattern, method)
+    if method.scope == "global" and getattr(pattern, "constant_fan_in", False):
+        raise ValueError(
+            "Argument `pattern` must not be one of a constant fan-in with `scope='global'`, in "
+            "which each weight has as many blocks as are among the best of all. Received: "
+            f"pattern={pattern!r}, method={method!r}"
+        )
     targets.check_distribution(distribution)
     targets.check_exclude(exclude)
     targets.check_fixed(fixed)

@@ -59,7 +59,7 @@ class InputConnections(keras.callbacks.Callback):
         self.result = None
 
     def on_train_begin(self, logs=None):
-        shape = self.model.masked_weights[0].weight.shape if self.model.masked_weights else ()
+        shape = self.model.masked_weights[0].shape if self.model.masked_weights else ()
         if len(shape) == 2 and shape[0] == math.prod(self._shape):
             self.result = {"shape": list(self._shape), "epochs": [], "counts": []}
             self.on_epoch_end(-1)
@@ -171,14 +171,17 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
 
 def _sizes(model, sparse):
     """Parameters, non-zero ones, and each masked layer's share."""
-    parameters = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    items = model.masked_weights if sparse else []
+    # A block-sparse layer stores less than the kernel that it stands for.
+    shapes = {id(item.weight): item.shape for item in items}
+    parameters = sum(math.prod(shapes.get(id(w), w.shape)) for w in model.trainable_weights)
     layers = []
-    for item in model.masked_weights if sparse else ():
-        entries, active = int(np.prod(item.weight.shape)), int(np.count_nonzero(item.mask))
+    for item in items:
+        entries, active = math.prod(item.shape), int(np.count_nonzero(item.mask.numpy()))
         layers.append(
             {
                 "path": item.path,
-                "shape": list(item.weight.shape),
+                "shape": list(item.shape),
                 "target_sparsity": item.target_sparsity,
                 "sparsity": 1 - active / entries,
                 "parameters": entries,

@@ -158,3 +158,42 @@ def holds_nm(mask, n, m, axes=None):
 def nm_capacity(shape, n, m, axes=None):
     """How many entries can be kept at most."""
     return sum(min(n, size) for _, size in kept_in_groups(np.zeros(shape, bool), m, axes))
+
+
+# Blocks of which each column has as many.
+
+
+@functools.lru_cache(maxsize=64)
+def columns(shape, rows, cols, axes=None):
+    """The column of blocks that each block of `members` is in: position and output."""
+    found = set()
+    for stack, i, o in places(shape, axes).values():
+        found.add((stack, i // rows, o // cols))
+    return [(stack, o) for stack, _, o in sorted(found)]
+
+
+def fan_in_mask(scores, each, rows, cols, score="sum", axes=None, kept=None):
+    """Fills each column of blocks up to `each`, with its best that are not kept already."""
+    shape = scores.shape
+    blocks, column_of = members(shape, rows, cols, axes), columns(shape, rows, cols, axes)
+    taken = [kept is not None and any(kept[index] for index in block) for block in blocks]
+    filled = dict.fromkeys(column_of, 0)
+    for n, column in enumerate(column_of):
+        filled[column] += taken[n]
+    mask = np.zeros(shape, bool)
+    for n in best_first(block_scores(scores, rows, cols, score, axes)):
+        if not taken[n] and filled[column_of[n]] < each:
+            filled[column_of[n]] += 1
+            for index in blocks[n]:
+                mask[index] = True
+    assert set(filled.values()) == {each}, "more is asked for than there is"
+    return mask
+
+
+def kept_in_columns(mask, rows, cols, axes=None):
+    """How many blocks of each column are kept."""
+    counts = dict.fromkeys(columns(mask.shape, rows, cols, axes), 0)
+    blocks = members(mask.shape, rows, cols, axes)
+    for column, block in zip(columns(mask.shape, rows, cols, axes), blocks, strict=True):
+        counts[column] += any(mask[index] for index in block)
+    return list(counts.values())

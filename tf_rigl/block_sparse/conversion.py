@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 
 from tf_rigl import maskable, targets
-from tf_rigl.block_sparse import layers
+from tf_rigl.block_sparse import layers, weight
+from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
 from tf_rigl.masks import MaskedWeight
 from tf_rigl.patterns import Block
 
@@ -41,6 +42,20 @@ def obstacle(layer, shape, pattern):
     return None
 
 
+def obstacle_in_place(found, pattern, attentions):
+    """Why a weight cannot be stored as blocks where it is in a model, or None if it can.
+
+    Args:
+        found: `tf_rigl.maskable.Maskable`.
+        pattern: its `tf_rigl.patterns.Block`.
+        attentions: what `by_projection` returns of the model.
+    """
+    inside = found.layers[:-1] if id(found.layer) in attentions else found.layers
+    if found.owner != inside:
+        return "inside another layer"
+    return obstacle(found.layer, tuple(found.weight.shape), pattern)
+
+
 def check(pattern, method):
     """The pattern with a constant fan-in; raises if weights cannot be stored as its blocks."""
     if not isinstance(pattern, Block):
@@ -66,64 +81,82 @@ def plan(model, recipe, method, seed):
     found = maskable.find(model, include_self=False)
     wanted = targets.resolve(found, **recipe, scope=method.scope)
     by_path = {each.path: each for each in found}
+    attentions = by_projection(model)
     replaced, masked = {}, {}
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
-        outermost = each.owner == each.layers  # What is within other layers stays there.
-        if (
-            target.sparsity > 0
-            and outermost
-            and obstacle(each.layer, each.weight.shape, target.pattern) is None
-        ):
+        if target.sparsity > 0 and obstacle_in_place(each, target.pattern, attentions) is None:
+            holder = attentions.get(id(each.layer), each.layer)
             item = MaskedWeight(path, each.weight, None, target.sparsity, target.pattern)
             mask = method.initial_mask(item, seed, number)
-            replaced[id(each.layer)] = (each.layer, target.pattern, mask)
+            _, blocks = replaced.setdefault(id(holder), (holder, {}))
+            blocks[each.layer.name] = (target.pattern, mask)
         else:
             masked[path] = (number, target)
     return replaced, masked
 
 
-def replacement(layer, pattern, mask):
+def by_projection(model):
+    """The attention layer of each of its projections, by their ids."""
+    return {
+        id(projection): layer
+        for layer in model._flatten_layers()
+        if type(layer) in (keras.layers.MultiHeadAttention, MultiHeadAttention)
+        for projection in layer._flatten_layers(include_self=False, recursive=False)
+        if projection.name in PROJECTIONS
+    }
+
+
+def replacement(layer, blocks):
     """The layer that takes the place of a dense one, not built, and what fills it.
 
     Args:
         layer: a built `keras.layers.Layer`.
-        pattern: its `Block`.
-        mask: boolean tensor of its kernel's shape.
+        blocks: dict of its name, or of those of its projections, to the `Block` and the mask,
+            a boolean tensor, of the kernel.
     """
-    shape = tuple(layer.kernel.shape)
-    across = pattern.step(shape)
-    down = pattern.units(shape) // across
-    active = int(pattern.active(mask)) // across
-    own = {"block_size": (pattern.rows, pattern.cols), "density": active / down}
-    new = _PLACES[type(layer)].from_config({**layer.get_config(), **own})
-
-    def fill():
-        new.places.assign(new.geometry.places(new.as_matrix(mask)))
-        kernel = tf.convert_to_tensor(layer.kernel)
-        new.values.assign(new.geometry.pack(new.as_matrix(kernel), new.places.value))
-        _share(layer, new)
-
-    return new, fill
+    own = {}
+    for name, (pattern, mask) in blocks.items():
+        shape = tuple(mask.shape)
+        density = int(pattern.active(mask)) / pattern.units(shape)
+        own[name] = {"block_size": (pattern.rows, pattern.cols), "density": density}
+    if type(layer) is keras.layers.MultiHeadAttention:
+        new = MultiHeadAttention.from_config({**layer.get_config(), "blocks": own})
+    else:
+        new = _PLACES[type(layer)].from_config({**layer.get_config(), **own[layer.name]})
+    return new, lambda: _fill(new, layer, {name: mask for name, (_, mask) in blocks.items()})
 
 
 def ordinary(layer):
     """The dense layer in the place of a block-sparse one, not built, and what fills it."""
     new = layer.ordinary()
-
-    def fill():
-        new.kernel.assign(layer.kernel)
-        _share(layer, new)
-
-    return new, fill
+    return new, lambda: _fill(new, layer)
 
 
 def is_block_sparse(layer) -> bool:
     """Whether a layer is one of `tf_rigl.block_sparse`."""
-    return hasattr(layer, "geometry")
+    return weight.is_block_sparse(layer) or isinstance(layer, MultiHeadAttention)
 
 
-def _share(source, target):
-    if source.bias is not None:
-        target.bias.assign(source.bias)
-    target._trainable = source._trainable
+def _fill(new, old, masks=None):
+    """Gives a layer, and those in it, what another one has."""
+    for target, source in zip(new._flatten_layers(), old._flatten_layers(), strict=True):
+        target._trainable = source._trainable
+        packed = weight.is_block_sparse(target)
+        if not packed and not weight.is_block_sparse(source):
+            for variable, value in zip(_own(target), _own(source), strict=True):
+                variable.assign(value)
+            continue
+        kernel = tf.convert_to_tensor(source.kernel)
+        if packed:
+            target.places.assign(target.geometry.places(target.as_matrix(masks[target.name])))
+            kernel = target.geometry.pack(target.as_matrix(kernel), target.places.value)
+        (target.values if packed else target.kernel).assign(kernel)
+        if source.bias is not None:
+            target.bias.assign(source.bias)
+
+
+def _own(layer):
+    """The variables of a layer without those of layers in it."""
+    states = [seed.state for seed in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *states]

@@ -13,6 +13,14 @@ from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.block_sparse.product import probe, product
 from tf_rigl.patterns._layout import Layout
 
+# Activations that do not mind the order of axes.
+_ELEMENTWISE = {
+    *(
+        getattr(keras.activations, name)
+        for name in ("elu", "gelu", "leaky_relu", "linear", "relu", "relu6", "selu", "sigmoid")
+        + ("silu", "softplus", "tanh")
+    ),
+}
 # Of each replica's thread: id(layer) -> the zeros by which a dense gradient is seen.
 _probes = threading.local()
 
@@ -105,18 +113,36 @@ class _BlockSparse:
         """None: its blocks are moved, not masked."""
         return []
 
-    def _multiply(self, inputs, lead, shape):
-        """The product with the kernel, of shape `(*lead, *shape)`."""
-        x = tf.reshape(inputs, [-1, self.geometry.inputs])
+    def _multiply(self, inputs, summed, made):
+        """The product with the kernel, with bias and activation.
+
+        Args:
+            inputs: tensor.
+            summed: int, how many of its last axes are the kernel's inputs.
+            made: tuple of int, the last axes of the result.
+        """
+        rank = len(inputs.shape) - summed
+        lead = [n or tf.shape(inputs)[axis] for axis, n in enumerate(inputs.shape[:rank])]
+        # One layer's transpose at the end and the next one's at the beginning cancel out in
+        # TensorFlow's optimizers: bias and activation come before it where they can.
+        x = tf.transpose(inputs, _rolled(len(inputs.shape), summed))
+        x = tf.reshape(x, [self.geometry.inputs, -1])
         values = tf.convert_to_tensor(self.values)
         y = product(x, values, tf.convert_to_tensor(self.places), self.geometry)
         zeros = getattr(_probes, "zeros", {}).get(id(self))
         if zeros is not None:
             y += probe(x, tf.cast(zeros, x.dtype))
-        y = tf.reshape(y, [*lead, *shape])
+        y = tf.reshape(y, [*made, *lead])
+        rank += len(made)
         if self.bias is not None:
-            y = tf.add(y, self.bias)
-        return y if self.activation is None else self.activation(y)
+            bias = tf.convert_to_tensor(self.bias)
+            bias = tf.reshape(bias, [1] * (rank - len(bias.shape)) + list(bias.shape))
+            y += tf.transpose(bias, _rolled(rank, len(made)))
+        back = _rolled(rank, rank - len(made))
+        if self.activation in _ELEMENTWISE:
+            return tf.transpose(self.activation(y), back)
+        y = tf.transpose(y, back)
+        return self.activation(y)
 
     def save_own_variables(self, store):
         """Stores values, bias and places, as they are."""
@@ -170,10 +196,7 @@ class Dense(_BlockSparse, keras.layers.Dense):
 
     def call(self, inputs, training=None):
         del training
-        lead = tf.shape(inputs)[:-1]
-        outputs = self._multiply(inputs, tf.unstack(lead, num=len(inputs.shape) - 1), [self.units])
-        outputs.set_shape((*inputs.shape[:-1], self.units))
-        return outputs
+        return self._multiply(inputs, 1, [self.units])
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
@@ -198,12 +221,7 @@ class EinsumDense(_BlockSparse, keras.layers.EinsumDense):
     def call(self, inputs, training=None):
         del training
         summed, made = maskable.axes(self, self.kernel_shape) or ((-2,), (-1,))
-        shape = [self.kernel_shape[axis] for axis in made]
-        rank = len(inputs.shape) - len(summed)
-        lead = tf.unstack(tf.shape(inputs)[:rank], num=rank)
-        outputs = self._multiply(inputs, lead, shape)
-        outputs.set_shape((*inputs.shape[:rank], *shape))
-        return outputs
+        return self._multiply(inputs, len(summed), [self.kernel_shape[axis] for axis in made])
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
@@ -224,10 +242,12 @@ class Conv2D(_BlockSparse, keras.layers.Conv2D):
             )
 
     def call(self, inputs):
-        lead = tf.unstack(tf.shape(inputs)[:-1], num=3)
-        outputs = self._multiply(inputs, lead, [self.filters])
-        outputs.set_shape((*inputs.shape[:-1], self.filters))
-        return outputs
+        return self._multiply(inputs, 1, [self.filters])
+
+
+def _rolled(rank, last):
+    """The order of axes in which that many of the last ones come first."""
+    return [*range(rank - last, rank), *range(rank - last)]
 
 
 def projects_last_axes(layer) -> bool:

@@ -1,69 +1,90 @@
-"""The product of activations with a block-sparse matrix, and its gradient."""
+"""The product of activations with a block-sparse matrix, and its gradient.
+
+Features come first, and the batch last: a block of inputs then lies in one piece, and so
+does what a column of blocks gathers.
+"""
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 
-def product(x, values, places, geometry):
+def product(features, values, places, geometry):
     """Multiplies by a block-sparse matrix: each column of blocks gathers the inputs it has.
 
     Args:
-        x: float tensor of shape (batch, inputs).
+        features: float tensor of shape (inputs, batch).
         values, places: see `Geometry`.
         geometry: `Geometry`.
 
     Returns:
-        A tensor of shape (batch, outputs).
+        A tensor of shape (outputs, batch).
     """
     across, active, rows, cols = geometry.values_shape
-    beyond = geometry.down * rows - geometry.inputs
-    batch = tf.shape(x)[0]
+    batch = tf.shape(features)[1]
 
-    # Features first: a block of inputs then lies in one piece, and so does what a column
-    # of blocks gathers.
     @tf.custom_gradient
-    def multiply(x, values):
+    def multiply(features, values):
         matrices = tf.reshape(values, [across, active * rows, cols])
-        features = tf.transpose(x)
-        if beyond:
-            features = tf.pad(features, [[0, beyond], [0, 0]])
-        features = tf.reshape(features, [geometry.down, rows, batch])
-        gathered = tf.reshape(tf.gather(features, places), [across, active * rows, batch])
-        y = tf.reshape(tf.matmul(matrices, gathered, transpose_a=True), [across * cols, batch])
+        padded = _padded(features, geometry.down * rows)
+        gathered = tf.gather(tf.reshape(padded, [geometry.down, rows, batch]), places)
+        gathered = tf.reshape(gathered, [across, active * rows, batch])
+        if _in_xla():  # It multiplies by what is transposed already a third faster.
+            turned = tf.reshape(tf.transpose(values, [0, 3, 1, 2]), [across, cols, active * rows])
+            y = tf.matmul(turned, gathered)
+        else:
+            y = tf.matmul(matrices, gathered, transpose_a=True)
+        y = tf.reshape(y, [across * cols, batch])
 
         def gradient(dy):
-            dy = tf.transpose(dy)
-            if across * cols > geometry.outputs:
-                dy = tf.pad(dy, [[0, across * cols - geometry.outputs], [0, 0]])
-            dy = tf.reshape(dy, [across, cols, batch])
+            dy = tf.reshape(_padded(dy, across * cols), [across, cols, batch])
             dvalues = tf.matmul(gathered, dy, transpose_b=True)
             parts = tf.reshape(tf.matmul(matrices, dy), [across * active, rows, batch])
-            # Every block gives its part to the inputs that it took.
-            dx = tf.math.unsorted_segment_sum(parts, tf.reshape(places, [-1]), geometry.down)
-            dx = tf.reshape(dx, [geometry.down * rows, batch])[: geometry.inputs]
-            return tf.transpose(dx), tf.reshape(dvalues, geometry.values_shape)
+            dx = tf.reshape(_sums(parts, places, geometry.down), [geometry.down * rows, batch])
+            return dx[: geometry.inputs], tf.reshape(dvalues, geometry.values_shape)
 
-        return tf.transpose(y[: geometry.outputs]), gradient
+        return y[: geometry.outputs], gradient
 
-    return multiply(x, values)
+    return multiply(features, values)
 
 
-def probe(x, zeros):
+def probe(features, zeros):
     """Zeros of the product's shape, by which the gradient of the whole dense matrix is seen.
 
     Args:
-        x: float tensor of shape (batch, inputs).
+        features: float tensor of shape (inputs, batch).
         zeros: float tensor of shape (inputs, outputs), all zero.
 
     Returns:
-        What `x @ zeros` is, without computing it: the gradient with respect to `zeros`
-        is that of a dense matrix in the place of the block-sparse one.
+        What the product with `zeros` is, without computing it: the gradient with respect to
+        `zeros` is that of a dense matrix in the place of the block-sparse one.
     """
 
     @tf.custom_gradient
-    def multiply(x, zeros):
+    def multiply(features, zeros):
         def gradient(dy):
-            return tf.zeros_like(x), tf.matmul(x, dy, transpose_a=True)
+            return tf.zeros_like(features), tf.matmul(features, dy, transpose_b=True)
 
-        return tf.zeros([tf.shape(x)[0], zeros.shape[1]], x.dtype), gradient
+        return tf.zeros([zeros.shape[1], tf.shape(features)[1]], features.dtype), gradient
 
-    return multiply(x, zeros)
+    return multiply(features, zeros)
+
+
+def _padded(tensor, size):
+    """A tensor with zeros behind it, to that size of its first axis."""
+    beyond = size - tensor.shape[0]
+    return tf.pad(tensor, [[0, beyond], [0, 0]]) if beyond else tensor
+
+
+def _sums(parts, places, down):
+    """What the blocks of each block row give to the inputs that they took, summed."""
+    places = tf.reshape(places, [-1])
+    if _in_xla():
+        return tf.math.unsorted_segment_sum(parts, places, down)
+    # XLA does not know it; without XLA it takes half the time.
+    order = tf.argsort(places, stable=True)
+    return tf.sparse.segment_sum(parts, order, tf.gather(places, order), num_segments=down)
+
+
+def _in_xla() -> bool:
+    """Whether what is traced now is to be compiled by XLA."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

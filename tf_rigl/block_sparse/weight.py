@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_rigl import maskable
+from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.patterns import Block
 
 
@@ -16,13 +17,19 @@ class BlockSparseWeight:
     Attributes:
         path: str, unique within the model.
         layer: the layer of `tf_rigl.block_sparse` that holds it.
+        target_sparsity: float, by default the fraction of blocks that are not there.
     """
 
     path: str
     layer: keras.layers.Layer
+    target_sparsity: float | None = None
     state = {}  # noqa: RUF012, methods that keep one cannot be used.
-    is_sparse = True
     is_packed = True
+
+    def __post_init__(self):
+        if self.target_sparsity is None:
+            geometry = self.layer.geometry
+            object.__setattr__(self, "target_sparsity", 1 - geometry.active / geometry.down)
 
     def __repr__(self):
         shape, target = self.shape, self.target_sparsity
@@ -45,9 +52,9 @@ class BlockSparseWeight:
         return self.layer.as_kernel(geometry.mask(tf.convert_to_tensor(self.layer.places)))
 
     @property
-    def target_sparsity(self) -> float:
-        """The fraction of blocks that are not there."""
-        return 1 - self.layer.geometry.active / self.layer.geometry.down
+    def is_sparse(self) -> bool:
+        """Whether there are blocks that could be moved."""
+        return self.target_sparsity > 0
 
     @property
     def pattern(self) -> Block:
@@ -114,6 +121,11 @@ class BlockSparseWeight:
         return result
 
 
+def is_block_sparse(layer) -> bool:
+    """Whether a layer stores its kernel as blocks."""
+    return isinstance(getattr(layer, "geometry", None), Geometry)
+
+
 def find(model) -> list[BlockSparseWeight]:
     """The block-sparse weights of a model, in model order."""
     found, seen = [], set()
@@ -122,7 +134,7 @@ def find(model) -> list[BlockSparseWeight]:
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        if hasattr(layer, "geometry") and layer.built:
+        if is_block_sparse(layer) and layer.built:
             found.append(BlockSparseWeight("/".join((*route, "kernel")), layer))
         for child in maskable.sublayers(layer):
             visit(child, (*route, child.name))

@@ -100,6 +100,10 @@ class MagnitudePruning(Pruning):
 
     def _kept(self, item, sparsity, density, final):
         """How many units of a weight are kept where the schedule is at `sparsity`."""
+        return item.pattern.possible(item.shape, self._nearest(item, sparsity, density, final))
+
+    def _nearest(self, item, sparsity, density, final):
+        """The same, whatever numbers the pattern allows."""
         units, target = item.pattern.units(item.shape), item.target_sparsity
         if self._is_open(final):  # A fraction of the target, at last the counts of all methods.
             return units - int(distributions.zeros(target * sparsity, units))

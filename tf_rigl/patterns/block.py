@@ -77,7 +77,8 @@ class Block(Pattern):
     def select(self, scores, count, among=None, kept=None):
         """See `Pattern.select`; with a constant fan-in every column of blocks is filled up.
 
-        What is chosen makes, with what is kept, as many blocks in each column.
+        What is chosen makes, with what is kept, as many blocks in each column: `count` more
+        in all, or the nearest number that makes them as many.
         """
         if not self.constant_fan_in:
             return super().select(scores, count, among, kept)
@@ -86,9 +87,13 @@ class Block(Pattern):
         if kept is None:
             kept = tf.zeros(scores.shape, tf.bool)
         kept = tf.cast(tf.reshape(self.unit_mask(kept), self._grid(scores.shape)), tf.int32)
-        total = (tf.cast(count, tf.int32) + tf.reduce_sum(kept)) // self.step(scores.shape)
-        room = total - tf.reduce_sum(kept, axis=1, keepdims=True)
+        total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
+        # Rounded as `possible` does; but of nothing nothing is made.
+        each = tf.cast(tf.round(total / self.step(scores.shape)), tf.int32)
+        room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
         keys = ordered_integers(flat)
+        if flat.dtype.is_integer:  # Floats leave the lowest integer free.
+            keys = tf.maximum(keys, keys.dtype.min + 1)
         # Turned round, so that the stable sort has the upper one of equals first.
         keys = tf.where(allowed, ~keys, keys.dtype.max)
         keys = tf.reshape(keys, self._grid(scores.shape))

@@ -1,0 +1,223 @@
+"""What training in blocks costs beside dense training, side by side in one run.
+
+    python benchmarks/block_sparse.py
+
+prints, and writes beside this file as JSON and as a plot:
+
+- the time per training step with `compute="sparse"` over dense, plain and with
+  `jit_compile=True`, of an MLP and of a Transformer with wide feed-forward blocks: at each
+  of several densities and block sizes, in rounds in which they take turns, the ratio of the
+  medians. RigL moves the blocks: of 100 steps one is an update, whose time is measured by
+  itself. In the Transformer all block sizes are measured at density 0.1 alone;
+- the memory of weights and of Adam's slots over dense;
+- the time per step of two layers of many widths, beside what perfect scaling would make.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import keras
+import matplotlib
+import numpy as np
+import tensorflow as tf
+
+import tf_rigl
+from tf_rigl.block_sparse.tuning import in_turns
+
+INTERVAL = 100  # Steps from one update to the next.
+HEAD = "head"
+
+
+def mlp():
+    """Three hidden layers of 2048 units."""
+    hidden = [keras.layers.Dense(2048, activation="relu") for _ in range(3)]
+    layers = [keras.Input((784,)), *hidden, keras.layers.Dense(10, name=HEAD)]
+    return keras.Sequential(layers)
+
+
+def transformer(width=512, heads=8, feed_forward=4096, length=64, blocks=4):
+    """An encoder whose feed-forward layers are eight times as wide as the others."""
+    inputs = x = keras.Input((length, width))
+    for _ in range(blocks):
+        attention = keras.layers.MultiHeadAttention(heads, width // heads)(x, x)
+        x = keras.layers.LayerNormalization()(x + attention)
+        hidden = keras.layers.Dense(feed_forward, activation="relu")(x)
+        x = keras.layers.LayerNormalization()(x + keras.layers.Dense(width)(hidden))
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name=HEAD)(x))
+
+
+def pair(width):
+    """Two layers, each of as many units as it has inputs."""
+    hidden = [keras.layers.Dense(width, activation="relu") for _ in range(2)]
+    layers = [keras.Input((width,)), *hidden, keras.layers.Dense(10, name=HEAD)]
+    return keras.Sequential(layers)
+
+
+class Running:
+    """A compiled model, dense or sparse, with steps to be called one by one."""
+
+    def __init__(self, model, batch_size, jit_compile):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((batch_size, *model.input_shape[1:]), np.float32)
+        data = tf.data.Dataset.from_tensors((x, rng.integers(0, 10, batch_size))).repeat()
+        self.model = model
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(), loss, jit_compile=jit_compile)
+        model.fit(data, steps_per_epoch=2, verbose=0)
+        self.iterator = iter(data)
+
+    def step(self):
+        """An ordinary step."""
+        self.model._step = 1
+        return self.model.train_function(self.iterator)["loss"]
+
+    def update_seconds(self, rounds):
+        """The median time of an update step."""
+        times = []
+        for _ in range(rounds + 1):
+            self.model._step = INTERVAL
+            began = time.perf_counter()
+            self.model.train_function(self.iterator)["loss"].numpy()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])  # The first traces.
+
+    def bytes(self):
+        """Of weights, where their blocks are, and the optimizer's slots."""
+        variables = [*self.model.weights, *self.model.optimizer.variables]
+        return sum(keras.ops.convert_to_numpy(v).nbytes for v in variables)
+
+
+def compare(make, batch_size, cases, jit_compile, rounds, steps):
+    """Times a dense model, and sparse ones of several densities and block sizes, in turn.
+
+    Args:
+        make: function that makes the dense model.
+        batch_size: int.
+        cases: list of (density, block size).
+        jit_compile: bool.
+        rounds, steps: int, see `in_turns`.
+
+    Returns:
+        A dict for JSON.
+    """
+    dense = make()
+    running = {"dense": Running(dense, batch_size, jit_compile)}
+    for density, size in cases:
+        sparse = tf_rigl.sparsify(
+            dense,
+            tf_rigl.methods.RigL(update_interval=INTERVAL, end_step=10**9),
+            sparsity=1 - density,
+            distribution="uniform_all",
+            pattern=f"block_{size}x{size}",
+            exclude=[HEAD],
+            seed=0,
+            compute="sparse",
+        )
+        running[density, size] = Running(sparse, batch_size, jit_compile)
+    seconds = in_turns({name: each.step for name, each in running.items()}, rounds, steps)
+    reference = running.pop("dense").bytes()
+    rows = []
+    for (density, size), each in running.items():
+        step, update = seconds[density, size], each.update_seconds(rounds)
+        amortised = ((INTERVAL - 1) * step + update) / INTERVAL
+        rows.append(
+            {
+                "density": density,
+                "block_size": size,
+                "reached": 1 - each.model.sparsity,
+                "milliseconds": 1000 * step,
+                "update_milliseconds": 1000 * update,
+                "times_faster": seconds["dense"] / amortised,
+                "memory": each.bytes() / reference,
+            }
+        )
+    keras.backend.clear_session()
+    gc.collect()
+    return {"dense_milliseconds": 1000 * seconds["dense"], "rows": rows}
+
+
+def show(name, result):
+    """Prints what `compare` returns."""
+    print(f"\n{name}: dense {result['dense_milliseconds']:.1f} ms")
+    print(f"  {'density':>7} {'block':>5} {'reached':>8} {'ms':>8} {'update ms':>10} "
+          f"{'times faster':>13} {'memory':>7}")  # fmt: skip
+    for row in result["rows"]:
+        print(
+            f"  {row['density']:7} {row['block_size']:5} {row['reached']:8.3f} "
+            f"{row['milliseconds']:8.1f} {row['update_milliseconds']:10.1f} "
+            f"{row['times_faster']:13.2f} {row['memory']:7.3f}",
+            flush=True,
+        )
+
+
+def plot(widths, path):
+    """Draws step times over dense against density and against width."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = [
+        (width, row["reached"], row["density"], 1 / row["times_faster"])
+        for width, result in widths.items()
+        for row in result["rows"]
+    ]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for width in widths:
+        line = [(reached, ratio) for w, reached, _, ratio in points if w == width]
+        left.plot(*zip(*line, strict=True), "o-", label=f"{width} units")
+    ends = [min(p[1] for p in points), max(p[1] for p in points)]
+    left.plot(ends, ends, "k--", label="perfect scaling")
+    left.set(xscale="log", yscale="log", xlabel="density", ylabel="step time over dense")
+    for density in dict.fromkeys(p[2] for p in points):
+        line = [(w, ratio, reached) for w, reached, d, ratio in points if d == density]
+        (drawn,) = right.plot(*zip(*[p[:2] for p in line], strict=True), "o-", label=f"{density}")
+        perfect = [p[2] for p in line]
+        right.plot([p[0] for p in line], perfect, "--", color=drawn.get_color(), linewidth=1)
+    right.set(xscale="log", yscale="log", xlabel="units of each layer")
+    right.set_xticks(list(widths), [str(width) for width in widths])
+    right.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    left.legend(frameon=False)
+    right.legend(frameon=False, title="density")
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--quick", action="store_true", help="density 0.1, two sizes, few rounds")
+    options = parser.parse_args()
+    output = pathlib.Path(options.output)
+
+    densities, sizes, widths = (0.05, 0.1, 0.2), (16, 32, 64, 128), (1024, 2048, 4096, 8192)
+    if options.quick:
+        densities, sizes, widths = (0.1,), (32, 64), (1024, 2048)
+    every = [(density, size) for density in densities for size in sizes]
+    some = [case for case in every if case[0] == 0.1 or case[1] == 64]
+    # Name: model, batch size, cases, rounds, steps.
+    models = {
+        "MLP 3x2048": (mlp, 256, every, 3 if options.quick else 9, 3),
+        "Transformer 4x(512, 4096)": (transformer, 16, some, 3 if options.quick else 5, 1),
+    }
+    result = {"cores": os.cpu_count(), "load": os.getloadavg(), "models": [], "widths": {}}
+    for name, (make, batch_size, cases, rounds, steps) in models.items():
+        for jit_compile in (False, True):
+            row = compare(make, batch_size, cases, jit_compile, rounds, steps)
+            result["models"].append({"model": name, "jit_compile": jit_compile, **row})
+            show(f"{name}, {'jit_compile' if jit_compile else 'plain'}", row)
+    for width in widths:
+        cases = [(density, 64) for density in densities]
+        make = functools.partial(pair, width)
+        result["widths"][width] = compare(make, 256, cases, False, 3 if options.quick else 5, 2)
+        show(f"Two layers of {width} units, plain", result["widths"][width])
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result["widths"], output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Attention whose projections are stored and computed in blocks."""
+
+import keras
+
+from tf_rigl._arguments import unknown_name
+from tf_rigl.block_sparse.layers import EinsumDense
+
+# Names of the projections, and the attributes that hold them.
+PROJECTIONS = {
+    "query": "_query_dense",
+    "key": "_key_dense",
+    "value": "_value_dense",
+    "gate": "_gate_dense",
+    "attention_output": "_output_dense",
+}
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
+class MultiHeadAttention(keras.layers.MultiHeadAttention):
+    """A `keras.layers.MultiHeadAttention` with block-sparse projections.
+
+    Args:
+        *args, **kwargs: those of `keras.layers.MultiHeadAttention`.
+        blocks: dict of "query", "key", "value", "attention_output" or, with `use_gate`,
+            "gate" to a dict of `block_size`, `density` and `seed`, as in
+            `tf_rigl.block_sparse.EinsumDense`. Projections that it does not name are
+            dense. By default each one that there is has the default blocks.
+
+    Raises:
+        ValueError: if `blocks` names what is not a projection.
+
+    Example:
+
+    >>> blocks = {"query": {"block_size": 16, "density": 0.25}}
+    >>> layer = MultiHeadAttention(4, 32, blocks=blocks)
+    >>> layer(np.ones((1, 5, 128)), np.ones((1, 5, 128))).shape
+    TensorShape([1, 5, 128])
+    >>> layer.query_dense.values.shape
+    (8, 2, 16, 16)
+    """
+
+    def __init__(self, *args, blocks=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        names = [name for name in PROJECTIONS if name != "gate" or self._use_gate]
+        blocks = {name: {} for name in names} if blocks is None else blocks
+        for name in blocks:
+            if name not in names:
+                raise unknown_name("blocks", name, names, or_object=False)
+        # Not a dict: Keras would watch it for layers.
+        self._blocks = tuple((name, tuple(own.items())) for name, own in blocks.items())
+
+    @property
+    def blocks(self):
+        """The blocks of each projection that has some."""
+        return {name: dict(own) for name, own in self._blocks}
+
+    def build(self, query_shape, value_shape, key_shape=None):
+        """Builds the projections; the dense ones that Keras makes go again."""
+        super().build(query_shape, value_shape, key_shape)
+        for name, own in self.blocks.items():
+            dense = getattr(self, PROJECTIONS[name])
+            sparse = EinsumDense.from_config({**dense.get_config(), **own})
+            # At its place: Keras goes through layers in this order.
+            self._tracker.replace_tracked_value("layers", dense, sparse)
+            setattr(self, PROJECTIONS[name], sparse)
+            sparse.build(self._input_shape_of(name, query_shape, value_shape, key_shape))
+
+    def _input_shape_of(self, name, query, value, key):
+        if name == "attention_output":
+            return (*query[:-1], self._num_heads, self._value_dim)
+        shapes = {"query": query, "gate": query, "value": value, "key": key or value}
+        return shapes[name]
+
+    def get_config(self):
+        return {**super().get_config(), "blocks": self.blocks}
+
+    def ordinary(self):
+        """A layer of the Keras class, of the same configuration, not built."""
+        return keras.layers.MultiHeadAttention.from_config(super().get_config())
