@@ -147,6 +147,7 @@ def kept(method, step, sizes, target):
             is_sparse=True,
             target_sparsity=target,
             pattern=Unstructured(),
+            shape=(size,),
             weight=types.SimpleNamespace(shape=(size,), trainable=True),
         )
         for size in sizes

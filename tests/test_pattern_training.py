@@ -312,7 +312,7 @@ def _connected(layer, shape, positions):
 )
 def test_inputs_and_outputs_are_those_that_an_entry_connects(layer, shape, positions):
     connected = _connected(layer, shape, positions)
-    axes = maskable.axes(layer, layer.kernel)
+    axes = maskable.axes(layer, tuple(layer.kernel.shape))
     places = reference.places(tuple(layer.kernel.shape), axes)
     assert {index: place[1:] for index, place in places.items()} == connected
     kernel = tf.convert_to_tensor(layer.kernel)

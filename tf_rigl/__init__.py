@@ -23,6 +23,7 @@ _HOME = {
     "train_flops": "accounting",
 }
 _MODULES = (
+    "block_sparse",
     "data",
     "distributions",
     "export",

@@ -9,7 +9,8 @@ from keras.src.models.functional import Functional
 
 from tf_rigl import maskable, masks
 from tf_rigl._reports import table
-from tf_rigl.export import _encoding
+from tf_rigl.block_sparse.weight import is_block_sparse
+from tf_rigl.export import _encoding, _source
 from tf_rigl.masked_layer import MaskedLayer
 from tf_rigl.patterns import Block
 from tf_rigl.patterns._layout import Layout
@@ -110,6 +111,8 @@ def advise(model) -> Advice:
         raise ValueError(
             f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
         )
+    if any(map(is_block_sparse, model._flatten_layers())):
+        model = _source.ordinary(model)
     items = {id(item.weight): item for item in masks.find(model)}
     graph = _Graph(model)
     rows = []
