@@ -93,7 +93,7 @@ def sparsify(
             f"Argument `model` must be a `keras.Model`. {hint if legacy else ''}"
             f"Received: model={model!r} (of type {type(model)})"
         )
-    if any(map(_is_sparse, model._flatten_layers())):
+    if is_sparse(model):
         raise ValueError(
             "Argument `model` is sparse already. `tf_rigl.strip` makes an ordinary model of it. "
             f"Received: model={model!r}"
@@ -132,19 +132,23 @@ def sparsify(
         if compute == "sparse":
             return _block_sparse(model, arguments)
         copy = _copy(model)
-        if _is_graph(copy):
+        if is_graph(copy):
             inputs, outputs = _ends(copy)
             return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
         return SparsifiedModel(copy, **arguments)
 
 
-def _is_sparse(layer):
-    return isinstance(layer, (SparseModel, Masks)) or conversion.is_block_sparse(layer)
+def is_sparse(model) -> bool:
+    """Whether a model has masks, or layers that store blocks."""
+    return any(
+        isinstance(layer, (SparseModel, Masks)) or conversion.is_block_sparse(layer)
+        for layer in model._flatten_layers()
+    )
 
 
 def _block_sparse(model, arguments):
     """A sparse model in which layers store their blocks, where they can."""
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ValueError(
             "Argument `compute='sparse'` needs a model that is a graph of layers, functional or "
             f"Sequential, and built. Received: model={model!r}"
@@ -155,7 +159,13 @@ def _block_sparse(model, arguments):
     makers = {
         key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
-    inputs, outputs = _ends(_copy_graph(model, makers))
+    try:
+        inputs, outputs = _ends(_copy_graph(model, makers))
+    except _CannotCopyError as error:
+        raise ValueError(
+            "Argument `compute='sparse'` needs a model that Keras can clone: give layers of your "
+            f"own `get_config` and `from_config`. Received: model={model!r} ({error})"
+        ) from error
     arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
     return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
 
@@ -182,7 +192,7 @@ def strip(model):
     """Makes an ordinary Keras model of a sparse one: the same weights, zeros in place.
 
     Args:
-        model: a `tf_rigl.SparseModel`.
+        model: a `tf_rigl.SparseModel`, or another model with layers of `tf_rigl.block_sparse`.
 
     Returns:
         A `keras.Model` that shares nothing with `model`, gives bit-equal predictions,
@@ -197,7 +207,8 @@ def strip(model):
     >>> dense_class_model = tf_rigl.strip(sparse)
     >>> dense_class_model.save("model.keras")
     """
-    if not isinstance(model, SparseModel):
+    is_model = isinstance(model, keras.Model)
+    if not is_model or not is_sparse(model):
         raise ValueError(
             "Argument `model` must be a `tf_rigl.SparseModel`. "
             f"Received: model={model!r} (of type {type(model)})"
@@ -206,8 +217,8 @@ def strip(model):
         try:
             if isinstance(model, SparsifiedModel):
                 inner = model.model
-                return _copy_graph(inner) if _is_graph(inner) else _copy_subclassed(inner)
-            ends = _ends(model) if isinstance(model, Functional) else _trace(model)
+                return _copy_graph(inner) if is_graph(inner) else _copy_subclassed(inner)
+            ends = _ends(model) if is_graph(model) else _trace(model)
             return _copy_graph(keras.Model(*ends, name=model.name))
         except _CannotCopyError as error:
             raise ValueError(
@@ -216,7 +227,7 @@ def strip(model):
             ) from error
 
 
-def _is_graph(model):
+def is_graph(model):
     """Whether the model is a graph of layers, and nothing more."""
     if not model.built:
         return False
@@ -257,7 +268,7 @@ class _CannotCopyError(Exception):
 def _copy(model):
     """A copy of a model with its weights, or the model itself where Keras cannot."""
     try:
-        return _copy_graph(model) if _is_graph(model) else _copy_subclassed(model)
+        return _copy_graph(model) if is_graph(model) else _copy_subclassed(model)
     except _CannotCopyError as error:
         warnings.warn(
             f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
@@ -289,6 +300,10 @@ def _copy_graph(model, makers=None):
             fillings.append(fill)
             return new
         if any(id(layer) in makers for layer in original._flatten_layers()):
+            if not isinstance(original, keras.Model) or not is_graph(original):
+                raise _CannotCopyError(
+                    f"{original.name!r} is no graph of layers and holds block-sparse ones"
+                )
             return _copy_graph(original, makers)
         pairs.append((original, _clone(original)))
         return pairs[-1][1]
@@ -300,7 +315,8 @@ def _copy_graph(model, makers=None):
         fill()
     copy._trainable = model._trainable
     # Shared across the border of a nested model. (Block-sparse layers have a variable more.)
-    if not fillings and len(_state(copy)) != len(_state(model)):
+    count = _layers if fillings else _state
+    if len(count(copy)) != len(count(model)):
         raise _CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
 

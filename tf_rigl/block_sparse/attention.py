@@ -27,7 +27,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             dense. By default each one that there is has the default blocks.
 
     Raises:
-        ValueError: if `blocks` names what is not a projection.
+        ValueError: if `blocks` is no dict of dicts, or names what is not a projection.
 
     Example:
 
@@ -43,6 +43,11 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         super().__init__(*args, **kwargs)
         names = [name for name in PROJECTIONS if name != "gate" or self._use_gate]
         blocks = {name: {} for name in names} if blocks is None else blocks
+        if not isinstance(blocks, dict) or not all(isinstance(v, dict) for v in blocks.values()):
+            raise ValueError(
+                "Argument `blocks` must be a dict of names of projections to dicts, such as "
+                f"{{'query': {{'block_size': 32}}}}. Received: blocks={blocks!r}"
+            )
         for name in blocks:
             if name not in names:
                 raise unknown_name("blocks", name, names, or_object=False)

@@ -15,6 +15,8 @@ _PLACES = {
     keras.layers.EinsumDense: layers.EinsumDense,
     keras.layers.Conv2D: layers.Conv2D,
 }
+# Regularizers that are sums over entries: zeros that are not stored add nothing.
+_BY_ENTRY = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 
 
 def obstacle(layer, shape, pattern):
@@ -34,6 +36,10 @@ def obstacle(layer, shape, pattern):
         return "not a 1x1 convolution"
     if getattr(layer, "kernel_constraint", None) is not None:
         return "a kernel constraint"
+    # Others may need the whole kernel.
+    regularizer = getattr(layer, "kernel_regularizer", None)
+    if regularizer is not None and type(regularizer) not in _BY_ENTRY:
+        return f"a kernel regularizer {type(regularizer).__name__}"
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return "LoRA or quantization"
     matrix = pattern.layout(shape).size
@@ -151,9 +157,15 @@ def _fill(new, old, masks=None):
         if packed:
             target.places.assign(target.geometry.places(target.as_matrix(masks[target.name])))
             kernel = target.geometry.pack(target.as_matrix(kernel), target.places.value)
-        (target.values if packed else target.kernel).assign(kernel)
+        values, old = (
+            layer.values if weight.is_block_sparse(layer) else layer.kernel
+            for layer in (target, source)
+        )
+        values.assign(kernel)
+        values.trainable = old.trainable
         if source.bias is not None:
             target.bias.assign(source.bias)
+            target.bias.trainable = source.bias.trainable
 
 
 def _own(layer):

@@ -1,6 +1,7 @@
 """Layers whose variables are the blocks of a kernel that are there, and nothing dense."""
 
 import math
+import numbers
 import threading
 
 import keras
@@ -42,7 +43,8 @@ class _BlockSparse:
                 f"outputs of a block. Received: block_size={block_size!r}"
             )
         self.block_size = tuple(check_integer("block_size", n, 1) for n in pair)
-        if isinstance(density, bool) or not 0 < density <= 1:
+        is_number = isinstance(density, numbers.Real) and not isinstance(density, bool)
+        if not is_number or not 0 < density <= 1:
             raise ValueError(
                 f"Argument `density` must be a number in (0, 1]. Received: density={density!r}"
             )
@@ -108,6 +110,14 @@ class _BlockSparse:
 
     def _check(self):
         """Raises if the kernel is not one matrix."""
+
+    def enable_lora(self, *args, **kwargs):
+        """Not possible: `call` knows nothing of it."""
+        del args, kwargs
+        raise ValueError(
+            f"Layer {self.name!r} stores its kernel as blocks and cannot have LoRA: use it on the "
+            "model that `tf_rigl.strip` makes."
+        )
 
     def get_prunable_weights(self):
         """None: its blocks are moved, not masked."""

@@ -1,6 +1,7 @@
 """Which block size is fastest for a model on this machine."""
 
 import dataclasses
+import numbers
 import statistics
 import time
 
@@ -109,15 +110,25 @@ def tune(
     >>> pattern = f"block_{tuning.best}x{tuning.best}"
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
     """
-    if not isinstance(model, keras.Model) or not model.built:
+    from tf_rigl import convert  # It needs this package itself.
+
+    is_model = isinstance(model, keras.Model)
+    if not is_model or not convert.is_graph(model) or convert.is_sparse(model):
         raise ValueError(
-            f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
+            "Argument `model` must be a built functional or Sequential model that is not sparse. "
+            f"Received: model={model!r}"
         )
     batch_size = check_integer("batch_size", batch_size, 1)
     rounds, steps = check_integer("rounds", rounds, 1), check_integer("steps", steps, 1)
-    if isinstance(density, bool) or not 0 < density < 1:
+    is_number = isinstance(density, numbers.Real) and not isinstance(density, bool)
+    if not is_number or not 0 < density < 1:
         raise ValueError(
             f"Argument `density` must be a number in (0, 1). Received: density={density!r}"
+        )
+    if not isinstance(block_sizes, (tuple, list)):
+        raise ValueError(
+            "Argument `block_sizes` must be a tuple or list of integers. "
+            f"Received: block_sizes={block_sizes!r}"
         )
     sizes = [check_integer("block_sizes", size, 1) for size in block_sizes]
     possible = [size for size in sizes if _fits(model, size)]

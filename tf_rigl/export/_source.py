@@ -12,6 +12,7 @@ from keras.src.export.export_utils import _infer_input_signature_from_model, get
 from keras.src.models.functional import Functional
 
 from tf_rigl import convert, maskable
+from tf_rigl.block_sparse.weight import is_block_sparse
 from tf_rigl.sparse_model import SparseModel
 
 _FREE_AXIS = 32  # The size of an axis that has none in the check batch.
@@ -33,7 +34,7 @@ def ordinary(model):
             "Argument `model` must be built before it is exported: call it on data first. "
             f"Received: model={model!r}"
         )
-    if isinstance(model, SparseModel):
+    if isinstance(model, SparseModel) or any(map(is_block_sparse, model._flatten_layers())):
         return convert.strip(model)
     if not has_zeros(model):
         warnings.warn(
