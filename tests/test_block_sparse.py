@@ -428,6 +428,10 @@ def test_they_are_layers_of_ordinary_models_too(tmp_path):
     np.testing.assert_array_equal(layers[0].places, before)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), model(x))
+    stripped = tf_rigl.strip(model)
+    assert [type(layer) for layer in stripped.layers[-2:]] == [keras.layers.Dense] * 2
+    np.testing.assert_allclose(stripped(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(tf_rigl.export.advise(model).layers) == 2
 
 
 # Files.
@@ -690,6 +694,7 @@ def test_a_model_that_is_sparse_already_is_refused():
         (lambda: block_sparse.Dense(8, density=0), "`density`.*density=0"),
         (lambda: block_sparse.Dense(8, density=1.5), "`density`.*density=1.5"),
         (lambda: block_sparse.Dense(8, density=True), "`density`.*density=True"),
+        (lambda: block_sparse.Dense(8, density="all"), "`density`.*density='all'"),
         (lambda: block_sparse.Dense(8, seed=-1), "`seed`.*seed=-1"),
         (lambda: block_sparse.Dense(8, kernel_constraint="non_neg"), "`kernel_constraint`"),
         (lambda: einsum("abc,bd->adc", (8, 8)).build((None, 8, 8)), "`equation`.*abc,bd->adc"),
@@ -702,6 +707,66 @@ def test_a_model_that_is_sparse_already_is_refused():
 def test_layers_that_cannot_be_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def _sharing():
+    shared = keras.layers.Dense(8)
+    inputs = keras.Input((8,))
+    inner = keras.Model(inputs, shared(inputs))
+    outer = keras.Input((8,))
+    return keras.Model(outer, keras.layers.Dense(8)(shared(inner(outer))))
+
+
+def test_a_layer_shared_with_a_nested_model_is_not_doubled():
+    with pytest.raises(ValueError, match="none is shared with a nested model"):
+        tf_rigl.sparsify(_sharing(), pattern="block_4x4", compute="sparse", sparsity=0.5)
+
+
+def test_a_model_that_keras_cannot_clone_is_refused():
+    class Own(keras.layers.Layer):
+        def __init__(self, inner):
+            super().__init__()
+
+        def call(self, x):
+            return x
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(8)(Own(object())(inputs)))
+    with pytest.raises(ValueError, match="needs a model that Keras can clone"):
+        tf_rigl.sparsify(model, pattern="block_4x4", compute="sparse", sparsity=0.5)
+
+
+def test_a_block_sparse_layer_within_a_wrapper_cannot_be_stripped():
+    layer = keras.layers.TimeDistributed(block_sparse.Dense(8, block_size=4, density=0.5))
+    inputs = keras.Input((5, 8))
+    with pytest.raises(ValueError, match=r"cannot be stripped.*is no graph of layers"):
+        tf_rigl.strip(tf_rigl.SparseModel(inputs, layer(inputs)))
+
+
+def test_a_layer_has_no_lora():
+    layer = block_sparse.Dense(8, block_size=4)
+    layer.build((None, 8))
+    with pytest.raises(ValueError, match="cannot have LoRA"):
+        layer.enable_lora(2)
+
+
+def test_frozen_variables_stay_frozen():
+    model = network()
+    variables = [layer.bias for layer in model.layers if getattr(layer, "use_bias", False)]
+    variables[0].trainable = False
+    sparse = tf_rigl.sparsify(model, pattern="block_4x4", compute="sparse", sparsity=0.5)
+    for each in (sparse, tf_rigl.strip(sparse)):
+        assert len(each.trainable_weights) == len(model.trainable_weights)
+
+
+def test_a_regularizer_of_the_whole_kernel_stays_masked():
+    whole = keras.regularizers.OrthogonalRegularizer()
+    layers = [keras.layers.Dense(8, kernel_regularizer=r) for r in (whole, "l2")]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    sparse = tf_rigl.sparsify(model, "static", 0.5, uniform, "block_4x4", compute="sparse")
+    rows = tf_rigl.report(sparse).layers
+    assert rows[0].obstacle == "a kernel regularizer OrthogonalRegularizer"
+    assert rows[1].compute == "sparse"
 
 
 def test_a_layer_with_a_constraint_stays_masked():

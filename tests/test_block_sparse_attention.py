@@ -140,3 +140,5 @@ def test_unknown_projections_are_refused():
         block_sparse.MultiHeadAttention(2, 8, blocks={"querry": {}})
     with pytest.raises(ValueError, match="`blocks`"):
         block_sparse.MultiHeadAttention(2, 8, blocks={"gate": {}})
+    with pytest.raises(ValueError, match=r"`blocks` must be a dict.*\{'query': 32\}"):
+        block_sparse.MultiHeadAttention(2, 8, blocks={"query": 32})

@@ -55,7 +55,7 @@ def prepare(model, input_shape):
         model = model.model
     if not model.built:
         model = _build_copy(model, input_shape)
-    if convert._is_graph(model):
+    if convert.is_graph(model):
         structure = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs[0]
         known = keras.tree.flatten(structure)
         given = _given(known, structure, input_shape)

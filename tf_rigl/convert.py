@@ -140,10 +140,12 @@ def sparsify(
 
 def is_sparse(model) -> bool:
     """Whether a model has masks, or layers that store blocks."""
-    return any(
-        isinstance(layer, (SparseModel, Masks)) or conversion.is_block_sparse(layer)
-        for layer in model._flatten_layers()
-    )
+    layers = model._flatten_layers()
+    return any(isinstance(each, (SparseModel, Masks)) for each in layers) or _holds_blocks(model)
+
+
+def _holds_blocks(model):
+    return any(map(conversion.is_block_sparse, model._flatten_layers()))
 
 
 def _block_sparse(model, arguments):
@@ -163,8 +165,9 @@ def _block_sparse(model, arguments):
         inputs, outputs = _ends(_copy_graph(model, makers))
     except _CannotCopyError as error:
         raise ValueError(
-            "Argument `compute='sparse'` needs a model that Keras can clone: give layers of your "
-            f"own `get_config` and `from_config`. Received: model={model!r} ({error})"
+            "Argument `compute='sparse'` needs a model that Keras can clone: layers of your own "
+            "have `get_config` and `from_config`, and none is shared with a nested model. "
+            f"Received: model={model!r} ({error})"
         ) from error
     arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
     return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
@@ -208,7 +211,7 @@ def strip(model):
     >>> dense_class_model.save("model.keras")
     """
     is_model = isinstance(model, keras.Model)
-    if not is_model or not is_sparse(model):
+    if not is_model or not (isinstance(model, SparseModel) or _holds_blocks(model)):
         raise ValueError(
             "Argument `model` must be a `tf_rigl.SparseModel`. "
             f"Received: model={model!r} (of type {type(model)})"
@@ -218,7 +221,9 @@ def strip(model):
             if isinstance(model, SparsifiedModel):
                 inner = model.model
                 return _copy_graph(inner) if is_graph(inner) else _copy_subclassed(inner)
-            ends = _ends(model) if is_graph(model) else _trace(model)
+            ends = (
+                _ends(model) if isinstance(model, Functional) or is_graph(model) else _trace(model)
+            )
             return _copy_graph(keras.Model(*ends, name=model.name))
         except _CannotCopyError as error:
             raise ValueError(
@@ -300,6 +305,7 @@ def _copy_graph(model, makers=None):
             fillings.append(fill)
             return new
         if any(id(layer) in makers for layer in original._flatten_layers()):
+            # That is so in what was made by hand only.
             if not isinstance(original, keras.Model) or not is_graph(original):
                 raise _CannotCopyError(
                     f"{original.name!r} is no graph of layers and holds block-sparse ones"
