@@ -19,7 +19,7 @@ def test_examples(page, tmp_path, monkeypatch):
         exec(compile(code, f"{page.name}, example {number}", "exec"), names)
     assert names["sparse"].step > 0
     for item in names["sparse"].masked_weights:
-        assert np.all(item.weight.numpy()[~item.mask.numpy()] == 0)
+        assert np.all(item.dense().numpy()[~item.mask.numpy()] == 0)
 
 
 def test_the_example_method_is_short():
