@@ -247,6 +247,22 @@ def test_the_optimizer_can_be_applied_at_updates_too(optimizer):
     assert check_same(*runs) > 3
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+def test_a_regularizer_counts_when_a_block_that_was_dropped_could_grow_again(regularizer, seed):
+    def regularized():
+        keras.utils.set_random_seed(seed)
+        strong = {"l1": keras.regularizers.L1(0.01), "l2": keras.regularizers.L2(0.1)}
+        own = {"kernel_regularizer": strong[regularizer], "name": "hidden"}
+        hidden = keras.layers.Dense(24, "relu", **own)
+        return keras.Sequential([keras.Input((16,)), hidden, keras.layers.Dense(3, name="head")])
+
+    x, y = random_data((16,), batches=20, seed=seed)
+    models = [made(how, model=regularized(), blocks=(4, 4)) for how in ("masked", "sparse")]
+    runs = [train(model, "sgd", 100, x, y) for model in models]
+    assert check_same(*runs) > 1
+
+
 def test_several_steps_at_an_execution_are_those_one_by_one():
     models = [made("sparse", "rigl") for _ in range(2)]
     losses = [
@@ -665,6 +681,11 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, message):
     given = {"method": "rigl", "pattern": "block_4x4", "compute": "sparse", **arguments}
     with pytest.raises(ValueError, match=message):
         tf_rigl.sparsify(network(), **given)
+
+
+def test_a_density_that_blocks_cannot_reach_is_told():
+    with pytest.warns(UserWarning, match="l24/kernel 0.5 for 0.1.*Smaller blocks"):
+        made("sparse", model=network("whole"), blocks=(8, 8), sparsity=0.9)
 
 
 def test_a_model_that_is_no_graph_is_refused():

@@ -142,3 +142,10 @@ def test_unknown_projections_are_refused():
         block_sparse.MultiHeadAttention(2, 8, blocks={"gate": {}})
     with pytest.raises(ValueError, match=r"`blocks` must be a dict.*\{'query': 32\}"):
         block_sparse.MultiHeadAttention(2, 8, blocks={"query": 32})
+
+
+def test_what_a_projection_cannot_have_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"`blocks\['query'\]`.*Did you mean 'block_size'"):
+        block_sparse.MultiHeadAttention(2, 8, blocks={"query": {"blocksize": 8}})
+    with pytest.raises(ValueError, match="`density` must be a number"):
+        block_sparse.MultiHeadAttention(2, 8, blocks={"query": {"density": 2}})

@@ -24,6 +24,7 @@ _HOME = {
 }
 _MODULES = (
     "block_sparse",
+    "callbacks",
     "data",
     "distributions",
     "export",

@@ -2,7 +2,6 @@
 
 import difflib
 import numbers
-import random
 
 
 def unknown_name(argument, received, allowed, *, or_object=True):
@@ -46,11 +45,3 @@ def check_integer(argument, value, minimum):
             f"Received: {argument}={value!r}"
         )
     return int(value)
-
-
-def resolve_seed(seed):
-    """Returns `seed` as an int, or one drawn from Python's `random` for None.
-
-    `keras.utils.set_random_seed` seeds that generator too.
-    """
-    return random.randrange(2**31) if seed is None else check_integer("seed", seed, 0)

@@ -10,7 +10,8 @@ from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from tf_rigl import methods, patterns, targets
-from tf_rigl._arguments import check_sparsity, resolve_seed, unknown_name
+from tf_rigl._arguments import check_sparsity, unknown_name
+from tf_rigl._workers import resolve_seed
 from tf_rigl.block_sparse import conversion
 from tf_rigl.masked_layer import MaskedLayer
 from tf_rigl.masks import Masks
@@ -145,7 +146,7 @@ def is_sparse(model) -> bool:
 
 
 def _holds_blocks(model):
-    return any(map(conversion.is_block_sparse, model._flatten_layers()))
+    return any(map(conversion.is_replacement, model._flatten_layers()))
 
 
 def _block_sparse(model, arguments):
@@ -292,7 +293,7 @@ def _copy_graph(model, makers=None):
             a function that fills it. By default block-sparse layers become ordinary ones.
     """
     if makers is None:
-        packed = filter(conversion.is_block_sparse, model._flatten_layers())
+        packed = filter(conversion.is_replacement, model._flatten_layers())
         makers = {id(layer): functools.partial(conversion.ordinary, layer) for layer in packed}
     pairs, fillings = [], []
 

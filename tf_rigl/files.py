@@ -29,7 +29,9 @@ def to_json(result) -> str:
 def beside(path):
     """A path to write a file to, which is then moved to its place: nobody sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    weights = ".weights.h5"  # Keras asks for both parts.
+    suffix = weights if path.name.endswith(weights) else path.suffix
+    handle, scratch = tempfile.mkstemp(prefix=".", suffix=suffix, dir=path.parent)
     os.close(handle)
     try:
         yield pathlib.Path(scratch)
@@ -38,6 +40,16 @@ def beside(path):
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+@contextlib.contextmanager
+def beside_local(path, wanted=True):
+    """The same for a path of any kind; where it is not wanted, or no local one, the path itself."""
+    if not wanted or "://" in str(path):
+        yield path
+        return
+    with beside(pathlib.Path(path)) as scratch:
+        yield scratch
 
 
 def write_text(path, text):
@@ -82,7 +94,7 @@ def _is_ours(path):
     return isinstance(content, dict) and bool({"settings", "rows"} & set(content))
 
 
-def write_run(folder, model, result, draw=None):
+def write_run(folder, model, result, draw=None, csv=None):
     """Writes a run folder, beside its place at first, and moves it there when it is whole.
 
     Args:
@@ -90,6 +102,7 @@ def write_run(folder, model, result, draw=None):
         model: the trained `keras.Model`, written as `model.keras`.
         result: dict, written as `result.json`.
         draw: function of `(result, path)` that writes a picture, or None.
+        csv: str, what `tf_rigl.callbacks.SparsityLogger` has written, or None.
     """
     folder = check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +113,16 @@ def write_run(folder, model, result, draw=None):
         (scratch / "result.json").write_text(to_json(result))
         if draw is not None:
             draw(result, scratch / "masks.png")
+        if csv is not None:
+            (scratch / "sparsity.csv").write_text(csv, encoding="utf-8")
+        written = set(os.listdir(scratch))
         if not folder.exists():
             scratch.rename(folder)
             return
         # It may be somebody's current folder: file by file, what marks it as a run last.
-        for name in sorted(os.listdir(scratch), key="result.json".__eq__):
+        for name in sorted(written, key="result.json".__eq__):
             os.replace(scratch / name, folder / name)
-        if draw is None:
-            (folder / "masks.png").unlink(missing_ok=True)
+        for name in {"masks.png", "sparsity.csv"} - written:
+            (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import maskable, patterns, targets
-from tf_rigl._arguments import check_sparsity, resolve_seed, unknown_name
+from tf_rigl._arguments import check_sparsity, unknown_name
 from tf_rigl._delegation import show_call_of
+from tf_rigl._workers import resolve_seed
 from tf_rigl.masks import Masks
 
 

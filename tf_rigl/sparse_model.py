@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from tf_rigl import _tensors, masks, methods, optimizers, training
-from tf_rigl._arguments import resolve_seed
+from tf_rigl import _tensors, _workers, files, masks, methods, optimizers, training
 from tf_rigl.block_sparse.layers import Probes
 from tf_rigl.masks import MaskedWeight
+from tf_rigl.seal import Seal
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -62,9 +62,9 @@ class SparseModel(keras.Model):
         method = methods.get(method)
         super().__init__(*args, **kwargs)
         self.method = method
-        self.seed = resolve_seed(seed)
+        self.seed = _workers.resolve_seed(seed)
         self._step = 0
-        self._run = training.Run()
+        self._run = training.Run(seal=Seal(self))
         self._add_state()
 
     # What the masks are.
@@ -114,7 +114,7 @@ class SparseModel(keras.Model):
         else:
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
             bound.arguments["callbacks"] = [*callbacks, watcher]
-        self._run.active = None
+        self._run.active, self._run.skip = None, 0
         return super().fit(*bound.args, **bound.kwargs)
 
     def train_step(self, data):
@@ -181,7 +181,28 @@ class SparseModel(keras.Model):
             _tensors.assign(zip(variables, values, strict=True))
         if counts is not None:
             self._change_masks(reached, counts, step, usable)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return self._logs(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+
+    def test_step(self, data):
+        """What `evaluate` does with a batch."""
+        return self._logs(super().test_step(data))
+
+    def _logs(self, metrics):
+        """Metrics as Keras can average them over replicas: over processes along an axis."""
+        if not _workers.are_several():
+            return metrics
+        return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), metrics)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Builds the model on a batch; Keras cannot take one that several processes share."""
+        strategy = self._distribute_strategy
+        if iterator is not None and strategy is not None and _workers.are_several(strategy):
+            batch = next(iter(iterator._get_iterator()))
+            data_batch = keras.tree.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], batch
+            )
+            iterator = None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _trained(self):
         """The masked weights that training may change, with their numbers."""
@@ -231,6 +252,8 @@ class SparseModel(keras.Model):
             gradient = tf.cast(gradient, item.weight.value.dtype)
             if scale is not one:
                 gradient /= tf.cast(scale, gradient.dtype)
+            if item.is_packed and item.weight.regularizer is not None:
+                gradient += item.regularizer_gradient()  # The probe sees the product alone.
             dense.append((number, item, gradient))
         return dense, usable
 
@@ -318,6 +341,18 @@ class SparseModel(keras.Model):
 
     # What is saved.
 
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Saves the model as `keras.Model.save` does; a file is there whole or not at all."""
+        own = overwrite and zipped is not False and str(filepath).endswith(".keras")
+        with files.beside_local(filepath, own) as path:
+            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Saves weights, masks and the optimizer's state; whole or not at all."""
+        own = overwrite and max_shard_size is None and str(filepath).endswith(".weights.h5")
+        with files.beside_local(filepath, own) as path:
+            super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+
     def set_weights(self, weights):
         """Sets all weights and masks, in the order of `get_weights`."""
         super().set_weights(weights)
@@ -348,6 +383,35 @@ class SparseModel(keras.Model):
         if len(states) == len(seeds):
             for seed, state in zip(seeds, np.asarray(states), strict=True):
                 seed.assign(state)
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads weights, masks and the optimizer's state.
+
+        Raises:
+            ValueError: if the file is damaged, or that of a model of other shapes, with
+                another method or other sparsities. The model is then left as it was.
+        """
+        variables = [*self.weights, *self._seed_states()]
+        optimizer = getattr(self, "optimizer", None)
+        variables += optimizer.variables if optimizer is not None else []
+        before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+        step = self._step
+        try:
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        except Exception as error:
+            for variable, value in before:
+                variable.assign(value)
+            self._step = step
+            if isinstance(error, (ValueError, OSError)):
+                raise
+            # Of HDF5, for example.
+            raise ValueError(f"The file {str(filepath)!r} is damaged: {error}") from error
+
+    @property
+    def _seal(self):
+        # Keras saves and loads what it finds in attributes, in the order of their names: this
+        # one after all that has weights.
+        return self._run.seal
 
     def _seed_states(self):
         """The states of the seeds of dropout and the like, in model order."""

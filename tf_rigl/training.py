@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import reduce_per_replica
 
-from tf_rigl import _tensors, optimizers
+from tf_rigl import _tensors, _workers, optimizers
 from tf_rigl.masked_layer import MaskedLayer
 
 # More than the halvings from the largest loss scale to one that fits.
@@ -25,11 +25,14 @@ class Run:
 
     first_step: int = 0
     steps: int | None = None  # How many it will have in all, if that is known.
+    skip: int = 0  # Batches to be taken and left: an earlier run has trained on them.
     items: list = dataclasses.field(default_factory=list)  # The masked weights.
     active: list | None = None  # Units active in each masked weight; None: to be counted.
     failures: int = 0  # Updates in a row after which masks were as before.
     slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> list of Slot.
+    updates: int = 0  # Update steps, for callbacks that want to see what they did.
     seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
+    seal: keras.layers.Layer | None = None  # Checks what files say of the model.
 
     def leave_alone(self, numbers):
         """Has plans made as if these weights stayed dense: no gradient reaches them."""
@@ -53,7 +56,8 @@ class RunLength(keras.callbacks.Callback):
         # Epochs that an earlier run has done belong to the same schedule. Keras keeps in
         # `_initial_epoch` where `BackupAndRestore` goes on.
         initial_epoch = getattr(model, "_initial_epoch", None) or self.initial_epoch
-        model._run.first_step = max(0, model.step - initial_epoch * steps)
+        done = initial_epoch * steps + model._run.skip
+        model._run.first_step = max(0, model.step - done)
         model._run.steps = self.params["epochs"] * steps
         method, run = model.method, model._run
         if not method.needs_length or model.step > run.first_step:
@@ -85,8 +89,15 @@ def train_function(model, several=None):
         run = model._run
         if run.active is None:
             iterator = _begin(model, iterator)
-        numbers = range(model.step, model.step + model.steps_per_execution)
-        if several is not None and all(_is_ordinary(model, step) for step in numbers):
+        left = model.steps_per_execution
+        while run.skip and left:
+            next(iterator)
+            run.skip, left = run.skip - 1, left - 1
+        if not left:
+            return {}
+        numbers = range(model.step, model.step + left)
+        whole = several is not None and left == model.steps_per_execution
+        if whole and all(_is_ordinary(model, step) for step in numbers):
             before = int(run.seen)
             try:
                 return several(iterator)
@@ -138,6 +149,7 @@ class _Steps:
         past = () if observation is None else (self._constant(observation),)
         numbers = tf.constant(counts, tf.int32), tf.constant(step, tf.int32)
         logs = self.update(iterator, *numbers, *past)
+        run.updates += 1
         planned, before = [sum(each) for each in counts], run.active
         if planned != before:
             # Frozen weights keep theirs, and a common pool divides anew.
@@ -225,6 +237,7 @@ def _begin(model, iterator):
         )
     _check_length(model)
     _check_initial_masks(model)
+    _workers.check_equal(model)
     model._add_state()
     if not model.optimizer.built:
         with model.distribute_strategy.scope():

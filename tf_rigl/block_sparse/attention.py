@@ -13,6 +13,7 @@ PROJECTIONS = {
     "gate": "_gate_dense",
     "attention_output": "_output_dense",
 }
+_ARGUMENTS = ("block_size", "density", "seed")
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
@@ -27,7 +28,8 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             dense. By default each one that there is has the default blocks.
 
     Raises:
-        ValueError: if `blocks` is no dict of dicts, or names what is not a projection.
+        ValueError: if `blocks` is no dict of dicts, or names what is not a projection or
+            not an argument.
 
     Example:
 
@@ -48,9 +50,13 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
                 "Argument `blocks` must be a dict of names of projections to dicts, such as "
                 f"{{'query': {{'block_size': 32}}}}. Received: blocks={blocks!r}"
             )
-        for name in blocks:
+        for name, own in blocks.items():
             if name not in names:
                 raise unknown_name("blocks", name, names, or_object=False)
+            for key in own:
+                if key not in _ARGUMENTS:
+                    raise unknown_name(f"blocks[{name!r}]", key, _ARGUMENTS, or_object=False)
+            EinsumDense("ab,bc->ac", 1, **own)  # It checks their values.
         # Not a dict: Keras would watch it for layers.
         self._blocks = tuple((name, tuple(own.items())) for name, own in blocks.items())
 

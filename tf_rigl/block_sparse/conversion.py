@@ -1,5 +1,7 @@
 """Block-sparse layers in the place of dense ones, and back."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 
@@ -88,7 +90,7 @@ def plan(model, recipe, method, seed):
     wanted = targets.resolve(found, **recipe, scope=method.scope)
     by_path = {each.path: each for each in found}
     attentions = by_projection(model)
-    replaced, masked = {}, {}
+    replaced, masked, far = {}, {}, []
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
         if target.sparsity > 0 and obstacle_in_place(each, target.pattern, attentions) is None:
@@ -97,8 +99,18 @@ def plan(model, recipe, method, seed):
             mask = method.initial_mask(item, seed, number)
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
             blocks[each.layer.name] = (target.pattern, mask)
+            asked = 1 - target.sparsity
+            reached = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
+            if not asked / 2 <= reached <= 2 * asked:
+                far.append(f"{path} {reached:.3g} for {asked:.3g}")
         else:
             masked[path] = (number, target)
+    if far:
+        warnings.warn(
+            "A column of blocks has too few of them for the density asked for: "
+            f"{', '.join(far)}. Smaller blocks come closer.",
+            stacklevel=4,
+        )
     return replaced, masked
 
 
@@ -139,8 +151,8 @@ def ordinary(layer):
     return new, lambda: _fill(new, layer)
 
 
-def is_block_sparse(layer) -> bool:
-    """Whether a layer is one of `tf_rigl.block_sparse`."""
+def is_replacement(layer) -> bool:
+    """Whether a layer is one of `tf_rigl.block_sparse`, attention included."""
     return weight.is_block_sparse(layer) or isinstance(layer, MultiHeadAttention)
 
 

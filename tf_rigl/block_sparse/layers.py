@@ -186,7 +186,8 @@ class Dense(_BlockSparse, keras.layers.Dense):
     """A `keras.layers.Dense` that stores and computes only the blocks that are there.
 
     Args:
-        *args, **kwargs: those of `keras.layers.Dense`.
+        *args, **kwargs: those of `keras.layers.Dense`. A `kernel_regularizer` gets the values
+            that are stored, of shape (columns of blocks, blocks in each, rows, columns).
         block_size: int, or two of them: the inputs and the outputs of a block. Sizes that do
             not divide are padded inside.
         density: float in (0, 1], the fraction of blocks that are there, in each column of

@@ -1,6 +1,7 @@
 """Which block size is fastest for a model on this machine."""
 
 import dataclasses
+import functools
 import numbers
 import statistics
 import time
@@ -227,7 +228,6 @@ def _step(model, inputs, optimizer, jit_compile):
     variables = model.trainable_variables
     optimizer.build(variables)
 
-    @tf.function(autograph=False, jit_compile=jit_compile)
     def step(inputs):
         with tf.GradientTape() as tape:
             outputs = keras.tree.flatten(model(inputs, training=True))
@@ -237,6 +237,8 @@ def _step(model, inputs, optimizer, jit_compile):
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss
 
+    # TensorFlow warns of many functions of one code; a partial has none.
+    step = tf.function(functools.partial(step), autograph=False, jit_compile=jit_compile)
     return lambda: step(inputs)
 
 

@@ -86,6 +86,15 @@ class BlockSparseWeight:
         for variable, value in self.changes(tf.convert_to_tensor(self.mask), mask, weight, ()):
             variable.assign(value)
 
+    def regularizer_gradient(self):
+        """The gradient of the regularizer's loss, as a dense kernel."""
+        values = tf.convert_to_tensor(self.weight.value)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss = self.weight.regularizer(values)
+        geometry, places = self.layer.geometry, tf.convert_to_tensor(self.layer.places)
+        return self.layer.as_kernel(geometry.unpack(tape.gradient(loss, values), places))
+
     def masked_gradient(self, gradient):
         """The gradient as it is."""
         return gradient
