@@ -1,5 +1,6 @@
 """`SparseModel`: a Keras model that trains sparse."""
 
+import gc
 import inspect
 
 import keras
@@ -7,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from tf_rigl import _tensors, _workers, files, masks, methods, optimizers, training
+from tf_rigl import _tensors, _workers, files, masks, methods, optimizers, seal, training
 from tf_rigl.block_sparse.layers import Probes
 from tf_rigl.masks import MaskedWeight
-from tf_rigl.seal import Seal
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -64,7 +64,7 @@ class SparseModel(keras.Model):
         self.method = method
         self.seed = _workers.resolve_seed(seed)
         self._step = 0
-        self._run = training.Run(seal=Seal(self))
+        self._run = training.Run(seal=seal.Seal(self))
         self._add_state()
 
     # What the masks are.
@@ -115,6 +115,7 @@ class SparseModel(keras.Model):
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
             bound.arguments["callbacks"] = [*callbacks, watcher]
         self._run.active, self._run.skip = None, 0
+        self._initial_epoch = None  # Where a backup of an earlier run went on.
         return super().fit(*bound.args, **bound.kwargs)
 
     def train_step(self, data):
@@ -169,6 +170,8 @@ class SparseModel(keras.Model):
             self._run.leave_alone(number for number, _, g in reached if g is None)
             reached = [entry for entry in reached if entry[2] is not None]
             reached, usable = self._dense_gradients(reached)
+            if usable is not None and train and counts is not None:
+                usable &= _tensors.all_finite(gradients)  # The optimizer looks at them all.
         if observation is not None:
             reached = _observe(reached, observation, usable, is_update=counts is not None)
         if train:
@@ -329,7 +332,7 @@ class SparseModel(keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         several = None
-        if self.steps_per_execution > 1:
+        if self.steps_per_execution > 1 and not _workers.are_several(self.distribute_strategy):
             with self.distribute_strategy.scope():
                 self._run.seen = tf.Variable(
                     0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
@@ -338,6 +341,15 @@ class SparseModel(keras.Model):
             several = self.train_function
         self.train_function = training.train_function(self, several)
         return self.train_function
+
+    def make_test_function(self, force=False):
+        """Compiles what `evaluate` does with a batch, or with several at once."""
+        several = self.steps_per_execution > 1
+        if not several or not _workers.are_several(self.distribute_strategy):
+            return super().make_test_function(force)
+        if self.test_function is None or force:
+            self.test_function = training.one_by_one(self, self.test_step)
+        return self.test_function
 
     # What is saved.
 
@@ -352,6 +364,8 @@ class SparseModel(keras.Model):
         own = overwrite and max_shard_size is None and str(filepath).endswith(".weights.h5")
         with files.beside_local(filepath, own) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
+            if own and "://" not in str(path):
+                seal.close_file(path)
 
     def set_weights(self, weights):
         """Sets all weights and masks, in the order of `get_weights`."""
@@ -391,17 +405,21 @@ class SparseModel(keras.Model):
             ValueError: if the file is damaged, or that of a model of other shapes, with
                 another method or other sparsities. The model is then left as it was.
         """
+        self._add_state()  # What loading would add could not be taken back.
+        masks.find(self)  # Masks that are due are drawn.
         variables = [*self.weights, *self._seed_states()]
         optimizer = getattr(self, "optimizer", None)
         variables += optimizer.variables if optimizer is not None else []
         before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
         step = self._step
         try:
+            seal.check_file(filepath)
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         except Exception as error:
             for variable, value in before:
                 variable.assign(value)
             self._step = step
+            gc.collect()  # Keras leaves the file open, and HDF5 would read it where it was.
             if isinstance(error, (ValueError, OSError)):
                 raise
             # Of HDF5, for example.

@@ -117,6 +117,27 @@ def train_function(model, several=None):
     return execute
 
 
+def one_by_one(model, step_function):
+    """A function that runs the steps of an execution each by itself.
+
+    TensorFlow cannot run a loop of steps at once that sum over several processes.
+    """
+    run = _compiled(model, step_function, ahead=True)
+
+    def execute(iterator):
+        logs = None
+        for _ in range(model.steps_per_execution):
+            try:
+                logs = run(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                if logs is None:
+                    raise
+                break
+        return logs
+
+    return execute
+
+
 class _Steps:
     """The compiled steps of a model, one of which is run on each batch."""
 
