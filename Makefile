@@ -3,13 +3,18 @@
 #   make demo      train RigL at 90% sparsity beside dense, on embedded data
 #   make test      the whole test suite
 #   make lint      ruff
+#   make soak      long forms of the tests of reliability: an hour
 #   make PYTHON=python3.12 demo    with another Python
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+SOAK := tests/test_workers.py tests/test_distribute.py tests/test_kill_and_resume.py \
+	tests/test_damaged_files.py tests/test_malformed_input.py tests/test_bad_numbers.py \
+	tests/test_fit.py tests/properties/test_configurations.py
+
+.PHONY: demo test lint soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/tf-rigl train --beside-dense
@@ -20,6 +25,12 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What was tried is collected in runs/soak.jsonl, a line for each test.
+soak: $(VENV)/installed
+	mkdir -p runs
+	rm -f runs/soak.jsonl
+	TF_RIGL_SOAK=1 TF_RIGL_RECORD=runs/soak.jsonl $(BIN)/python -m pytest -n 2 $(SOAK)
 
 # pip is upgraded first: the one that comes with older Pythons takes very long to choose
 # versions. The mark is written last, so an installation that was cut off starts again.

@@ -1,5 +1,6 @@
 """`tf-rigl`, in one process but for the one run that shows it works from a shell."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tf_rigl
 from tf_rigl import cli, distributions, experiments, files, models
 from tf_rigl.settings import METHODS, Settings
 
+FILES = {"result.json", "model.keras", "masks.png", "sparsity.csv"}
 QUICK = ["train", "--epochs", "2", "--batch-size", "256"]
 
 
@@ -25,7 +27,7 @@ def test_a_run_folder_holds_result_model_and_picture(in_empty_folder, capsys):
     assert cli.main([*QUICK, "--update-interval", "3", "--beside-dense", "--seed", "4"]) == 0
     (folder,) = (in_empty_folder / "runs").iterdir()
     assert folder.name.startswith("digits-lenet-300-100-rigl-0.9-erk-epochs2-")
-    assert {p.name for p in folder.iterdir()} == {"result.json", "model.keras", "masks.png"}
+    assert {p.name for p in folder.iterdir()} == FILES
     result = json.loads((folder / "result.json").read_text())
     printed = capsys.readouterr().out
     assert f"test accuracy   {result['accuracy']:.4f}" in printed
@@ -41,6 +43,23 @@ def test_a_run_folder_holds_result_model_and_picture(in_empty_folder, capsys):
     moved = result["masks_moved"]["since_start"]
     assert len(moved) == 2
     assert moved[-1]["hidden_1/kernel"] > 0
+    check_figures(folder, result, printed)
+
+
+def check_figures(folder, result, printed):
+    """The figures of the masks are in the run's folder, and in the line of each epoch."""
+    with (folder / "sparsity.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    paths = [*(layer["path"] for layer in result["layers"]), "(all)"]
+    steps = [result["steps"] // 2, result["steps"]]
+    assert [(int(r["step"]), r["weight"]) for r in rows] == [(s, p) for s in steps for p in paths]
+    for row, layer in zip(rows[len(paths) :], result["layers"], strict=False):
+        assert float(row["sparsity"]) == pytest.approx(layer["sparsity"], abs=1e-5)
+        moved = result["masks_moved"]["since_start"][-1][layer["path"]]
+        assert float(row["changed_since_start"]) == pytest.approx(moved, abs=1e-5)
+    changed, dead = float(rows[-1]["changed_since_start"]), int(rows[-1]["dead_units"])
+    assert f" - sparsity: {result['sparsity']:.4f} - masks_changed: {changed:.4f}" in printed
+    assert result["history"]["dead_units"][-1] == dead
 
 
 def test_an_earlier_run_is_replaced_and_nothing_else_left(in_empty_folder):
@@ -67,11 +86,7 @@ def test_a_file_in_the_way_is_seen_before_training(in_empty_folder, capsys):
 
 def test_the_current_folder_can_be_the_run_folder(in_empty_folder):
     assert cli.main([*QUICK, "--method", "static", "--output", "."]) == 0
-    assert {p.name for p in in_empty_folder.iterdir()} == {
-        "result.json",
-        "model.keras",
-        "masks.png",
-    }
+    assert {p.name for p in in_empty_folder.iterdir()} == FILES
     assert cli.main([*QUICK, "--method", "dense", "--output", "."]) == 0
     assert {p.name for p in in_empty_folder.iterdir()} == {"result.json", "model.keras"}
 

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import os
+import pathlib
 import shlex
 import sys
+import tempfile
 import warnings
 
 METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude")
@@ -72,7 +74,8 @@ def _parser():
         "train",
         help="train a sparse network and write a run folder",
         description="Trains a network and writes a run folder: "
-        "result.json, model.keras, and masks.png. Without options: RigL at 0.9 sparsity on "
+        "result.json, model.keras, sparsity.csv (how sparse each layer is after each epoch, and "
+        "how its mask moves), and masks.png. Without options: RigL at 0.9 sparsity on "
         "scikit-learn's digits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -192,10 +195,15 @@ def _train(options):
         twin = dataclasses.replace(settings, method="dense", options={})
         _, dense = experiments.run(twin, data_dir=options.data_dir, verbose=verbose)
     print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
-    model, result = experiments.run(settings, data_dir=options.data_dir, verbose=verbose)
+    with tempfile.TemporaryDirectory() as scratch:
+        csv = pathlib.Path(scratch, "sparsity.csv")
+        model, result = experiments.run(
+            settings, data_dir=options.data_dir, verbose=verbose, csv=csv
+        )
+        figures = csv.read_text(encoding="utf-8") if csv.exists() else None
     if dense is not None:
         result["dense"] = {key: dense[key] for key in ("accuracy", "loss", "parameters", "seconds")}
-    files.write_run(folder, model, result, draw)
+    files.write_run(folder, model, result, draw, figures)
 
     print()
     if dense is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_rigl
-from tf_rigl import accounting, convert, data, models
+from tf_rigl import accounting, callbacks, convert, data, models
 from tf_rigl.settings import Settings
 
 _PICTURES = 6  # Epochs at which the connections of the input are counted, but for the start.
@@ -109,13 +109,15 @@ def build(settings: Settings, dataset: data.Data) -> keras.Model:
     return model
 
 
-def run(settings: Settings, *, data_dir=None, verbose="auto"):
+def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
     """Trains a model and measures it.
 
     Args:
         settings: `Settings`.
         data_dir: see `tf_rigl.data.load`.
         verbose: as in `keras.Model.fit`.
+        csv: path of a file to which `tf_rigl.callbacks.SparsityLogger` writes the figures of
+            the masks after each epoch, and shows them; None for neither. Dense runs have none.
 
     Returns:
         The trained `keras.Model` and a dict that can be written as JSON: settings, test
@@ -132,6 +134,9 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
     sparse = settings.method != "dense"
     masks = MaskHistory()
     inputs = InputConnections(dataset.input_shape, settings.epochs)
+    watchers = [masks, inputs]
+    if csv is not None:
+        watchers.append(callbacks.SparsityLogger(csv=csv))
     began = time.perf_counter()
     history = model.fit(
         dataset.train,
@@ -139,7 +144,7 @@ def run(settings: Settings, *, data_dir=None, verbose="auto"):
         epochs=settings.epochs,
         verbose=verbose,
         shuffle=False,  # The pipeline shuffles already.
-        callbacks=[masks, inputs] if sparse else [],
+        callbacks=watchers if sparse else [],
     )
     seconds = time.perf_counter() - began
     loss, accuracy = model.evaluate(dataset.test, verbose=0)
