@@ -11,7 +11,13 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "tf_rigl" / "__init__.py")
 DATA = ["tensorflow-datasets>=4.9.7", "importlib_resources", "scikit-learn>=1.3"]
 PLOTS = ["matplotlib>=3.7"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.9", "ipykernel>=6.25"]
-TESTS = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.12,<0.16"]
+TESTS = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "ruff>=0.12,<0.16",
+    "tensorboard>=2.18",  # For the callback of Keras.
+]
 
 setup(
     name="tf_rigl",

@@ -32,3 +32,24 @@ def test_the_example_method_is_short():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def named_tests(text):
+    """The tests that a text names, as pairs of a file and a function."""
+    return re.findall(r"(test_\w+\.py)::(test_\w+)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_tests_that_a_page_names_exist(page):
+    for file, name in named_tests(page.read_text()):
+        (path,) = (ROOT / "tests").rglob(file)
+        assert re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+def test_every_row_of_what_fit_can_do_names_a_test():
+    lines = (ROOT / "docs" / "fit.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| what |", "| --- |"))]
+    assert len(rows) > 20
+    for row in rows:
+        assert named_tests(row), row

@@ -211,3 +211,20 @@ def test_a_run_without_any_update_says_so():
     model = compiled(sparsify(mlp(), tf_rigl.methods.RigL()))
     with pytest.warns(UserWarning, match="masks will not change in this run of 12 steps"):
         model.fit(X, Y, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("how", [EAGER, {"run_eagerly": False}])
+def test_weights_bring_the_seed_of_what_is_drawn_later(how, tmp_path):
+    """Also to a model that has compiled its steps with a seed of its own."""
+    path = tmp_path / "model.weights.h5"
+    models = []
+    for seed in (0, 1):
+        method = tf_rigl.methods.SET(update_interval=2, end_step=1000)
+        models.append(compiled(sparsify(mlp(), method, seed=seed), **how))
+        models[-1].fit(X[:40], Y[:40], batch_size=8, shuffle=False, verbose=0)
+    one, other = models
+    one.save_weights(path)
+    other.load_weights(path)
+    for model in models:
+        model.fit(X[40:], Y[40:], batch_size=8, shuffle=False, verbose=0)
+    check_equal_models(one, other)

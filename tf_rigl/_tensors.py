@@ -54,6 +54,14 @@ def all_reduce(gradients):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
 
+def all_finite(gradients):
+    """Whether gradients, dense, of rows or None, are finite on all replicas."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    finite = [tf.reduce_all(tf.math.is_finite(value)) for value in values if value is not None]
+    (wrong,) = all_reduce([tf.cast(~tf.reduce_all(finite), tf.int32)])
+    return wrong == 0
+
+
 def assign(pairs):
     """Assigns values, equal on all replicas, to Keras variables from a replica context.
 

@@ -214,7 +214,7 @@ class Masks(keras.layers.Layer):
             _check_fit(item, mask)
         for number, (item, mask) in enumerate(zip(self.items, masks, strict=True)):
             item.mask.assign(mask)
-            # What another method has stored stays in the file; what it has not begins anew.
+            # What an older file has not begins anew.
             for name, variable in item.state.items():
                 key = f"{number}_{name}"
                 variable.assign(np.asarray(store[key]) if key in keys else np.zeros(mask.shape))

@@ -1,10 +1,62 @@
 """What files of models are checked by: damaged ones, and those of other models, are refused."""
 
 import json
+import operator
+import os
+import zipfile
 import zlib
 
 import keras
 import numpy as np
+
+_MARK = b"tf_rigl crc32 "  # How a file of weights ends: this, and eight digits.
+
+
+def close_file(path):
+    """Ends a file of weights with a checksum; HDF5 does not mind, and drops it at a change."""
+    end = _end(path, os.path.getsize(path))
+    with open(path, "ab") as file:
+        file.write(end)
+
+
+def check_file(path):
+    """Raises a `ValueError` if a local file, of weights or of a model, is damaged.
+
+    One without a checksum, as plain Keras writes them, is not looked at.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        intact = _is_intact(path)
+    except OSError:
+        raise
+    except Exception as error:  # `zipfile` raises many kinds.
+        raise ValueError(f"The file {str(path)!r} is damaged: {error}") from error
+    if not intact:
+        raise ValueError(f"The file {str(path)!r} is damaged: its checksum is another.")
+
+
+def _is_intact(path):
+    if str(path).endswith(".keras"):
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    size = os.path.getsize(path) - len(_MARK) - 8
+    if size < 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(size)
+        end = file.read()
+    marked = sum(map(operator.eq, end, _MARK)) > len(_MARK) // 2  # The mark may be damaged too.
+    return not marked or end == _end(path, size)
+
+
+def _end(path, size):
+    """What follows in a file on so many bytes: their checksum."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(min(size, 2**20)):
+            checksum, size = zlib.crc32(block, checksum), size - len(block)
+    return _MARK + b"%08x" % checksum
 
 
 class Seal(keras.layers.Layer):

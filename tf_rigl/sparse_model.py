@@ -155,7 +155,7 @@ class SparseModel(keras.Model):
     def _one_step(self, data, train, observation=None, counts=None, step=None):
         """A forward and a backward pass, and what is asked for of the rest."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        trained = self._trained()
+        trained, usable = self._trained(), None
         looks = observation is not None or counts is not None
         packed = [item for _, item in trained if looks and item.is_packed]
         weights = self.trainable_weights
@@ -170,12 +170,12 @@ class SparseModel(keras.Model):
             self._run.leave_alone(number for number, _, g in reached if g is None)
             reached = [entry for entry in reached if entry[2] is not None]
             reached, usable = self._dense_gradients(reached)
-            if usable is not None and train and counts is not None:
-                usable &= _tensors.all_finite(gradients)  # The optimizer looks at them all.
+            if train and usable is not None:
+                usable &= _tensors.all_finite(gradients)
         if observation is not None:
             reached = _observe(reached, observation, usable, is_update=counts is not None)
         if train:
-            self._train(weights, gradients)
+            self._train(weights, gradients, usable)
         elif usable is not None:
             # What the optimizer does at an overflow, where it is not asked.
             variables = [self.optimizer.dynamic_scale, self.optimizer.step_counter]
@@ -216,13 +216,20 @@ class SparseModel(keras.Model):
             if id(item.weight) in trainable and item.is_sparse
         ]
 
-    def _train(self, weights, gradients):
-        """Applies the optimizer to masked gradients."""
+    def _train(self, weights, gradients, usable=None):
+        """Applies the optimizer to masked gradients, of which all are usable or none."""
         items = {id(item.weight): item for _, item in self._trained()}
         masked = [
             items[id(w)].masked_gradient(g) if g is not None and id(w) in items else g
             for g, w in zip(gradients, weights, strict=True)
         ]
+        if usable is None and self._asks_one_of_many():
+            usable = _tensors.all_finite(masked)
+        there = [number for number, g in enumerate(masked) if g is not None]
+        if usable is not None and there:
+            # One gradient is enough to tell the optimizer.
+            last = tf.convert_to_tensor(masked[there[-1]])
+            masked[there[-1]] = _tensors.where(usable, last, float("nan"))
         if weights:
             self.optimizer.apply_gradients(zip(masked, weights, strict=True))
         # Some optimizers move weights without a gradient, and so may constraints.
@@ -233,6 +240,11 @@ class SparseModel(keras.Model):
         _tensors.assign(emptied)
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
+
+    def _asks_one_of_many(self):
+        """Whether Keras asks only the first of several replicas if its gradients are finite."""
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return scaled and tf.distribute.get_strategy().num_replicas_in_sync > 1
 
     def _dense_gradients(self, reached):
         """Gradients over the global batch, and whether none of them overflowed.
@@ -284,7 +296,7 @@ class SparseModel(keras.Model):
         for (_, item, _), (weight, gradient, mask, seed), (keep, grow) in zip(
             entries, scored, shares, strict=True
         ):
-            update = self.method.update_function(weight.shape.num_elements())
+            update = self._run.update_function(self.method, tuple(weight.shape))
             new_mask, new_weight = update(weight, gradient, mask, keep, grow, item.pattern, seed)
             if usable is not None:
                 new_mask = tf.where(usable, new_mask, mask)
@@ -375,9 +387,9 @@ class SparseModel(keras.Model):
         self._run.active = None  # The slots under other masks are to be emptied.
 
     def save_own_variables(self, store):
-        """Stores the step counter, and the states of random seeds, which Keras leaves out."""
+        """Stores the step counter, the seed, and states of random seeds, which Keras leaves out."""
         super().save_own_variables(store)
-        store["step"] = np.int64(self._step)
+        store["step"], store["seed"] = np.int64(self._step), np.int64(self.seed)
         seeds = self._seed_states()
         if seeds:
             store["seeds"] = np.stack([seed.numpy() for seed in seeds])
@@ -390,9 +402,12 @@ class SparseModel(keras.Model):
         self._add_state()
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
         step, states = entries.pop("step", None), entries.pop("seeds", ())
+        seed = entries.pop("seed", None)
         super().load_own_variables(entries)
         if step is not None:
             self._step = int(np.asarray(step))
+        if seed is not None:
+            self._set_seed(int(np.asarray(seed)))
         seeds = self._seed_states()
         if len(states) == len(seeds):
             for seed, state in zip(seeds, np.asarray(states), strict=True):
@@ -405,20 +420,21 @@ class SparseModel(keras.Model):
             ValueError: if the file is damaged, or that of a model of other shapes, with
                 another method or other sparsities. The model is then left as it was.
         """
+        seal.check_file(filepath)
         self._add_state()  # What loading would add could not be taken back.
         masks.find(self)  # Masks that are due are drawn.
         variables = [*self.weights, *self._seed_states()]
         optimizer = getattr(self, "optimizer", None)
         variables += optimizer.variables if optimizer is not None else []
         before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
-        step = self._step
+        step, seed = self._step, self.seed
         try:
-            seal.check_file(filepath)
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         except Exception as error:
             for variable, value in before:
                 variable.assign(value)
             self._step = step
+            self._set_seed(seed)
             gc.collect()  # Keras leaves the file open, and HDF5 would read it where it was.
             if isinstance(error, (ValueError, OSError)):
                 raise
@@ -430,6 +446,13 @@ class SparseModel(keras.Model):
         # Keras saves and loads what it finds in attributes, in the order of their names: this
         # one after all that has weights.
         return self._run.seal
+
+    def _set_seed(self, seed):
+        """Takes a seed, by which later draws are those of the model that had it."""
+        if seed != self.seed:
+            self.seed = seed
+            if self.train_function is not None:
+                self.make_train_function(force=True)  # The compiled steps hold the seed.
 
     def _seed_states(self):
         """The states of the seeds of dropout and the like, in model order."""

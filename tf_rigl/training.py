@@ -6,6 +6,7 @@ the compiled steps to run, so none of them holds a conditional.
 
 import dataclasses
 import functools
+import math
 import warnings
 
 import keras
@@ -33,6 +34,14 @@ class Run:
     updates: int = 0  # Update steps, for callbacks that want to see what they did.
     seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
     seal: keras.layers.Layer | None = None  # Checks what files say of the model.
+    compiled: dict = dataclasses.field(default_factory=dict)  # (id(method), shape) -> function.
+
+    def update_function(self, method, shape):
+        """`Method.update` for weights of a shape: compiled once for all of them, and for good."""
+        key = id(method), shape
+        if key not in self.compiled:
+            self.compiled[key] = method.update_function(math.prod(shape))
+        return self.compiled[key]
 
     def leave_alone(self, numbers):
         """Has plans made as if these weights stayed dense: no gradient reaches them."""
@@ -82,7 +91,7 @@ def train_function(model, several=None):
     Returns:
         A function of an iterator over batches that returns logs.
     """
-    model._run.active = None  # There may be a new optimizer.
+    model._run.active, model._run.compiled = None, {}  # There may be a new optimizer, or method.
     steps = _Steps(model)
 
     def execute(iterator):
@@ -258,6 +267,7 @@ def _begin(model, iterator):
         )
     _check_length(model)
     _check_initial_masks(model)
+    _check_goes_with_method(model.method, items)
     _workers.check_equal(model)
     model._add_state()
     if not model.optimizer.built:
@@ -316,3 +326,22 @@ def _check_initial_masks(model):
                 f"{method} begins with sparse weights, but layer {layer.name!r} is dense: it was "
                 "made with `initial_mask='ones'`, which is for methods that prune."
             )
+
+
+def _check_goes_with_method(method, items):
+    """Raises if layers made by hand are such that the method cannot change their masks."""
+    if any(item.is_packed for item in items) and (method.begins_dense or method.state_names):
+        raise ValueError(
+            "Argument `method` must be one that begins sparse and keeps nothing of gradients "
+            "('rigl', 'set' or 'static') where layers store their blocks. "
+            f"Received: method={method!r}"
+        )
+    if method.scope != "global":
+        return
+    found = {item.pattern for item in items if item.is_sparse}
+    names = sorted({str(pattern) for pattern in found})
+    if len(names) > 1 or any(getattr(pattern, "constant_fan_in", False) for pattern in found):
+        raise ValueError(
+            "Argument `pattern` must be the same in all weights, and not one of a constant fan-in, "
+            f"with `scope='global'`. Received: {names}"
+        )

@@ -7,7 +7,7 @@ import warnings
 import h5py
 import keras
 
-from tf_rigl import _workers, files
+from tf_rigl import _workers, files, seal
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -60,7 +60,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             try:
                 self._restore(path)
                 return
-            except (ValueError, OSError, KeyError) as error:
+            except Exception as error:  # HDF5 raises all kinds.
                 if path == paths[-1]:
                     raise ValueError(
                         f"The backup {str(path)!r} cannot be used: it is damaged, or not of this "
@@ -77,6 +77,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
+        seal.check_file(path)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
         model.load_weights(path)
@@ -107,6 +108,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self.model.save_weights(path)
             with h5py.File(path, "a") as file:
                 file.attrs["epoch"], file.attrs["batches"] = self._current_epoch, self._batches
+            seal.close_file(path)  # Anew: it has been changed.
             if self.double_checkpoint and self._latest.exists():
                 os.replace(self._latest, self._previous)
         # A process that was killed at it leaves a part.
