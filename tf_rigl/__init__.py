@@ -29,6 +29,7 @@ _MODULES = (
     "distributions",
     "export",
     "interop",
+    "lottery",
     "maskable",
     "methods",
     "models",

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from tf_rigl import methods, patterns, targets
+from tf_rigl import maskable, methods, patterns, targets
 from tf_rigl._arguments import check_sparsity, unknown_name
 from tf_rigl._workers import resolve_seed
 from tf_rigl.block_sparse import conversion
@@ -137,6 +138,45 @@ def sparsify(
             inputs, outputs = _ends(copy)
             return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
         return SparsifiedModel(copy, **arguments)
+
+
+def with_masks(model, masks) -> SparseModel:
+    """A copy of a dense model with given masks, which it keeps.
+
+    Args:
+        model: a built `keras.Model`.
+        masks: dict of path to boolean array.
+    """
+    found = {each.path: each for each in maskable.find(model, include_self=False)}
+    pattern, numbered = patterns.get("unstructured"), {}
+    for number, (path, mask) in enumerate(masks.items()):
+        if path not in found or tuple(found[path].weight.shape) != mask.shape:
+            raise ValueError(
+                f"Argument `masks` must fit the weights of the model, {list(found)}. "
+                f"Received: a mask of shape {mask.shape} for {path!r}"
+            )
+        sparsity = 1 - np.count_nonzero(mask) / mask.size
+        numbered[path] = (number, targets.Target(sparsity, pattern))
+    arguments = {"method": methods.get("static"), "seed": 0, "recipe": {"masked": numbered}}
+    with model.distribute_strategy.scope():
+        copy = _copy(model)
+        if is_graph(copy):
+            sparse = SparsifiedGraph(*_ends(copy), name=model.name, **arguments)
+        else:
+            sparse = SparsifiedModel(copy, **arguments)
+    weights = {each.path: each.weight for each in found.values()}
+    for item in sparse.masked_weights:  # Static has drawn masks of its own.
+        item.weight.assign(weights[item.path])
+        item.set_mask(masks[item.path])
+    return sparse
+
+
+def fresh_copy(model):
+    """A copy of a model without its weights: they are drawn anew."""
+    copy = keras.models.clone_model(model)
+    if not copy.built:
+        copy.build_from_config(model.get_build_config())
+    return copy
 
 
 def is_sparse(model) -> bool:

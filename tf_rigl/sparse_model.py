@@ -110,10 +110,13 @@ class SparseModel(keras.Model):
             watcher.set_params(callbacks.params)
             # A list may be used again: its watcher of the last run goes.
             others = [c for c in callbacks.callbacks if not isinstance(c, training.RunLength)]
-            callbacks.callbacks[:] = [*others, watcher]
+            own = [c for c in self._run.callbacks if c not in others]
+            for callback in own:
+                callback.set_model(self)
+            callbacks.callbacks[:] = [*others, *own, watcher]
         else:
             callbacks = keras.tree.flatten(callbacks) if callbacks else []
-            bound.arguments["callbacks"] = [*callbacks, watcher]
+            bound.arguments["callbacks"] = [*callbacks, *self._run.callbacks, watcher]
         self._run.active, self._run.skip = None, 0
         self._initial_epoch = None  # Where a backup of an earlier run went on.
         return super().fit(*bound.args, **bound.kwargs)

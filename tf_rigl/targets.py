@@ -82,10 +82,10 @@ def resolve(
             f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
         )
     shapes = {m.path: tuple(m.weight.shape) for m in kept}
-    fixed = _by_path("fixed", kept, fixed or {})
+    fixed = by_path("fixed", kept, fixed or {})
     if isinstance(distribution, Mapping):
         # A layer that the mapping does not name stays dense.
-        named = _by_path("distribution", kept, distribution)
+        named = by_path("distribution", kept, distribution)
         targets = dict.fromkeys(shapes, 0.0) | named | fixed
     elif distribution == "uniform":
         # Not its first *weight* alone: recurrent and attention layers have several.
@@ -177,8 +177,17 @@ def _without_excluded(found, exclude):
     return [m for m in found if m.path not in excluded]
 
 
-def _by_path(argument, kept, mapping):
-    """Sparsities given by layer name, by the paths of weights."""
+def by_path(argument, kept, mapping):
+    """Sparsities given by layer name, by the paths of weights.
+
+    Args:
+        argument: str, the name of the argument that gives them.
+        kept: list of `tf_rigl.maskable.Maskable`.
+        mapping: mapping of layer name or path to sparsity.
+
+    Returns:
+        A dict of path to sparsity, of the weights that are named.
+    """
     targets = {}
     for name, value in mapping.items():
         hits = [m.path for m in kept if name in _names(m)]

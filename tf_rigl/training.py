@@ -33,6 +33,9 @@ class Run:
     slots: dict = dataclasses.field(default_factory=dict)  # id(weight) -> list of Slot.
     updates: int = 0  # Update steps, for callbacks that want to see what they did.
     seen: tf.Variable | None = None  # Batches seen by executions of several steps at once.
+    callbacks: list = dataclasses.field(
+        default_factory=list
+    )  # Of the library, beside those of `fit`.
     seal: keras.layers.Layer | None = None  # Checks what files say of the model.
     compiled: dict = dataclasses.field(default_factory=dict)  # (id(method), shape) -> function.
 

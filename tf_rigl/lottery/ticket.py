@@ -1,0 +1,143 @@
+"""A ticket: a mask, and the weights that it is trained from."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+
+from tf_rigl import convert, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A sparse network before its training.
+
+    Attributes:
+        masks: dict of path to boolean array, as in `tf_rigl.SparseModel.masks`.
+        weights: list of arrays, all weights of the dense model in the order of its
+            `weights`, at initialisation or at the rewind step; masks are applied to them in
+            `model`.
+        rewind_step: int, how many steps the weights have been trained for.
+        round: int, how often was pruned to find it; 0 for the dense network.
+        history: dict of str to list, what `fit` returned of its training; empty for one that
+            was not trained.
+        trained: list of arrays like `weights`, after that training, or None.
+
+    Reference:
+
+    - [The Lottery Ticket Hypothesis](https://arxiv.org/abs/1803.03635), section 1.
+    """
+
+    masks: dict
+    weights: list
+    rewind_step: int = 0
+    round: int = 0
+    history: dict = dataclasses.field(default_factory=dict)
+    trained: list | None = None
+
+    def __repr__(self):
+        return (
+            f"Ticket(round={self.round}, density={self.density:.4f}, "
+            f"rewind_step={self.rewind_step})"
+        )
+
+    @property
+    def density(self) -> float:
+        """The fraction of all maskable weights that are left."""
+        return sum(map(np.count_nonzero, self.masks.values())) / self._entries
+
+    @property
+    def _entries(self):
+        return sum(mask.size for mask in self.masks.values())
+
+    def model(self, model, trained=False):
+        """A sparse model with these masks and weights, to be compiled and trained.
+
+        Args:
+            model: the dense `keras.Model` that was searched, or one like it. It is left as it is.
+            trained: bool, whether it is to have the weights after training.
+
+        Returns:
+            A `tf_rigl.SparseModel` that keeps its masks. Its `step` is the rewind step.
+
+        Raises:
+            ValueError: if the model is another one, or the ticket was not trained.
+        """
+        weights = self.trained if trained else self.weights
+        if weights is None:
+            raise ValueError("The ticket has not been trained: `trained` is None.")
+        sparse = convert.with_masks(model, self.masks)
+        variables = dense_weights(sparse)
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [np.shape(value) for value in weights]:
+            raise ValueError(
+                "Argument `model` must have the weights of the model that was searched, of the "
+                f"same shapes. Received: model={model!r}"
+            )
+        for variable, value in zip(variables, weights, strict=True):
+            variable.assign(value)
+        for item in sparse.masked_weights:
+            item.set_mask(self.masks[item.path])
+        sparse._step = self.rewind_step
+        return sparse
+
+    def save(self, path):
+        """Writes the ticket to a file, beside its place at first.
+
+        Args:
+            path: str or path.
+        """
+        about = {"round": self.round, "rewind_step": self.rewind_step, "history": self.history}
+        about["shapes"] = {name: list(mask.shape) for name, mask in self.masks.items()}
+        arrays = {f"mask_{n}": np.packbits(mask) for n, mask in enumerate(self.masks.values())}
+        arrays |= {f"weight_{n}": value for n, value in enumerate(self.weights)}
+        arrays |= {f"trained_{n}": value for n, value in enumerate(self.trained or ())}
+        text = json.dumps(about, default=float).encode()
+        with files.beside(pathlib.Path(path)) as scratch, open(scratch, "wb") as file:
+            np.savez(file, about=np.frombuffer(text, np.uint8), **arrays)
+
+    @classmethod
+    def load(cls, path):
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file is damaged, or something else.
+        """
+        content = pathlib.Path(path).read_bytes()
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(arrays.pop("about").tobytes())
+            masks = {}
+            for number, (name, shape) in enumerate(about.pop("shapes").items()):
+                bits = np.unpackbits(arrays[f"mask_{number}"], count=int(np.prod(shape)))
+                masks[name] = bits.astype(bool).reshape(shape)
+            return cls(
+                masks=masks,
+                weights=_numbered(arrays, "weight"),
+                trained=_numbered(arrays, "trained") or None,
+                **about,
+            )
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"The file {str(path)!r} holds no ticket: {error}") from error
+
+
+def _numbered(arrays, kind):
+    count = sum(name.startswith(f"{kind}_") for name in arrays)
+    return [arrays[f"{kind}_{number}"] for number in range(count)]
+
+
+def dense_weights(model):
+    """The variables of a sparse model that the dense one has too, in its order."""
+    items = model.masked_weights
+    own = {id(v) for item in items for v in (item.mask, *item.state.values())}
+    return [variable for variable in model.weights if id(variable) not in own]
+
+
+def values(variables):
+    """The values of variables, as arrays of their own."""
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
