@@ -51,6 +51,7 @@ METHODS = {
     "magnitude-constant": lambda: tf_rigl.methods.MagnitudePruning(
         tf_rigl.schedules.ConstantSparsity(begin_step=3, frequency=2)
     ),
+    "edge-popup": tf_rigl.methods.EdgePopup,
 }
 
 

@@ -954,6 +954,7 @@ def planned():
         ("set", 3 * 104),
         ("snip", 3 * 104),
         ("snfs", 2 * 104 + 208),
+        ("edge_popup", 2 * 104 + 208),
         # Its updates come every 100 steps.
         ("rigl", (3 * 104 * 100 + 2 * 104 + 208) / 101),
     ],

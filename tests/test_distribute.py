@@ -115,6 +115,7 @@ runs = {
     "snip": lambda: compare(m.SNIP(scope="global", batches=2), sgd),
     "magnitude": lambda: compare(m.MagnitudePruning(s.PolynomialDecay(
         begin_step=2, end_step=10, frequency=4), scope="global"), sgd),
+    "edge-popup": lambda: compare(m.EdgePopup(), lambda: keras.optimizers.Adam(0.3)),
     "loaded": lambda: load_outside(sys.argv[1]),
 }
 print(json.dumps({name: runs[name]() for name in NAMES}))
@@ -131,6 +132,7 @@ UPDATES = {
     "set-2:4": [3, 6, 9],
     "snip": [1],
     "magnitude": [5, 9],
+    "edge-popup": [1, 2, 3, 4, 5, 6, 7, 8, 10, 11],
 }
 
 

@@ -101,6 +101,7 @@ def test_every_method_is_made_by_its_signature(name):
         + method_arguments("snfs")
         + method_arguments("snip")
         + method_arguments("magnitude")
+        + method_arguments("edge_popup")
     )
 
 

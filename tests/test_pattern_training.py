@@ -75,7 +75,7 @@ MODELS = {pictures: IMAGE, sequences: SEQUENCE}
 def slots(model, weight):
     """Adam's moments of a weight."""
     optimizer = model.optimizer
-    if not optimizer.built:
+    if not optimizer.built or model.method.trains_scores:  # Scores have no mask.
         return []
     index = optimizer._get_variable_index(weight)
     return [s[index].numpy() for s in (optimizer._momentums, optimizer._velocities)]

@@ -1,5 +1,7 @@
 """Small operations that the training step is made of."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -24,6 +26,8 @@ def masked_gradient(gradient, mask):
 def compiled_if_large(function, entries):
     """A function of tensors, compiled by XLA where weights have so many entries that it pays."""
     if entries >= _COMPILED_FROM and tf.test.is_built_with_xla():
+        # A partial has no code, by which TensorFlow would count all models' traces as one's.
+        function = functools.partial(function)
         return tf.function(function, autograph=False, jit_compile=True)
     return function
 

@@ -9,10 +9,10 @@ import sys
 import tempfile
 import warnings
 
-METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude")
+METHODS = ("dense", "static", "snip", "set", "snfs", "rigl", "magnitude", "edge_popup")
 _MODELS = (
     "lenet-300-100, lenet-300-100-normalized, lenet-5, mlp-1024, small-cnn, small-mobilenet, "
-    "wide-resnet-22-2 or resnet-50"
+    "small-vgg, wide-resnet-22-2 or resnet-50"
 )
 _DISTRIBUTIONS = "erk, erdos_renyi, uniform or uniform_all"
 _PATTERNS = "unstructured, block_16x1 or other blocks, 2:4 or other n:m, litert"
@@ -32,6 +32,16 @@ pattern: these hold in place of the common ones. "dense" is trained once per see
 Every finished run is stored at once in the folder's runs/: the same command goes on where
 it was cut off, and one with more methods or seeds does only those. Started several times, the
 processes share the work."""
+
+
+_TICKETS = """\
+Searches for lottery tickets by iterative magnitude pruning with several seeds, trains controls
+beside them (the same mask with new random weights, a random mask of the same layer sizes), and
+writes a table, its rows as JSON, and a picture: accuracy and early-stopping step against the
+weights left. The defaults are those of the paper for LeNet-300-100.
+
+Every finished training is stored at once in the folder: the same command goes on where it was
+cut off, and one with more rounds, seeds or controls does only those."""
 
 
 def main(arguments=None) -> int:
@@ -89,6 +99,14 @@ def _parser():
     )
     compare.set_defaults(run=_compare)
     _add_compare(compare)
+    tickets = commands.add_parser(
+        "tickets",
+        help="search for lottery tickets with several seeds, and doubt them",
+        description=_TICKETS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tickets.set_defaults(run=_tickets)
+    _add_tickets(tickets)
     report = commands.add_parser(
         "report",
         help="what a trained model costs, layer by layer",
@@ -179,6 +197,45 @@ def _add_compare(compare):
     add("--output", default=None, help="folder (runs/compare- and a name of the settings)")
 
 
+def _add_tickets(tickets):
+    add = tickets.add_argument
+    add("--dataset", default="digits", help="digits, or any image data set of TFDS (digits)")
+    add("--model", default="lenet-300-100", help=f"{_MODELS} (lenet-300-100)")
+    add("--rounds", type=int, default=15, help="how often is pruned (15)")
+    add(
+        "--prune-fraction",
+        type=float,
+        default=0.2,
+        help="of the weights left, in each round; half of it in the output layer (0.2)",
+    )
+    add("--scope", default="layer", help="layer, or global: the smallest of all layers (layer)")
+    add("--rewind-step", type=int, default=0, help="where tickets begin; 0: initialisation (0)")
+    add("--seeds", type=int, default=5, help="how many, from 0 (5)")
+    add(
+        "--controls",
+        nargs="*",
+        default=["reinitialised", "random"],
+        metavar="C",
+        help="reinitialised, random, shuffled (reinitialised random)",
+    )
+    add(
+        "--densities",
+        type=float,
+        nargs="+",
+        default=[0.51, 0.21, 0.07, 0.036],
+        metavar="D",
+        help="fractions of weights left at which controls are trained (0.51 0.21 0.07 0.036)",
+    )
+    add("--epochs", type=int, default=60, help="passes over the training data (60)")
+    add("--batch-size", type=int, default=60, help="examples in a batch (60)")
+    add("--optimizer", default="adam", help="adam, or sgd with momentum 0.9 (adam)")
+    add("--learning-rate", type=float, default=1.2e-3, help="constant (0.0012)")
+    add("--warm-up", type=int, default=0, help="steps in which it rises to that (0)")
+    add("--every", type=int, default=100, help="steps between evaluations (100)")
+    add("--data-dir", default=None, help="where TFDS keeps data sets")
+    add("--output", default=None, help="folder (runs/tickets- and a name of the settings)")
+
+
 def _train(options):
     from tf_rigl import experiments, files
     from tf_rigl.settings import Settings
@@ -257,6 +314,38 @@ def _compare(options):
         )
         return 130
     print(f"\n{compare.table(rows)}")
+    print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
+    return 0
+
+
+def _tickets(options):
+    from tf_rigl.lottery import experiment
+
+    if options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1. Received: seeds={options.seeds}")
+    names = [field.name for field in dataclasses.fields(experiment.TicketSettings)]
+    settings = experiment.TicketSettings(**{name: getattr(options, name) for name in names})
+    name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
+    folder = options.output or os.path.join("runs", name)
+    try:
+        rows = experiment.tickets(
+            settings,
+            options.rounds,
+            range(options.seeds),
+            options.controls,
+            options.densities,
+            folder=folder,
+            data_dir=options.data_dir,
+            command=shlex.join(["tf-rigl", *options.arguments]),
+        )
+    except KeyboardInterrupt:
+        print(
+            f"tf-rigl: interrupted; the finished trainings are kept in {folder}, and the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    print(f"\n{experiment.table(rows)}")
     print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
     return 0
 

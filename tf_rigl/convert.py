@@ -44,7 +44,7 @@ def sparsify(
             left as it is; a subclassed model that Keras cannot clone is changed in
             place, with a warning. Weights already trained are kept where the mask is 1.
         method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
-            "set", "rigl", "snfs", "snip", "magnitude".
+            "set", "rigl", "snfs", "snip", "magnitude", "edge_popup".
         sparsity: float in [0, 1), zeros over all maskable entries of the whole model.
             Defaults to 0.9, or to where the schedule of `MagnitudePruning` ends.
         distribution: "uniform" (the first layer stays dense), "erdos_renyi", "erk"; a
@@ -177,6 +177,45 @@ def fresh_copy(model):
     if not copy.built:
         copy.build_from_config(model.get_build_config())
     return copy
+
+
+def copied(model, makers=None):
+    """A copy of a dense model with its weights.
+
+    Args:
+        model: a `keras.Model`.
+        makers: dict of id(layer) to a function that returns a new layer for its place and a
+            function that fills it, for a graph of layers.
+
+    Raises:
+        ValueError: if Keras cannot clone the model.
+    """
+    with model.distribute_strategy.scope():
+        try:
+            return _copy_graph(model, makers) if is_graph(model) else _copy_subclassed(model)
+        except _CannotCopyError as error:
+            raise ValueError(
+                f"Argument `model` must be one that Keras can clone. Received: model={model!r} "
+                f"({error})"
+            ) from error
+
+
+def twin(layer, **changes):
+    """A new layer of the same configuration, and a function that copies the weights.
+
+    Args:
+        layer: a `keras.layers.Layer` without masks.
+        **changes: to its configuration.
+
+    Raises:
+        ValueError: if Keras cannot clone the layer.
+    """
+    try:
+        with SafeModeScope(False):
+            new = type(layer).from_config({**layer.get_config(), **changes})
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"Keras cannot clone the layer {layer.name!r}: {error}") from error
+    return new, functools.partial(_copy_state, layer, new)
 
 
 def is_sparse(model) -> bool:
@@ -361,9 +400,10 @@ def _copy_graph(model, makers=None):
     for fill in fillings:
         fill()
     copy._trainable = model._trainable
-    # Shared across the border of a nested model. (Block-sparse layers have a variable more.)
-    count = _layers if fillings else _state
-    if len(count(copy)) != len(count(model)):
+    # Shared across the border of a nested model. (Block-sparse layers have a variable more,
+    # wrappers are a layer more.)
+    counts = (_state, _layers) if fillings else (_state,)
+    if all(len(count(copy)) != len(count(model)) for count in counts):
         raise _CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
 

@@ -1,6 +1,7 @@
 """The masks themselves: variables beside the weights that they belong to."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -122,6 +123,7 @@ class Masks(keras.layers.Layer):
         super().__init__(trainable=False, **kwargs)
         self.items = []
         self._due = []
+        self._starts = []
         self.refusal = None
         self.built = True
 
@@ -146,18 +148,29 @@ class Masks(keras.layers.Layer):
             self._due.append((item, draw))
         return item
 
-    def add_state(self, names):
-        """Adds what a method keeps for each weight, zeros at first, where it is not there."""
+    def add_state(self, names, start=None, first=0):
+        """Adds what a method keeps for each weight, zeros at first, where it is not there.
+
+        Args:
+            names: see `tf_rigl.methods.Method.state_names`.
+            start: function of an item and its `index` that sets what has been added, and
+                returns the mask to begin with; or None: masks do not depend on it.
+            first: int, the index of the first weight.
+        """
         for number, item in enumerate(self.items):
-            for name in names if item.is_sparse else ():
-                if name not in item.state:
-                    item.state[name] = self.add_weight(
-                        shape=item.weight.shape,
-                        dtype=item.weight.dtype,
-                        initializer="zeros",
-                        trainable=False,
-                        name=f"{number}_{name}",
-                    )
+            missing = [name for name in names if item.is_sparse and name not in item.state]
+            if missing and start is not None:
+                self._due = [pair for pair in self._due if pair[0] is not item]
+                self._starts.append((item, functools.partial(start, index=first + number)))
+                self._due.append(self._starts[-1])
+            for name in missing:
+                item.state[name] = self.add_weight(
+                    shape=item.weight.shape,
+                    dtype=item.weight.dtype,
+                    initializer="zeros",
+                    trainable=False,
+                    name=f"{number}_{name}",
+                )
 
     def settle(self):
         """Draws the masks that are due, and sets the weights under them to zero.
@@ -200,6 +213,7 @@ class Masks(keras.layers.Layer):
     def _load(self, store):
         keys = list(store.keys())
         if not keys:
+            self._due += self._starts
             self.settle()
             for item in self.items:
                 item.zero_masked(item.weight)

@@ -104,6 +104,27 @@ def small_cnn(input_shape, num_classes) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small_cnn")
 
 
+def small_vgg(input_shape, num_classes) -> keras.Model:
+    """Six 3x3 convolutions of 32 to 128 channels with batch normalisation, in the form of VGG.
+
+    Two of each size, then max pooling; a global average at the end. Arguments and result are
+    those of `lenet_300_100`.
+
+    Reference:
+
+    - [Very Deep Convolutional Networks](https://arxiv.org/abs/1409.1556), table 1.
+    """
+    inputs = x = keras.Input(input_shape)
+    for number, channels in enumerate((32, 32, 64, 64, 128, 128), start=1):
+        x = layers.Conv2D(channels, 3, padding="same", use_bias=False, name=f"conv_{number}")(x)
+        x = layers.BatchNormalization(name=f"norm_{number}")(x)
+        x = layers.ReLU()(x)
+        if number in (2, 4):
+            x = layers.MaxPooling2D(2, padding="same")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="small_vgg")
+
+
 def small_mobilenet(input_shape, num_classes) -> keras.Model:
     """Eight depthwise-separable convolutions of 64 to 512 channels, in the form of MobileNet.
 
@@ -207,6 +228,7 @@ NAMES = {
     "resnet-50": resnet_50,
     "small-cnn": small_cnn,
     "small-mobilenet": small_mobilenet,
+    "small-vgg": small_vgg,
     "wide-resnet-22-2": wide_resnet_22_2,
 }
 
@@ -216,8 +238,8 @@ def get(identifier):
 
     Args:
         identifier: "lenet-300-100", "lenet-300-100-normalized", "lenet-5", "mlp-1024",
-            "small-cnn", "small-mobilenet", "wide-resnet-22-2", "resnet-50", or a function
-            of `(input_shape, num_classes)` that returns a `keras.Model`.
+            "small-cnn", "small-mobilenet", "small-vgg", "wide-resnet-22-2", "resnet-50", or a
+            function of `(input_shape, num_classes)` that returns a `keras.Model`.
 
     Returns:
         The function.

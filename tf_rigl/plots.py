@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Twelve that are told apart, in an order in which neighbours differ most.
 _COLORS = ("#4878a8", "#e1812c", "#3a923a", "#c03d3e", "#8d69b8", "#85584e")
@@ -184,6 +184,77 @@ def draw_input_pixels(results, path):
         bar = figure.colorbar(picture, ax=row, aspect=12, pad=0.01, extend=brighter)
         bar.ax.tick_params(labelsize=8)
     figure.suptitle("Where the first layer looks: active connections of each pixel", fontsize=11)
+    figure.savefig(pathlib.Path(path), dpi=120)
+
+
+def draw_mask_distances(distances, path, *, drawn=None):
+    """Draws the distances between the channel masks of all epochs: light where they are equal.
+
+    Args:
+        distances: array of shape (epochs, epochs), from `EarlyBird.distances`.
+        path: str or path of the PNG file.
+        drawn: int, the epoch after which the ticket was drawn (`EarlyBird.epoch`), or None.
+    """
+    distances = np.asarray(distances)
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.size:
+        raise ValueError(
+            "Argument `distances` must be a square matrix of an epoch at least. "
+            f"Received: distances of shape {distances.shape}"
+        )
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    ends, top = (0.5, len(distances) + 0.5), max(0.01, distances.max())
+    picture = axes.imshow(distances, vmin=0, vmax=top, cmap="YlOrRd", extent=(*ends, *ends[::-1]))
+    bar = figure.colorbar(picture, ax=axes, shrink=0.9)
+    bar.set_label("share of channels that differ")
+    if drawn is not None:
+        for line in (axes.axhline, axes.axvline):
+            line(drawn + 1, color="#222222", linewidth=1, linestyle="--")
+        axes.set_title(f"The ticket is drawn after epoch {drawn + 1}", fontsize=10)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="epoch")
+    figure.suptitle("How far channel masks of epochs are apart", fontsize=11)
+    figure.savefig(pathlib.Path(path), dpi=120)
+
+
+def draw_tickets(rows, path):
+    """Draws accuracy and early-stopping step against the weights left, with bands over seeds.
+
+    Dense networks are levels. Bands are of a standard deviation to both sides.
+
+    Args:
+        rows: list of dict, from `tf_rigl.lottery.experiment.tickets`.
+        path: str or path of the PNG file.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    sparse = [row for row in rows if row["round"] > 0]
+    for axes, key, scale in zip(panels, ("accuracy", "stop_step"), (100, 1), strict=True):
+        for kind, color, marker in zip(kinds, _COLORS, _MARKERS, strict=False):
+            own = sorted((row for row in sparse if row["kind"] == kind), key=lambda r: r["density"])
+            if own:
+                left = np.array([100 * row["density"] for row in own])
+                mean = np.array([scale * row[key]["mean"] for row in own])
+                std = np.array([scale * (row[key]["std"] or 0.0) for row in own])
+                axes.plot(left, mean, color=color, marker=marker, markersize=5, label=kind)
+                band = (mean - std, mean + std)
+                axes.fill_between(left, *band, color=color, alpha=0.15, linewidth=0)
+        for row in (row for row in rows if row["round"] == 0):
+            mean, std = (scale * (row[key][name] or 0.0) for name in ("mean", "std"))
+            axes.axhline(mean, color="#222222", linestyle="--", linewidth=1.2, label="dense")
+            axes.axhspan(mean - std, mean + std, color="#222222", alpha=0.08, linewidth=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.invert_xaxis()
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(xlabel="weights left, %", ylabel="test accuracy at early stopping, %")
+    panels[1].set(xlabel="weights left, %", ylabel="early-stopping step")
+    panels[0].legend(frameon=False, fontsize=9)
     figure.savefig(pathlib.Path(path), dpi=120)
 
 

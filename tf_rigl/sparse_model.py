@@ -1,11 +1,13 @@
 """`SparseModel`: a Keras model that trains sparse."""
 
+import functools
 import gc
 import inspect
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.models.functional import Functional
 
 from tf_rigl import _tensors, _workers, files, masks, methods, optimizers, seal, training
@@ -30,7 +32,7 @@ class SparseModel(keras.Model):
     Args:
         inputs, outputs, name: as in `keras.Model`, for a functional model.
         method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
-            "set", "rigl", "snfs", "snip", "magnitude".
+            "set", "rigl", "snfs", "snip", "magnitude", "edge_popup".
         seed: int, for whatever the method draws at random. Defaults to one drawn from
             Python's `random`, which `keras.utils.set_random_seed` seeds.
 
@@ -76,9 +78,15 @@ class SparseModel(keras.Model):
 
     def _add_state(self):
         """Makes what the method keeps for each weight, where it is not there yet."""
+        method, start, first = self.method, None, 0
+        if method.trains_scores:
+            start = functools.partial(method.initial_mask, seed=self.seed)
         with self.distribute_strategy.scope():
             for layer in masks.layers(self):
-                layer.add_state(self.method.state_names)
+                layer.add_state(method.state_names, start, first)
+                if start is not None:
+                    layer.settle()
+                first += len(layer.items)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -96,6 +104,49 @@ class SparseModel(keras.Model):
     def step(self) -> int:
         """How many batches training has seen; saved and restored with the model."""
         return self._step
+
+    # What is trained.
+
+    @property
+    def trainable_weights(self):
+        """What the optimizer trains: weights, or with some methods scores in their place."""
+        return self._in_place(self._learned(super().trainable_weights))
+
+    @property
+    def trainable_variables(self):
+        """The same as `trainable_weights`."""
+        return self._in_place(self._learned(super().trainable_variables))
+
+    @property
+    def non_trainable_weights(self):
+        """The other weights."""
+        return _without(self.weights, self.trainable_weights)
+
+    @property
+    def non_trainable_variables(self):
+        """The other variables, those of metrics and random seeds included."""
+        return _without(self.variables, self.trainable_variables)
+
+    def _trains_scores(self):
+        method = getattr(self, "method", None)  # Keras asks before there is one.
+        return method is not None and method.trains_scores
+
+    def _learned(self, weights):
+        """Of all trainable weights those of which training needs the gradient."""
+        if not self._trains_scores() or self.method.train_others:
+            return weights
+        masked = {id(item.weight) for item in self.masked_weights if item.is_sparse}
+        return [w for w in weights if id(w) in masked]
+
+    def _in_place(self, weights):
+        """What the optimizer trains in the place of weights."""
+        if not self._trains_scores():
+            return weights
+        items = {id(item.weight): item for item in self.masked_weights}
+        missing = any(i.is_sparse and "scores" not in i.state for i in items.values())
+        if missing and not in_stateless_scope():
+            self._add_state()
+        return [items[id(w)].state.get("scores", w) if id(w) in items else w for w in weights]
 
     # How training runs.
 
@@ -119,7 +170,9 @@ class SparseModel(keras.Model):
             bound.arguments["callbacks"] = [*callbacks, *self._run.callbacks, watcher]
         self._run.active, self._run.skip = None, 0
         self._initial_epoch = None  # Where a backup of an earlier run went on.
-        return super().fit(*bound.args, **bound.kwargs)
+        history = super().fit(*bound.args, **bound.kwargs)
+        self._follow_scores()  # The optimizer may have put their averages in.
+        return history
 
     def train_step(self, data):
         """An ordinary step: gradients are masked before the optimizer sees them."""
@@ -161,7 +214,7 @@ class SparseModel(keras.Model):
         trained, usable = self._trained(), None
         looks = observation is not None or counts is not None
         packed = [item for _, item in trained if looks and item.is_packed]
-        weights = self.trainable_weights
+        weights = self._learned(super().trainable_weights)
         if not train:
             weights = [item.weight for _, item in trained if not item.is_packed]
         y_pred, gradients, whole = self._gradients(x, y, sample_weight, weights, packed)
@@ -212,7 +265,7 @@ class SparseModel(keras.Model):
 
     def _trained(self):
         """The masked weights that training may change, with their numbers."""
-        trainable = {id(w) for w in self.trainable_weights}
+        trainable = {id(w) for w in super().trainable_weights}
         return [
             (number, item)
             for number, item in enumerate(self.masked_weights)
@@ -223,7 +276,7 @@ class SparseModel(keras.Model):
         """Applies the optimizer to masked gradients, of which all are usable or none."""
         items = {id(item.weight): item for _, item in self._trained()}
         masked = [
-            items[id(w)].masked_gradient(g) if g is not None and id(w) in items else g
+            self._own_gradient(items[id(w)], g) if g is not None and id(w) in items else g
             for g, w in zip(gradients, weights, strict=True)
         ]
         if usable is None and self._asks_one_of_many():
@@ -234,7 +287,10 @@ class SparseModel(keras.Model):
             last = tf.convert_to_tensor(masked[there[-1]])
             masked[there[-1]] = _tensors.where(usable, last, float("nan"))
         if weights:
-            self.optimizer.apply_gradients(zip(masked, weights, strict=True))
+            self.optimizer.apply_gradients(zip(masked, self._in_place(weights), strict=True))
+        if self.method.trains_scores:
+            _tensors.assign(self._by_scores())
+            weights = []
         # Some optimizers move weights without a gradient, and so may constraints.
         free = not optimizers.moves_only_by_gradient(self.optimizer)
         emptied = []
@@ -243,6 +299,28 @@ class SparseModel(keras.Model):
         _tensors.assign(emptied)
         if self._run.seen is not None:
             self._run.seen.assign_add(1)
+
+    def _own_gradient(self, item, gradient):
+        """The gradient of what is trained of a masked weight."""
+        if self.method.trains_scores:
+            values = tf.convert_to_tensor(item.state["values"].value)
+            return self.method.score_gradient(gradient, values)
+        return item.masked_gradient(gradient)
+
+    def _by_scores(self):
+        """Masks and weights, and what they are by the scores."""
+        pairs = []
+        for _, item in self._trained():
+            choose = self._run.update_function(self.method, item.shape)
+            state = [tf.convert_to_tensor(item.state[n].value) for n in ("scores", "values")]
+            mask, weight = choose(*state, tf.constant(item.target_active()), item.pattern)
+            pairs += [(item.mask, mask), (item.weight, weight)]
+        return pairs
+
+    def _follow_scores(self):
+        """Has masks and weights follow from scores that were set from without."""
+        for variable, value in self._by_scores() if self.method.trains_scores else ():
+            variable.assign(value)
 
     def _asks_one_of_many(self):
         """Whether Keras asks only the first of several replicas if its gradients are finite."""
@@ -487,6 +565,12 @@ class FunctionalSparseModel(SparseModel, Functional):
     # `*args, **kwargs` is how Keras knows a constructor that takes what a graph's does.
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+
+
+def _without(variables, others):
+    """The variables that are not among others."""
+    known = {id(v) for v in others}
+    return [v for v in variables if id(v) not in known]
 
 
 def _has_graph(args, kwargs):

@@ -29,8 +29,8 @@ class _Sparsified:
             for path, (index, target) in numbered.items():
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
                 self._masks.add(path, weights[path], target.sparsity, target.pattern, draw)
+            self._add_state()  # Masks may depend on it.
             self._masks.settle()
-        self._add_state()
 
     def _recreate_masks(self, masked):
         found = maskable.find(self, include_self=False)

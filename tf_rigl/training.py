@@ -284,6 +284,7 @@ def _begin(model, iterator):
             item.zero_masked(item.weight)
             for slot in run.slots.get(id(item.weight), ()):
                 item.zero_masked(*slot)
+    model._follow_scores()
     run.active, run.failures = _count_active(items), 0
     return iterator
 
@@ -317,14 +318,15 @@ def _check_initial_masks(model):
     for layer in model._flatten_layers():
         if not isinstance(layer, MaskedLayer) or layer.sparsity == 0:
             continue
-        if model.method.begins_dense and layer.initial_mask != "ones":
+        whole = model.method.begins_dense or model.method.trains_scores
+        if whole and layer.initial_mask != "ones":
             raise ValueError(
                 f"{method} begins with dense weights, but the mask of layer {layer.name!r} was "
                 "drawn at random when it was built. Pass `initial_mask='ones'` to "
                 "`tf_rigl.MaskedLayer`."
             )
         dense = model.sparsity == 0  # Otherwise they have been pruned by now.
-        if not model.method.begins_dense and layer.initial_mask == "ones" and dense:
+        if not whole and layer.initial_mask == "ones" and dense:
             raise ValueError(
                 f"{method} begins with sparse weights, but layer {layer.name!r} is dense: it was "
                 "made with `initial_mask='ones'`, which is for methods that prune."

@@ -1,5 +1,6 @@
 """Checks while training that the masks and the weights under them are what they have to be."""
 
+import numpy as np
 import tensorflow as tf
 
 from tf_rigl.callbacks.watcher import Watcher
@@ -16,7 +17,7 @@ class SparsityMonitor(Watcher):
 
     - the mask is boolean and of the weight's shape;
     - weights are exactly 0.0 wherever the mask is 0;
-    - all weights are finite;
+    - all weights are finite, and the scores of methods that train these instead;
     - as many units are active as the method has planned: for methods that begin sparse,
       always the same number; for those that prune, never more than before.
 
@@ -103,4 +104,7 @@ def _examine(item):
         faults.append(f"{odd} of {weight.shape.num_elements()} weights are not finite")
     if stray:
         faults.append(f"{stray} weights are not zero where the mask is 0")
+    scores = item.state.get("scores")
+    if scores is not None and not np.isfinite(scores.numpy()).all():
+        faults.append("the scores are not all finite")
     return count, faults

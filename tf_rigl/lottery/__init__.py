@@ -1,21 +1,38 @@
 """Lottery tickets: sparse networks that were there before training, and how to doubt them."""
 
 from tf_rigl.lottery.controls import (
+    from_step,
     random_mask,
     reinitialised,
     shuffled,
     transplanted,
     warm_up,
 )
+from tf_rigl.lottery.early_bird import EarlyBird, low_precision, mask_distance
+from tf_rigl.lottery.removal import remove_channels
+from tf_rigl.lottery.scratch import fine_tune, scratch_b, scratch_b_epochs, scratch_e
 from tf_rigl.lottery.search import find_ticket
+from tf_rigl.lottery.slimming import channel_masks, mask_channels, with_scale_penalty
 from tf_rigl.lottery.ticket import Ticket
 
 __all__ = [
+    "EarlyBird",
     "Ticket",
+    "channel_masks",
     "find_ticket",
+    "fine_tune",
+    "from_step",
+    "low_precision",
+    "mask_channels",
+    "mask_distance",
     "random_mask",
     "reinitialised",
+    "remove_channels",
+    "scratch_b",
+    "scratch_b_epochs",
+    "scratch_e",
     "shuffled",
     "transplanted",
     "warm_up",
+    "with_scale_penalty",
 ]

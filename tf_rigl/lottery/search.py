@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
+import numbers
 from collections.abc import Mapping
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tf_rigl import convert, distributions, files, maskable, patterns, targets
 from tf_rigl._arguments import check_integer, unknown_name
@@ -38,9 +37,10 @@ def find_ticket(
         model: a dense, built `keras.Model`. Its weights are where tickets begin. It is left as
             it is.
         fit: function of a `tf_rigl.SparseModel`: compiles and trains it, always alike, and
-            returns a `keras.callbacks.History`, a dict of lists, or None. Its learning rate
-            should begin where step `model.step` of training is, the rewind step.
+            returns a `keras.callbacks.History`, a dict of lists, or None. Training begins at
+            step `model.step`, the rewind step: see `from_step` for its learning rate.
         rounds: int, how often is pruned. There is one more training: that of the dense network.
+            After n rounds a fraction (1 - prune_fraction)^n is left.
         prune_fraction: float in (0, 1), the fraction of the weights left that a round prunes.
         rewind_step: int. 0: tickets begin at initialisation. k: with the weights that the dense
             network has after k steps.
@@ -49,7 +49,9 @@ def find_ticket(
             for the output layer; with `scope="layer"`.
         exclude: layers kept dense, as in `tf_rigl.sparsify`.
         folder: str or path. Each round is stored there as it ends, and a search that was cut off
-            goes on after the last one that is there. None: nothing is stored.
+            goes on after the last one that is there, or does further rounds. It has to be
+            empty, absent, or that of this search; what `fit` does is not compared. None:
+            nothing is stored.
         seed: int, by which all generators are seeded before each training
             (`keras.utils.set_random_seed`): a round that is begun again is the same.
 
@@ -58,7 +60,8 @@ def find_ticket(
         training and the trained weights.
 
     Raises:
-        ValueError: if an argument is out of range, or the folder holds another search.
+        ValueError: if an argument is out of range, or the folder holds another search or a
+            damaged file.
 
     Example:
 
@@ -90,7 +93,6 @@ def find_ticket(
         raise ValueError(f"Argument `model` must be dense. Received: model={model!r}")
     fractions = _fractions(model, prune_fraction, scope, rates, exclude)
     settings = {
-        "prune_fraction": prune_fraction,
         "fractions": fractions,
         "scope": scope,
         "rewind_step": rewind_step,
@@ -98,26 +100,26 @@ def find_ticket(
         "weights": _digest(model.weights),
     }
     store = _Store(folder, settings)
-    shapes = {
-        each.path: tuple(each.weight.shape) for each in maskable.find(model, include_self=False)
-    }
-    ticket = Ticket(
-        {path: np.ones(shapes[path], bool) for path in fractions}, values(model.weights)
-    )
-    tickets = []
+    found = {each.path: each.weight for each in maskable.find(model, include_self=False)}
+    masks = {path: np.ones(tuple(found[path].shape), bool) for path in fractions}
+    places = {id(variable): place for place, variable in enumerate(model.weights)}
+    ticket, tickets = Ticket(masks, values(model.weights)), []
     for number in range(rounds + 1):
-        ticket = dataclasses.replace(ticket, round=number)
-        done = store.load(number) or _train(model, ticket, fit, rewind_step, seed)
-        store.save(done)
+        done = store.load(ticket)
+        if done is None:
+            done = _train(model, ticket, fit, rewind_step, seed)
+            store.save(done)
         tickets.append(done)
-        sparsities = {path: 1 - (1 - p) ** (number + 1) for path, p in fractions.items()}
-        masks = _prune(model, done, sparsities, scope)
-        ticket = Ticket(masks, done.weights, done.rewind_step)
+        if number < rounds:
+            scores = {path: np.abs(done.trained[places[id(found[path])]]) for path in fractions}
+            sparsities = {path: 1 - (1 - p) ** (number + 1) for path, p in fractions.items()}
+            masks = _prune(done.masks, scores, sparsities, scope)
+            ticket = Ticket(masks, done.weights, done.rewind_step, number + 1)
     return tickets
 
 
 def _check_fraction(argument, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
         raise ValueError(
             f"Argument `{argument}` must be a number in (0, 1): the fraction that a round prunes. "
             f"Received: {argument}={value!r}"
@@ -133,6 +135,7 @@ def _fractions(model, prune_fraction, scope, rates, exclude):
         )
     for name, value in (rates or {}).items():
         _check_fraction(f"rates[{name!r}]", value)
+    prune_fraction = float(prune_fraction)
     targets.check_exclude(exclude)
     found = maskable.find(model, include_self=False)
     recipe = {"pattern": patterns.get("unstructured"), "exclude": sorted(exclude)}
@@ -149,20 +152,29 @@ def _train(model, ticket, fit, rewind_step, seed):
     if ticket.round == 0 and rewind_step:
         watcher = _Watcher(rewind_step)
         sparse._run.callbacks.append(watcher)
-    result = fit(sparse)
-    history = getattr(result, "history", result) or {}
-    weights, trained = ticket.weights, values(dense_weights(sparse))
+    history = _history(fit(sparse))
+    changes = {"history": history, "trained": values(dense_weights(sparse))}
     if watcher is not None:
         if watcher.weights is None:
             raise ValueError(
-                "Argument `rewind_step` must be a step of the training by `fit`, which ended at "
-                f"step {sparse.step}. Received: rewind_step={rewind_step}"
+                "Argument `rewind_step` must be a step of the `model.fit` that argument `fit` "
+                f"calls; it ended at step {sparse.step}. Received: rewind_step={rewind_step}"
             )
-        weights = watcher.weights
-    step = rewind_step if watcher is not None else ticket.rewind_step
-    return dataclasses.replace(
-        ticket, history=dict(history), trained=trained, weights=weights, rewind_step=step
-    )
+        changes |= {"weights": watcher.weights, "rewind_step": rewind_step}
+    return dataclasses.replace(ticket, **changes)
+
+
+def _history(result):
+    """What `fit` returned, as a dict of lists that JSON knows."""
+    found = result.history if isinstance(result, keras.callbacks.History) else result
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            "Argument `fit` must be a function that returns a `keras.callbacks.History`, a dict of "
+            f"lists, or None. It returned: {result!r}"
+        )
+    return {str(key): np.asarray(values_).tolist() for key, values_ in found.items()}
 
 
 class _Watcher(keras.callbacks.Callback):
@@ -182,28 +194,24 @@ class _Watcher(keras.callbacks.Callback):
             self.weights = values(dense_weights(self.model))
 
 
-def _prune(model, ticket, sparsities, scope):
-    """The masks after one more round: the largest magnitudes among what is left."""
-    sparse = ticket.model(model, trained=True)
-    scores = {item.path: tf.abs(item.dense()) for item in sparse.masked_weights}
-    masks = {path: tf.constant(mask) for path, mask in ticket.masks.items()}
-    sizes = {path: mask.size for path, mask in ticket.masks.items()}
+def _prune(masks, scores, sparsities, scope):
+    """The masks after one more round: those of the highest scores among what is left."""
     keep = {
-        path: size - int(distributions.zeros(sparsities[path], size))
-        for path, size in sizes.items()
+        path: max(1, mask.size - int(distributions.zeros(sparsities[path], mask.size)))
+        for path, mask in masks.items()
     }
     if scope == "layer":
         return {
-            path: top_k_mask(scores[path], max(1, keep[path]), among=masks[path]).numpy()
-            for path in masks
+            path: top_k_mask(scores[path], keep[path], among=mask).numpy()
+            for path, mask in masks.items()
         }
-    pooled = tf.concat([tf.reshape(scores[path], [-1]) for path in masks], 0)
-    left = tf.concat([tf.reshape(mask, [-1]) for mask in masks.values()], 0)
+    pooled = np.concatenate([scores[path].ravel() for path in masks])
+    left = np.concatenate([mask.ravel() for mask in masks.values()])
     chosen = top_k_mask(pooled, sum(keep.values()), among=left).numpy()
-    parts = np.split(chosen, np.cumsum(list(sizes.values()))[:-1])
+    parts = np.split(chosen, np.cumsum([mask.size for mask in masks.values()])[:-1])
     return {
         path: part.reshape(mask.shape)
-        for (path, mask), part in zip(ticket.masks.items(), parts, strict=True)
+        for (path, mask), part in zip(masks.items(), parts, strict=True)
     }
 
 
@@ -216,32 +224,51 @@ def _digest(variables):
 
 
 class _Store:
-    """The folder of a search: a file for each round."""
+    """The folder of a search: what is searched, and a file for each round that has ended."""
 
     def __init__(self, folder, settings):
-        self.folder = None if folder is None else pathlib.Path(folder)
-        if self.folder is None:
+        self.folder = folder
+        if folder is None:
             return
-        text = files.to_json(settings)
-        path = self.folder / "search.json"
+        self.folder = files.check_folder(folder, ("search.json",))
+        text, path = files.to_json({"settings": settings}), self.folder / "search.json"
         if not path.exists():
             files.write_text(path, text)
-        elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+            return
+        stored, wanted = (json.loads(t)["settings"] for t in (path.read_text("utf-8"), text))
+        if stored != wanted:
+            names = [name for name in wanted if stored.get(name) != wanted[name]]
             raise ValueError(
-                "Argument `folder` holds another search: of other weights, or with other settings. "
+                f"Argument `folder` holds another search: it differs in {', '.join(names)}. "
                 f"Received: folder={str(folder)!r}"
             )
 
-    def _path(self, number):
-        return self.folder / f"round_{number:02}.npz"
+    def _path(self, ticket):
+        return self.folder / f"round_{ticket.round:02}.npz"
 
-    def load(self, number):
-        """The ticket of a round that has ended, or None."""
-        if self.folder is None or not self._path(number).exists():
+    def load(self, ticket):
+        """The same ticket after its training, if that has ended, or None."""
+        if self.folder is None or not self._path(ticket).exists():
             return None
-        return Ticket.load(self._path(number))
+        path = self._path(ticket)
+        stored = Ticket.load(path)
+        same = stored.masks.keys() == ticket.masks.keys() and all(
+            np.array_equal(stored.masks[name], mask) for name, mask in ticket.masks.items()
+        )
+        shapes = [np.shape(value) for value in ticket.weights]
+        if (
+            not same
+            or stored.round != ticket.round
+            or [np.shape(value) for value in stored.weights] != shapes
+            or [np.shape(value) for value in stored.trained or ()] != shapes
+        ):
+            raise ValueError(
+                f"The file {str(path)!r} holds another ticket than this search has found. Delete "
+                "it, and those of later rounds, to have them done again."
+            )
+        return stored
 
     def save(self, ticket):
-        """Stores a round, if it is not there."""
-        if self.folder is not None and not self._path(ticket.round).exists():
-            ticket.save(self._path(ticket.round))
+        """Stores a round that has ended."""
+        if self.folder is not None:
+            ticket.save(self._path(ticket))

@@ -4,15 +4,15 @@ import dataclasses
 import io
 import json
 import pathlib
-import zipfile
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_rigl import convert, files
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
 class Ticket:
     """A sparse network before its training.
 
@@ -48,17 +48,15 @@ class Ticket:
     @property
     def density(self) -> float:
         """The fraction of all maskable weights that are left."""
-        return sum(map(np.count_nonzero, self.masks.values())) / self._entries
-
-    @property
-    def _entries(self):
-        return sum(mask.size for mask in self.masks.values())
+        masks = self.masks.values()
+        return sum(map(np.count_nonzero, masks)) / sum(mask.size for mask in masks)
 
     def model(self, model, trained=False):
         """A sparse model with these masks and weights, to be compiled and trained.
 
         Args:
-            model: the dense `keras.Model` that was searched, or one like it. It is left as it is.
+            model: the dense `keras.Model` that was searched, or one like it. It is left as it
+                is, if Keras can clone it.
             trained: bool, whether it is to have the weights after training.
 
         Returns:
@@ -94,9 +92,10 @@ class Ticket:
         about = {"round": self.round, "rewind_step": self.rewind_step, "history": self.history}
         about["shapes"] = {name: list(mask.shape) for name, mask in self.masks.items()}
         arrays = {f"mask_{n}": np.packbits(mask) for n, mask in enumerate(self.masks.values())}
-        arrays |= {f"weight_{n}": value for n, value in enumerate(self.weights)}
-        arrays |= {f"trained_{n}": value for n, value in enumerate(self.trained or ())}
-        text = json.dumps(about, default=float).encode()
+        for kind, weights in (("weight", self.weights), ("trained", self.trained or ())):
+            about[f"{kind}_dtypes"] = [tf.as_dtype(value.dtype).name for value in weights]
+            arrays |= {f"{kind}_{n}": value for n, value in enumerate(weights)}
+        text = json.dumps(about).encode()
         with files.beside(pathlib.Path(path)) as scratch, open(scratch, "wb") as file:
             np.savez(file, about=np.frombuffer(text, np.uint8), **arrays)
 
@@ -116,19 +115,19 @@ class Ticket:
             for number, (name, shape) in enumerate(about.pop("shapes").items()):
                 bits = np.unpackbits(arrays[f"mask_{number}"], count=int(np.prod(shape)))
                 masks[name] = bits.astype(bool).reshape(shape)
-            return cls(
-                masks=masks,
-                weights=_numbered(arrays, "weight"),
-                trained=_numbered(arrays, "trained") or None,
-                **about,
-            )
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"The file {str(path)!r} holds no ticket: {error}") from error
+            weights = _numbered(arrays, "weight", about.pop("weight_dtypes"))
+            trained = _numbered(arrays, "trained", about.pop("trained_dtypes"))
+            return cls(masks=masks, weights=weights, trained=trained or None, **about)
+        except Exception as error:  # Whatever a damaged file makes NumPy and zipfile raise.
+            raise ValueError(f"The file {str(path)!r} holds no ticket: {error!r}") from error
 
 
-def _numbered(arrays, kind):
-    count = sum(name.startswith(f"{kind}_") for name in arrays)
-    return [arrays[f"{kind}_{number}"] for number in range(count)]
+def _numbered(arrays, kind, dtypes):
+    """Arrays of one kind in order. NumPy reads bfloat16 as bytes without a type."""
+    return [
+        arrays[f"{kind}_{number}"].view(tf.as_dtype(name).as_numpy_dtype)
+        for number, name in enumerate(dtypes)
+    ]
 
 
 def dense_weights(model):

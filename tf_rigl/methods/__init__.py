@@ -2,6 +2,7 @@
 
 from tf_rigl._arguments import unknown_name
 from tf_rigl.methods.base import Method
+from tf_rigl.methods.edge_popup import EdgePopup
 from tf_rigl.methods.magnitude import MagnitudePruning
 from tf_rigl.methods.rigl import RigL
 from tf_rigl.methods.set import SET
@@ -15,6 +16,7 @@ __all__ = [
     "SNFS",
     "SNIP",
     "ConstantSparsity",
+    "EdgePopup",
     "MagnitudePruning",
     "Method",
     "PolynomialDecay",
@@ -30,6 +32,7 @@ NAMES = {
     "snfs": SNFS,
     "rigl": RigL,
     "magnitude": MagnitudePruning,
+    "edge_popup": EdgePopup,
 }
 
 
@@ -37,7 +40,8 @@ def get(identifier) -> Method:
     """Looks up a method.
 
     Args:
-        identifier: "static", "snip", "set", "snfs", "rigl", "magnitude", or a `Method`.
+        identifier: "static", "snip", "set", "snfs", "rigl", "magnitude", "edge_popup", or a
+            `Method`.
 
     Returns:
         The method.

@@ -30,6 +30,9 @@ class Method:
             masked weights draw theirs from one pool.
         state_names: tuple of str, what is kept for each weight beside its mask, in
             `MaskedWeight.state`: `("gradient",)` where there is an `observation`.
+        trains_scores: bool, whether the optimizer trains the scores in `state["scores"]`
+            instead of the weights, and masks follow from them at every step: see
+            `EdgePopup`.
     """
 
     jit_compile = True
@@ -37,6 +40,7 @@ class Method:
     order = "instead"
     scope = "layer"
     state_names = ()
+    trains_scores = False
 
     @property
     def needs_length(self) -> bool:

@@ -1,0 +1,137 @@
+"""Whether a pruned network needs its weights: trained from scratch, or fine-tuned."""
+
+import dataclasses
+import math
+import numbers
+from typing import NamedTuple
+
+import keras
+
+from tf_rigl import accounting, convert
+from tf_rigl._arguments import check_integer
+from tf_rigl.lottery.controls import redrawn, reinitialised
+from tf_rigl.lottery.ticket import Ticket
+
+
+class Trained(NamedTuple):
+    """What came of a training.
+
+    Attributes:
+        model: the trained `keras.Model`.
+        epochs: int, how many it was trained for.
+        result: what `fit` returned.
+    """
+
+    model: keras.Model
+    epochs: int
+    result: object
+
+
+def scratch_e(pruned, dense, fit, epochs, seed=0) -> Trained:
+    """Trains the pruned architecture from new random weights, as long as the dense network.
+
+    Args:
+        pruned: `Ticket` of `dense`, or a smaller `keras.Model` that channels were removed from.
+        dense: the dense `keras.Model` before pruning.
+        fit: function of a model and a number of epochs that compiles and trains it.
+        epochs: int, those of the dense network.
+        seed: int, by which weights are drawn; it seeds all generators
+            (`keras.utils.set_random_seed`), for the training too.
+
+    Returns:
+        A `Trained`. The models passed in are left as they are.
+
+    Reference:
+
+    - [Rethinking the Value of Network Pruning](https://arxiv.org/abs/1810.05270), section 3.
+    """
+    epochs = check_integer("epochs", epochs, 1)
+    if isinstance(_checked(pruned), Ticket):
+        model = reinitialised(pruned, dense, seed).model(dense)
+    else:
+        model = redrawn(pruned, seed)
+    return _train(model, fit, epochs, seed)
+
+
+def scratch_b(pruned, dense, fit, epochs, seed=0, at_most=2.0) -> Trained:
+    """The same for as much compute: the fewer FLOPs, the more epochs.
+
+    Args:
+        pruned, dense, fit, epochs, seed: as for `scratch_e`.
+        at_most: float, the most that epochs are multiplied with; infinity for no limit.
+
+    Returns:
+        A `Trained`, whose epochs are `scratch_b_epochs(...)`.
+
+    Reference:
+
+    - [Rethinking the Value of Network Pruning](https://arxiv.org/abs/1810.05270), section 3,
+      where epochs are doubled at most on ImageNet.
+    """
+    return scratch_e(pruned, dense, fit, scratch_b_epochs(pruned, dense, epochs, at_most), seed)
+
+
+def scratch_b_epochs(pruned, dense, epochs, at_most=2.0) -> int:
+    """Epochs times dense FLOPs over pruned FLOPs, rounded; see `scratch_b`."""
+    epochs = check_integer("epochs", epochs, 1)
+    if isinstance(at_most, bool) or not isinstance(at_most, numbers.Real) or not at_most >= 1:
+        raise ValueError(
+            "Argument `at_most` must be a number of at least 1: the most that epochs are "
+            f"multiplied with. Received: at_most={at_most!r}"
+        )
+    if isinstance(_checked(pruned), Ticket):
+        report = accounting.report(pruned.model(dense))
+        flops, dense_flops = report.flops, report.dense_flops
+    else:
+        flops, dense_flops = (accounting.report(each).dense_flops for each in (pruned, dense))
+    factor = min(dense_flops / flops if flops else math.inf, at_most)
+    if math.isinf(factor):
+        raise ValueError(
+            "Argument `at_most` must be a finite number for a network without FLOPs. "
+            f"Received: at_most={at_most!r}, pruned={pruned!r}"
+        )
+    return round(epochs * factor)
+
+
+def fine_tune(pruned, dense, fit, epochs, before=None, seed=0) -> Trained:
+    """Trains the pruned network on from the trained weights that were left in it.
+
+    Args:
+        pruned, dense, fit: as for `scratch_e`.
+        epochs: int, how many more.
+        before: for a `Ticket`, that of the round before, whose trained weights were pruned.
+        seed: int, by which all generators are seeded before the training.
+
+    Returns:
+        A `Trained`. The models passed in are left as they are.
+
+    Reference:
+
+    - [Rethinking the Value of Network Pruning](https://arxiv.org/abs/1810.05270), section 3.
+    """
+    epochs = check_integer("epochs", epochs, 1)
+    if isinstance(_checked(pruned), Ticket):
+        if not isinstance(before, Ticket) or before.trained is None:
+            raise ValueError(
+                "Argument `before` must be the ticket of the round before, with its trained "
+                f"weights. Received: before={before!r}"
+            )
+        inherited = dataclasses.replace(pruned, weights=before.trained, rewind_step=0)
+        model = inherited.model(dense)
+    else:
+        model = convert.copied(pruned)
+    return _train(model, fit, epochs, seed)
+
+
+def _checked(pruned):
+    if not isinstance(pruned, (Ticket, keras.Model)):
+        raise ValueError(
+            "Argument `pruned` must be a `tf_rigl.lottery.Ticket` or a `keras.Model`. "
+            f"Received: pruned={pruned!r}"
+        )
+    return pruned
+
+
+def _train(model, fit, epochs, seed):
+    keras.utils.set_random_seed(seed)
+    return Trained(model, epochs, fit(model, epochs))
