@@ -269,6 +269,12 @@ def _begin(model, iterator):
     _check_initial_masks(model)
     _check_goes_with_method(model.method, items)
     _workers.check_equal(model)
+    if any(item.is_packed for item in items) and optimizers.fails_at_zero_blocks(model.optimizer):
+        warnings.warn(
+            "Adafactor gives NaN where all gradients of a block are zero, unless it is made with "
+            "`epsilon_1=1e-12` or so.",
+            stacklevel=2,
+        )
     model._add_state()
     if not model.optimizer.built:
         with model.distribute_strategy.scope():
