@@ -19,15 +19,16 @@ def close_file(path):
         file.write(end)
 
 
-def check_file(path):
+def check_file(path, required=False):
     """Raises a `ValueError` if a local file, of weights or of a model, is damaged.
 
-    One without a checksum, as plain Keras writes them, is not looked at.
+    One of weights without a checksum, as plain Keras writes them, is not looked at, unless
+    the checksum is `required`.
     """
     if not os.path.isfile(path):
         return
     try:
-        intact = _is_intact(path)
+        intact = _is_intact(path, required)
     except OSError:
         raise
     except Exception as error:  # `zipfile` raises many kinds.
@@ -36,18 +37,18 @@ def check_file(path):
         raise ValueError(f"The file {str(path)!r} is damaged: its checksum is another.")
 
 
-def _is_intact(path):
+def _is_intact(path, required):
     if str(path).endswith(".keras"):
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     size = os.path.getsize(path) - len(_MARK) - 8
     if size < 0:
-        return True
+        return not required
     with open(path, "rb") as file:
         file.seek(size)
         end = file.read()
     marked = sum(map(operator.eq, end, _MARK)) > len(_MARK) // 2  # The mark may be damaged too.
-    return not marked or end == _end(path, size)
+    return end == _end(path, size) if marked or required else True
 
 
 def _end(path, size):

@@ -77,7 +77,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
-        seal.check_file(path)
+        seal.check_file(path, required=True)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
         model.load_weights(path)
