@@ -276,7 +276,7 @@ OTHERS = {
     "layers": ({"dense": deep}, "[Ll]ayer|masks|expected"),
     "method": ({"method": rigl()}, "model trained by SNFS, this one trains by RigL"),
     "static": ({"method": "static"}, "model trained by SNFS, this one trains by Static"),
-    "sparsity": ({"sparsity": 0.75}, "masks for other sparsities or patterns: masked weight 0"),
+    "sparsity": ({"sparsity": 0.75}, "masks for other sparsities or patterns: 'hidden/kernel'"),
     "pattern": ({"pattern": "block_2x1"}, r"(?s)other sparsities or patterns.*Block"),
     "excluded": ({"exclude": ["head"]}, "holds 2 masks, the model has 1"),
 }
@@ -325,3 +325,75 @@ def test_masks_that_are_due_are_drawn_though_a_file_is_refused(tmp_path):
         made.load_weights(tmp_path / "other.weights.h5")
     assert equal_masks(made.masks, expected.masks)
     check_equal_models(made, expected)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Counter(keras.layers.Layer):
+    """Counts its calls, and does not store how many there were."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x
+
+    def save_own_variables(self, store):
+        """Nothing."""
+
+    def load_own_variables(self, store):
+        """Nothing."""
+
+
+def test_what_a_layer_does_not_store_is_no_damage(tmp_path):
+    inputs = keras.Input((FEATURES,))
+    x = keras.layers.Dense(8, name="hidden")(Counter()(inputs))
+    model = compiled(sparsify(keras.Model(inputs, keras.layers.Dense(3, name="head")(x))))
+    model.fit(*random_data(batches=2), batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_equal(loaded.masks, model.masks)
+
+
+def test_weights_merged_with_lora_are_no_damage(tmp_path):
+    model = compiled(sparsify(mlp(), exclude=["head"]))
+    model.get_layer("head").enable_lora(2)
+    compiled(model).fit(*random_data(batches=2), batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x, _ = random_data(batches=1)
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-5)
+
+
+def test_a_sparse_model_is_not_written_to_hdf5(tmp_path):
+    with pytest.raises(ValueError, match=r"`filepath` must end in `.keras`"):
+        sparsify(mlp()).save(tmp_path / "model.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_skipped_at_loading_leave_zeros_under_masks(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    other = keras.Sequential(
+        [keras.Input((FEATURES,)), keras.layers.Dense(8), keras.layers.Dense(4)]
+    )
+    sparsify(other, seed=5).save_weights(path)
+    model = sparsify(mlp())
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(path, skip_mismatch=True)
+    for item in model.masked_weights:
+        assert (item.weight.numpy()[~item.mask.numpy()] == 0).all()
+
+
+def test_the_optimizer_goes_on_from_weights_alone(tmp_path):
+    """A model that was compiled just now has its state, too."""
+    x, y = random_data(batches=8)
+    path = tmp_path / "model.weights.h5"
+    whole, fresh = (compiled(sparsify(mlp()), "adam", run_eagerly=True) for _ in range(2))
+    whole.fit(x[:32], y[:32], batch_size=8, shuffle=False, verbose=0)
+    whole.save_weights(path)
+    fresh.load_weights(path)
+    for model in (whole, fresh):
+        model.fit(x[32:], y[32:], batch_size=8, shuffle=False, verbose=0)
+    np.testing.assert_equal(fresh.masks, whole.masks)
+    for one, other in zip(fresh.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -100,10 +100,14 @@ def train_function(model, several=None):
             iterator = _begin(model, iterator)
         left = model.steps_per_execution
         while run.skip and left:
-            next(iterator)
+            try:
+                next(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                run.skip = 0  # They are this epoch's.
+                raise
             run.skip, left = run.skip - 1, left - 1
         if not left:
-            return {}
+            return model.get_metrics_result()  # Callbacks look for their names.
         numbers = range(model.step, model.step + left)
         whole = several is not None and left == model.steps_per_execution
         if whole and all(_is_ordinary(model, step) for step in numbers):
