@@ -589,7 +589,7 @@ def test_a_table_says_why_a_layer_is_masked():
     lines = str(tf_rigl.report(model)).splitlines()
     assert lines[0].endswith("compute")
     said = {line.split()[0]: line for line in lines if "/" in line}
-    assert said["wide/kernel"].endswith("masked (not a 1x1 convolution)")
+    assert said["wide/kernel"].endswith("masked (not a plain 1x1 convolution)")
     assert said["pointwise/kernel"].endswith("constant_fan_in_4x5  sparse")
     assert said["every/each/kernel"].endswith("masked (inside another layer)")
     assert said["head/kernel"].endswith("masked (smaller than a block)")
@@ -686,6 +686,20 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, message):
 def test_a_density_that_blocks_cannot_reach_is_told():
     with pytest.warns(UserWarning, match="l24/kernel 0.5 for 0.1.*Smaller blocks"):
         made("sparse", model=network("whole"), blocks=(8, 8), sparsity=0.9)
+
+
+def test_that_no_layer_can_store_blocks_is_told():
+    layer = keras.layers.Dense(24, kernel_constraint="max_norm", name="l24")
+    model = keras.Sequential([keras.Input((16,)), layer])
+    with pytest.warns(UserWarning, match=r"No layer can store.*l24/kernel \(a kernel constraint\)"):
+        made("sparse", model=model)
+
+
+def test_an_optimizer_that_divides_by_zero_is_told():
+    model = compiled(made("sparse"), keras.optimizers.Adafactor())
+    x, y = random_data(model.input_shape[1:], batches=1)
+    with pytest.warns(UserWarning, match="made with `epsilon_1=1e-12`"):
+        model.fit(x, y, batch_size=8, verbose=0)
 
 
 def test_a_model_that_is_no_graph_is_refused():

@@ -106,6 +106,7 @@ def test_wrong_arguments_of_schedules_are_named(cls, arguments, message):
     [
         (lambda: PolynomialDecay(end_step=-1), "`end_step` must not be -1"),
         (lambda: PolynomialDecay(initial_sparsity=1.0), "`initial_sparsity`.*1.0"),
+        (lambda: PolynomialDecay(0.5, 0.3), "`initial_sparsity` must not be more than"),
         (lambda: PolynomialDecay(final_sparsity=-0.1), "`final_sparsity`.*-0.1"),
         (lambda: PolynomialDecay(power="3"), "`power`.*'3'"),
         (lambda: PolynomialDecay(power=-1), "`power`.*-1"),

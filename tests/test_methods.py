@@ -289,3 +289,28 @@ def test_decay_that_leaves_its_range_is_named(factor):
     method = SET(0.3, update_interval=1, end_step=10, decay=lambda step, end_step: factor)
     with pytest.raises(ValueError, match="`decay` must return a factor in"):
         method.plan(1, [10])
+
+
+class Traced(RigL):
+    """Notes each time that its update is traced."""
+
+    traces = 0
+
+    def update(self, *args):
+        Traced.traces += 1
+        return super().update(*args)
+
+
+def test_the_update_of_large_weights_is_compiled_once_for_all_of_a_shape():
+    """Also where steps run eagerly, update after update."""
+    layers = [keras.layers.Dense(256, use_bias=False) for _ in range(3)]
+    dense = keras.Sequential([keras.Input((256,)), *layers])
+    method = Traced(drop_fraction=0.5, update_interval=1, end_step=100)
+    model = sparsify(dense, method)
+    model.compile("sgd", "mse", run_eagerly=True)
+    x = np.random.default_rng(0).normal(size=(4, 256)).astype("float32")
+    before = model.masks
+    for _ in range(3):
+        model.train_on_batch(x, x)
+    assert not any((mask == before[path]).all() for path, mask in model.masks.items())
+    assert Traced.traces == 1

@@ -57,5 +57,8 @@ def check_equal(model):
 
 
 def _gather(strategy, numbers):
-    """Numbers of all workers, in their order."""
-    return strategy.gather(tf.constant(numbers, tf.int64), axis=0).numpy().tolist()
+    """Numbers of all workers, in their order; as often as each has devices."""
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(numbers, tf.int64)
+    )
+    return strategy.gather(values, axis=0).numpy().tolist()

@@ -75,10 +75,15 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
     print(f"tf-rigl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line, whatever the arguments hold."""
+
+    def error(self, message):
+        super().error(" ".join(message.split()))
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="tf-rigl", description="Sparse training for Keras 3 on TensorFlow."
-    )
+    parser = _Parser(prog="tf-rigl", description="Sparse training for Keras 3 on TensorFlow.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -287,8 +292,8 @@ def _compare(options):
     from tf_rigl import compare
     from tf_rigl.settings import Settings
 
-    if options.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1. Received: seeds={options.seeds}")
+    if not 1 <= options.seeds <= 10_000:
+        raise ValueError(f"--seeds must be from 1 to 10,000. Received: seeds={options.seeds}")
     shared = ("dataset", "model", "pattern", "epochs", "batch_size", "learning_rate")
     base = Settings(**{key: getattr(options, key) for key in shared})
     name = f"compare-{base.dataset}-{base.model}-epochs{base.epochs}"

@@ -89,7 +89,7 @@ def _is_ours(path):
         return path.is_dir()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return False
     return isinstance(content, dict) and bool({"settings", "rows"} & set(content))
 

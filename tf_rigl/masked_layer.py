@@ -25,8 +25,8 @@ def random_mask(item, seed, index=0):
         A boolean tensor of the weight's shape.
     """
     rng = np.random.default_rng([seed, index])
-    scores = rng.integers(-(2**31), 2**31, size=item.weight.shape, dtype=np.int32)
-    return item.pattern.select(tf.constant(scores), item.target_active())
+    draw = functools.partial(rng.integers, -(2**31), 2**31, item.weight.shape, np.int32)
+    return item.pattern.select(tf.constant(draw()), item.target_active())
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")

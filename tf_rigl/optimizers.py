@@ -36,6 +36,16 @@ def moves_only_by_gradient(optimizer) -> bool:
     return type(optimizer) in _BY_GRADIENT and not by_norm and not divides_by_zero
 
 
+def fails_at_zero_blocks(optimizer) -> bool:
+    """Whether an optimizer divides by zero where all gradients of a block are zero.
+
+    Adafactor divides by the mean of what it keeps of a matrix, here of a block, and its default
+    `epsilon_1`, squared, is nothing in float32.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return isinstance(optimizer, optimizers.Adafactor) and optimizer.epsilon_1 < 1e-15
+
+
 def find_slots(optimizer, weights) -> dict[int, list]:
     """Finds the slots of each weight: moments, velocities, accumulators, averages.
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import time
+
+import numpy as np
 
 from tf_rigl import files
 from tf_rigl.settings import Settings
@@ -81,11 +84,10 @@ def _read(path, settings):
     try:
         result = json.loads(path.read_text())
         stored = Settings(**result["settings"])
-        for key in ("accuracy", "train_flops", "steps"):
-            float(result[key])
-        for key in ("flops", "dense_flops", "bytes", "dense_bytes"):
-            float(result["report"][key])
-    except (ValueError, KeyError, TypeError) as error:
+        _check_numbers(result, ("accuracy", "train_flops", "steps"))
+        _check_numbers(result["report"], ("flops", "dense_flops", "bytes", "dense_bytes"))
+        _check_inputs(result.get("input_connections"))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"The stored run {str(path)!r} cannot be used ({type(error).__name__}: {error}). "
             "Delete it to have it done again."
@@ -96,6 +98,26 @@ def _read(path, settings):
             f"right one done. Expected: {settings}. Received: {stored}"
         )
     return result
+
+
+def _check_numbers(result, keys):
+    """Raises if something is not a number from 0, or above for what others are divided by."""
+    for key in keys:
+        value = result[key]
+        if type(value) not in (int, float) or not 0 <= float(value) < math.inf:
+            raise ValueError(f"{key} must be a number from 0: {value!r}")
+        if key.startswith("dense") and value == 0:
+            raise ValueError(f"{key} must not be 0")
+
+
+def _check_inputs(inputs):
+    """Raises if what is there of the input's connections is not a list of pictures."""
+    if inputs is None:
+        return
+    counts = np.asarray(inputs["counts"], float)
+    images = (len(inputs["epochs"]), math.prod(inputs["shape"]))
+    if len(inputs["shape"]) != 3 or counts.shape != images or not (abs(counts) < 2**31).all():
+        raise ValueError(f"the counts of {inputs['shape']} inputs have shape {counts.shape}")
 
 
 def _create(lock):

@@ -275,6 +275,12 @@ class PolynomialDecay(_PruningSchedule):
         check_sparsity("initial_sparsity", self.initial_sparsity)
         if self.final_sparsity is not None:
             check_sparsity("final_sparsity", self.final_sparsity)
+            if self.initial_sparsity > self.final_sparsity:  # What is pruned does not come back.
+                raise ValueError(
+                    "Argument `initial_sparsity` must not be more than `final_sparsity`. Received: "
+                    f"initial_sparsity={self.initial_sparsity}, "
+                    f"final_sparsity={self.final_sparsity}"
+                )
         if (
             isinstance(self.power, bool)
             or not isinstance(self.power, numbers.Real)
@@ -305,6 +311,8 @@ class PolynomialDecay(_PruningSchedule):
         one, length = np.float32(1), np.float32(max(1, self.end_step - self.begin_step))
         # TensorFlow's graph optimizer makes products of quotients and of whole powers.
         way = np.float32(step - self.begin_step) * (one / length)
+        if self.begin_step == self.end_step:
+            way = np.float32(step >= self.end_step)  # All at once.
         rest = one - min(one, max(np.float32(0), way))
         if self.power in (1, 2, 3):
             power = (rest, rest * rest, rest * (rest * rest))[int(self.power) - 1]

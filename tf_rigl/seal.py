@@ -1,6 +1,7 @@
 """What files of models are checked by: damaged ones, and those of other models, are refused."""
 
 import json
+import math
 import operator
 import os
 import zipfile
@@ -9,6 +10,7 @@ import zlib
 import keras
 import numpy as np
 
+_STORING = ("save_own_variables", "load_own_variables")
 _MARK = b"tf_rigl crc32 "  # How a file of weights ends: this, and eight digits.
 
 
@@ -19,15 +21,16 @@ def close_file(path):
         file.write(end)
 
 
-def check_file(path):
+def check_file(path, required=False):
     """Raises a `ValueError` if a local file, of weights or of a model, is damaged.
 
-    One without a checksum, as plain Keras writes them, is not looked at.
+    One of weights without a checksum, as plain Keras writes them, is not looked at, unless
+    the checksum is `required`.
     """
     if not os.path.isfile(path):
         return
     try:
-        intact = _is_intact(path)
+        intact = _is_intact(path, required)
     except OSError:
         raise
     except Exception as error:  # `zipfile` raises many kinds.
@@ -36,18 +39,18 @@ def check_file(path):
         raise ValueError(f"The file {str(path)!r} is damaged: its checksum is another.")
 
 
-def _is_intact(path):
+def _is_intact(path, required):
     if str(path).endswith(".keras"):
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     size = os.path.getsize(path) - len(_MARK) - 8
     if size < 0:
-        return True
+        return not required
     with open(path, "rb") as file:
         file.seek(size)
         end = file.read()
     marked = sum(map(operator.eq, end, _MARK)) > len(_MARK) // 2  # The mark may be damaged too.
-    return not marked or end == _end(path, size)
+    return end == _end(path, size) if marked or required else True
 
 
 def _end(path, size):
@@ -72,6 +75,7 @@ class Seal(keras.layers.Layer):
         super().__init__(trainable=False, name="seal")
         # Not the model itself: Keras would track it.
         self._parts, self._recipe = lambda: _parts(model), lambda: _recipe(model)
+        self._paths = lambda: [item.path for item in model.masked_weights]
         self.built = True
 
     def save_own_variables(self, store):
@@ -79,22 +83,24 @@ class Seal(keras.layers.Layer):
         store["recipe"] = np.frombuffer(json.dumps(self._recipe()).encode(), np.uint8)
         for part, variables in self._parts().items():
             sums = [_sum(keras.ops.convert_to_numpy(variable)) for _, variable in variables]
-            store[part] = np.array(sums, np.uint64).reshape(-1, 2)
+            store[part] = np.array(sums, np.uint64).reshape(-1, 3)
 
     def load_own_variables(self, store):
         """Raises if something is not as it was stored."""
         keys = list(store.keys())
         if "recipe" in keys:
-            _compare(json.loads(np.asarray(store["recipe"]).tobytes()), self._recipe())
+            _compare(
+                json.loads(np.asarray(store["recipe"]).tobytes()), self._recipe(), self._paths()
+            )
         for part, variables in self._parts().items():
             # A dense model's file has none, one of another optimizer not as many.
-            if part not in keys or len(store[part]) != len(variables):
+            if part not in keys or np.shape(store[part]) != (len(variables), 3):
                 continue
             stored = np.asarray(store[part]).tolist()
-            for (path, variable), (size, checksum) in zip(variables, stored, strict=True):
+            for (path, variable), (size, kind, checksum) in zip(variables, stored, strict=True):
                 found = _sum(keras.ops.convert_to_numpy(variable))
-                # Of another size is what has been converted to another type.
-                if found[0] == size and found[1] != checksum:
+                # Of another size or type is what has been converted.
+                if found[:2] == [size, kind] and found[2] != checksum:
                     raise ValueError(
                         f"The file is damaged: {path!r} is not what was written to it."
                     )
@@ -106,7 +112,7 @@ def _recipe(model):
     return {"method": type(model.method).__name__, "weights": weights}
 
 
-def _compare(stored, own):
+def _compare(stored, own, paths):
     """Raises if a file is that of a model of another method, or with other sparsities."""
     if stored["method"] != own["method"]:
         raise ValueError(
@@ -117,18 +123,21 @@ def _compare(stored, own):
         raise ValueError(
             f"The file holds {len(stored['weights'])} masks, the model has {len(own['weights'])}."
         )
-    for number, (theirs, ours) in enumerate(zip(stored["weights"], own["weights"], strict=True)):
-        if theirs != ours:
+    for path, theirs, ours in zip(paths, stored["weights"], own["weights"], strict=True):
+        if not math.isclose(theirs[0], ours[0], abs_tol=1e-6) or theirs[1] != ours[1]:
             raise ValueError(
-                f"The file holds masks for other sparsities or patterns: masked weight {number} "
-                f"has {theirs[0]:.4f}, {theirs[1]}; here it has {ours[0]:.4f}, {ours[1]}."
+                f"The file holds masks for other sparsities or patterns: {path!r} has "
+                f"{theirs[0]:.4f}, {theirs[1]}; here it has {ours[0]:.4f}, {ours[1]}."
             )
 
 
 def _parts(model):
     """What is stored of a model, as lists of (path, array or variable)."""
     kept = {id(v): v for item in model.masked_weights for v in item.state.values()}
-    weights = [v for v in model.weights if id(v) not in kept]
+    left_out = {
+        id(v) for layer in model._flatten_layers() if _is_changed(layer) for v in layer.weights
+    }
+    weights = [v for v in model.weights if id(v) not in kept and id(v) not in left_out]
     optimizer = getattr(model, "optimizer", None)
     parts = {"weights": weights, "kept": kept.values(), "seeds": model._seed_states()}
     parts["optimizer"] = optimizer.variables if optimizer is not None else ()
@@ -136,6 +145,15 @@ def _parts(model):
     return {**parts, "step": [("step", np.int64(model.step))]}
 
 
+def _is_changed(layer):
+    """Whether what a layer stores may not be what it has: it merges LoRA, or stores as it likes."""
+    if getattr(layer, "lora_enabled", False) or isinstance(layer, keras.Model):
+        return getattr(layer, "lora_enabled", False)
+    modules = {getattr(type(layer), name).__module__ for name in _STORING}
+    return not all(module.startswith(("keras.", "tf_rigl.")) for module in modules)
+
+
 def _sum(array):
-    """How many bytes an array has, and their checksum."""
-    return [array.nbytes, zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))]
+    """How many bytes an array has, and the checksums of its type and of them."""
+    content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    return [array.nbytes, zlib.crc32(str(array.dtype).encode()), zlib.crc32(content)]

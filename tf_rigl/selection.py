@@ -100,11 +100,13 @@ def _kth_largest(keys, k):
         histogram = tf.raw_ops.DenseBincount(
             input=bucket_of, size=tf.constant(size), weights=tf.constant([], tf.int32)
         )[: 2**16]
+        del bucket_of  # Run eagerly, what has a name stays in memory.
         at_least = tf.cumsum(histogram, reverse=True)
         bucket = tf.reduce_sum(tf.cast(at_least >= k, tf.int32)) - 1
         k -= tf.gather(at_least, bucket) - tf.gather(histogram, bucket)
         found = bucket - 2**15 if inside is None else bucket
         hit = tf.equal(digit, found)
+        del digit
         inside = hit if inside is None else inside & hit
         threshold += tf.bitwise.left_shift(tf.cast(found, keys.dtype), tf.cast(shift, keys.dtype))
     return threshold, k

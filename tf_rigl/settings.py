@@ -132,7 +132,8 @@ class Settings:
         if interval is None:
             # No shorter than the window of gradients that are averaged.
             interval = min(100, max(1, steps // 50))
-            interval = max(interval, self.options.get("gradient_batches", 1))
+            batches = self.options.get("gradient_batches", 1)
+            interval = max(interval, check_integer("gradient_batches", batches, 1))
         given = {"drop_fraction": self.drop_fraction, "update_interval": interval, **self.options}
         taken = _constructor_arguments(cls)
         arguments = {key: value for key, value in given.items() if key in taken}

@@ -425,7 +425,10 @@ class SparseModel(keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         several = None
-        if self.steps_per_execution > 1 and not _workers.are_several(self.distribute_strategy):
+        # Where a subclass has a step of its own, nothing counts those that run at once.
+        own = type(self).train_step is not SparseModel.train_step
+        at_once = not own and not _workers.are_several(self.distribute_strategy)
+        if self.steps_per_execution > 1 and at_once:
             with self.distribute_strategy.scope():
                 self._run.seen = tf.Variable(
                     0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
@@ -448,6 +451,11 @@ class SparseModel(keras.Model):
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Saves the model as `keras.Model.save` does; a file is there whole or not at all."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "Argument `filepath` must end in `.keras`: sparse models cannot be read from HDF5. "
+                f"(`save_weights` writes `.weights.h5`.) Received: filepath={str(filepath)!r}"
+            )
         own = overwrite and zipped is not False and str(filepath).endswith(".keras")
         with files.beside_local(filepath, own) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
@@ -506,6 +514,9 @@ class SparseModel(keras.Model):
         masks.find(self)  # Masks that are due are drawn.
         variables = [*self.weights, *self._seed_states()]
         optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built:
+            with self.distribute_strategy.scope():
+                optimizer.build(self.trainable_variables)  # Else its state is left out.
         variables += optimizer.variables if optimizer is not None else []
         before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
         step, seed = self._step, self.seed
@@ -521,6 +532,9 @@ class SparseModel(keras.Model):
                 raise
             # Of HDF5, for example.
             raise ValueError(f"The file {str(filepath)!r} is damaged: {error}") from error
+        if skip_mismatch:  # Some may be loaded, and their masks not.
+            for item in self.masked_weights:
+                item.zero_masked(item.weight)
 
     @property
     def _seal(self):

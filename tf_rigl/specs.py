@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import re
 
 from tf_rigl._arguments import unknown_name
@@ -53,7 +54,7 @@ class Spec:
         except ValueError as error:
             raise ValueError(f"In {str(self)!r}: {error}") from error
         epochs = result.epochs * self.times
-        if epochs < 1 or epochs != int(epochs):
+        if not 1 <= epochs < math.inf or epochs != int(epochs):
             raise ValueError(
                 f"{str(self)!r} must train for a whole number of epochs. Received: {epochs:g}"
             )

@@ -120,7 +120,8 @@ def resolve(
     if asked and not any(zeros):
         raise ValueError(
             "The sparsity cannot be met: no layer would have a single zero. Received: "
-            f"sparsity={sparsity}, distribution={distribution!r}, maskable weights: {shapes}"
+            f"sparsity={sparsity}, distribution={distribution!r}, pattern='{pattern}', "
+            f"maskable weights: {shapes}"
         )
     advice = (
         "A distribution gives small layers less than others: take 'uniform' or 'uniform_all' for "

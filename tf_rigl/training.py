@@ -103,10 +103,14 @@ def train_function(model, several=None):
             iterator = _begin(model, iterator)
         left = model.steps_per_execution
         while run.skip and left:
-            next(iterator)
+            try:
+                next(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                run.skip = 0  # They are this epoch's.
+                raise
             run.skip, left = run.skip - 1, left - 1
         if not left:
-            return {}
+            return model.get_metrics_result()  # Callbacks look for their names.
         numbers = range(model.step, model.step + left)
         whole = several is not None and left == model.steps_per_execution
         if whole and all(_is_ordinary(model, step) for step in numbers):
@@ -272,6 +276,12 @@ def _begin(model, iterator):
     _check_initial_masks(model)
     _check_goes_with_method(model.method, items)
     _workers.check_equal(model)
+    if any(item.is_packed for item in items) and optimizers.fails_at_zero_blocks(model.optimizer):
+        warnings.warn(
+            "Adafactor gives NaN where all gradients of a block are zero, unless it is made with "
+            "`epsilon_1=1e-12` or so.",
+            stacklevel=2,
+        )
     model._add_state()
     if not model.optimizer.built:
         with model.distribute_strategy.scope():

@@ -35,7 +35,7 @@ def obstacle(layer, shape, pattern):
     if isinstance(layer, keras.layers.EinsumDense) and not layers.projects_last_axes(layer):
         return "it does not project last axes"
     if isinstance(layer, keras.layers.Conv2D) and not layers.is_pointwise(layer):
-        return "not a 1x1 convolution"
+        return "not a plain 1x1 convolution"
     if getattr(layer, "kernel_constraint", None) is not None:
         return "a kernel constraint"
     # Others may need the whole kernel.
@@ -74,7 +74,8 @@ def check(pattern, method):
     if method.begins_dense or method.state_names:
         raise ValueError(
             "Argument `compute='sparse'` needs a method that begins sparse and keeps nothing of "
-            f"gradients: 'rigl', 'set' or 'static'. Received: method={method!r}"
+            "gradients: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
+            f"Received: method={method!r}"
         )
     return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})
 
@@ -91,24 +92,40 @@ def plan(model, recipe, method, seed):
     by_path = {each.path: each for each in found}
     attentions = by_projection(model)
     replaced, masked, far = {}, {}, []
+    reasons, asked_in_all, reached_in_all = [], 0.0, 0.0
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
-        if target.sparsity > 0 and obstacle_in_place(each, target.pattern, attentions) is None:
+        asked = reached = 1 - target.sparsity
+        reason = obstacle_in_place(each, target.pattern, attentions) if asked < 1 else "dense"
+        reasons.append(f"{path} ({reason})")
+        if reason is None:
             holder = attentions.get(id(each.layer), each.layer)
             item = MaskedWeight(path, each.weight, None, target.sparsity, target.pattern)
             mask = method.initial_mask(item, seed, number)
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
             blocks[each.layer.name] = (target.pattern, mask)
-            asked = 1 - target.sparsity
             reached = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
             if not asked / 2 <= reached <= 2 * asked:
                 far.append(f"{path} {reached:.3g} for {asked:.3g}")
         else:
             masked[path] = (number, target)
-    if far:
+        entries = each.weight.shape.num_elements()
+        asked_in_all, reached_in_all = (
+            asked_in_all + asked * entries,
+            reached_in_all + reached * entries,
+        )
+    if not replaced:
         warnings.warn(
-            "A column of blocks has too few of them for the density asked for: "
-            f"{', '.join(far)}. Smaller blocks come closer.",
+            "No layer can store its kernel as blocks, so all compute is as for masks: "
+            f"{', '.join(reasons)}",
+            stacklevel=4,
+        )
+    elif far or reached_in_all > 1.25 * asked_in_all:
+        layers = f": {', '.join(far)}" if far else ""
+        warnings.warn(
+            f"A column of blocks has too few of them for the density asked for{layers}. In all "
+            f"weights together {reached_in_all / asked_in_all:.3g} times as many are left as were "
+            "asked for. Smaller blocks come closer.",
             stacklevel=4,
         )
     return replaced, masked

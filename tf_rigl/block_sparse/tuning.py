@@ -5,6 +5,7 @@ import functools
 import numbers
 import statistics
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -108,7 +109,8 @@ def tune(
 
     >>> tuning = tf_rigl.block_sparse.tune(model, batch_size=256)
     >>> print(tuning)
-    >>> pattern = f"block_{tuning.best}x{tuning.best}"
+    >>> block = tuning.best or 32  # None: the dense model was the fastest.
+    >>> pattern = f"block_{block}x{block}"
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
     """
     from tf_rigl import convert  # It needs this package itself.
@@ -139,17 +141,20 @@ def tune(
             f"Received: block_sizes={block_sizes!r}"
         )
     models = {None: keras.models.clone_model(model)}
-    for size in possible:
-        models[size] = tf_rigl.sparsify(
-            model,
-            method="static",
-            sparsity=check_sparsity("sparsity", 1 - density),
-            distribution=distribution,
-            pattern=patterns.Block(size, size),
-            exclude=exclude,
-            seed=0,
-            compute="sparse",
-        )
+    make = functools.partial(
+        tf_rigl.sparsify,
+        model,
+        method="static",
+        sparsity=check_sparsity("sparsity", 1 - density),
+        distribution=distribution,
+        exclude=exclude,
+        seed=0,
+        compute="sparse",
+    )
+    with warnings.catch_warnings():
+        # The table shows the sparsity of each.
+        warnings.filterwarnings("ignore", "A column of blocks")
+        models |= {size: make(pattern=patterns.Block(size, size)) for size in possible}
     if inputs is None:
         # A Sequential model has no `input` before it is called.
         wanted = model.inputs[0] if isinstance(model, keras.Sequential) else model.input

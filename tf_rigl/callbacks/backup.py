@@ -8,6 +8,7 @@ import h5py
 import keras
 
 from tf_rigl import _workers, files, seal
+from tf_rigl._arguments import check_integer
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -22,11 +23,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     - among several processes, the first one writes; all of them read.
 
     The run that goes on is the same to the last bit if operations are deterministic
-    (`tf.config.experimental.enable_op_determinism`) and the data give the same batches in the
-    same order in that epoch: without shuffling, or shuffled by the number of the epoch
-    (`keras.utils.PyDataset.on_epoch_end` is not called for epochs that are not run). The
-    state of other callbacks is not part of a backup, as in Keras; nor are the metrics of the
-    epoch so far.
+    (`tf.config.experimental.enable_op_determinism`) and the data begin each epoch anew, with the
+    same batches in the same order in a new process: no shuffling, or
+    `dataset.shuffle(..., seed=0, reshuffle_each_iteration=False)`, or a `keras.utils.PyDataset`
+    whose order follows from the number of the epoch, with `shuffle=False` in `fit`. Where data
+    run on across epochs (`repeat()` or a generator with `steps_per_epoch`), or are shuffled
+    otherwise, it goes on with other batches than it would have seen. The state of other
+    callbacks is not part of a backup, as in Keras, nor are the metrics of the epoch so far;
+    put callbacks that change the learning rate before this one.
 
     Args:
         backup_dir: str or path, a folder of its own. Several workers must share it.
@@ -48,18 +52,41 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def __init__(
         self, backup_dir, save_freq="epoch", double_checkpoint=False, delete_checkpoint=True
     ):
+        if not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
+            raise ValueError(
+                "Argument `backup_dir` must be the path of a folder in a file system. "
+                f"Received: backup_dir={backup_dir!r}"
+            )
+        if save_freq != "epoch":
+            check_integer("save_freq", save_freq, 1)
         backup_dir = os.fspath(backup_dir)
         super().__init__(backup_dir, save_freq, double_checkpoint, delete_checkpoint)
         self._latest = pathlib.Path(backup_dir, "latest.weights.h5")
         self._previous = pathlib.Path(backup_dir, "previous.weights.h5")
 
+    def set_model(self, model):
+        """Takes the model that `fit` trains."""
+        if not hasattr(model, "masked_weights"):
+            raise ValueError(
+                "`tf_rigl.callbacks.BackupAndRestore` is for a `tf_rigl.SparseModel`; Keras has "
+                f"one for others. Received: model={model!r}"
+            )
+        super().set_model(model)
+
     def on_train_begin(self, logs=None):
         """Restores the last backup, if there is one."""
+        self._due = self._trained = False
+        if not self.model.built:
+            raise ValueError("The model has to be built before `fit`, by a call for example.")
         paths = [path for path in (self._latest, self._previous) if path.exists()]
         for path in paths:
             try:
                 self._restore(path)
+                if path == self._previous and self._latest.exists() and self._writes():
+                    self._latest.unlink()  # Else the next backup would take the good one's place.
                 return
+            except MemoryError:
+                raise
             except Exception as error:  # HDF5 raises all kinds.
                 if path == paths[-1]:
                     raise ValueError(
@@ -72,42 +99,50 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def _restore(self, path):
         model = self.model
-        if not model.built:
-            raise ValueError("The model has to be built before `fit`, by a call for example.")
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
-        seal.check_file(path)
+        seal.check_file(path, required=True)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
         model.load_weights(path)
-        if batches >= (self.params.get("steps") or batches + 1):
-            epoch, batches = epoch + 1, 0
         model._initial_epoch = epoch
         model._run.skip = batches
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Keeps the number of the epoch for the next backup."""
-        self._current_epoch, self._batches = epoch, 0
+        """Keeps the number of the epoch for the next backup, and where it began."""
+        self._current_epoch = epoch
+        self._left_out = self.model._run.skip
+        self._first_step = self.model.step - self._left_out
+        self._last_batch_seen = max(0, self._left_out - 1)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Writes a backup where one is due."""
-        self._batches = batch + 1
-        if not self.model._run.skip:
-            super().on_train_batch_end(batch, logs)
+        """Writes a backup where one is due; after the last batch when the epoch has ended."""
+        if batch < self._left_out or not self._should_save_on_batch(batch):
+            return
+        if batch + 1 == self.params.get("steps"):
+            self._due = True
+        else:
+            self._write(self._current_epoch, self.model.step - self._first_step)
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes a backup where one is due."""
-        self._batches = 0
-        super().on_epoch_end(epoch, logs)
+        self._trained = True
+        self._last_batch_seen = 0
+        if self._due or self.save_freq == "epoch":
+            self._due = False
+            self._write(epoch + 1, 0)
 
-    def _save_model(self):
-        if not _workers.is_chief(self.model.distribute_strategy):
+    def _writes(self):
+        return _workers.is_chief(self.model.distribute_strategy)
+
+    def _write(self, epoch, batches):
+        if not self._writes():
             return
         with files.beside(self._latest) as path:
             self.model.save_weights(path)
             with h5py.File(path, "a") as file:
-                file.attrs["epoch"], file.attrs["batches"] = self._current_epoch, self._batches
+                file.attrs["epoch"], file.attrs["batches"] = epoch, batches
             seal.close_file(path)  # Anew: it has been changed.
             if self.double_checkpoint and self._latest.exists():
                 os.replace(self._latest, self._previous)
@@ -116,6 +151,6 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             left.unlink(missing_ok=True)
 
     def on_train_end(self, logs=None):
-        """Deletes the backups, if they are to go."""
-        if _workers.is_chief(self.model.distribute_strategy):
+        """Deletes the backups, if they are to go and the run was not over before it began."""
+        if self._writes() and self._trained:
             super().on_train_end(logs)

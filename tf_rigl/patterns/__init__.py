@@ -59,4 +59,7 @@ def get(identifier) -> Pattern:
         found = re.fullmatch(expression, identifier)
         if found:
             return cls(*map(int, found.groups()))
-    raise unknown_name("pattern", identifier, _EXAMPLES)
+    raise ValueError(
+        f"{unknown_name('pattern', identifier, _EXAMPLES)} (Any sizes will do: "
+        "'block_ROWSxCOLUMNS', such as 'block_64x64'.)"
+    )
