@@ -136,7 +136,7 @@ UPDATES = {
 }
 
 
-FOUR = times(["rigl", "snip"], list(UPDATES))
+FOUR = times(["rigl"], list(UPDATES))
 
 
 @pytest.mark.parametrize(("replicas", "names"), [(2, [*UPDATES, "loaded"]), (4, FOUR)])

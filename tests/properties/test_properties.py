@@ -177,10 +177,15 @@ def prune(method, pool):
 
 
 def scores_of(method, weight, gradient):
+    # TensorFlow takes subnormal numbers for zero, as factors and as products.
+    weight, gradient = without_subnormals(weight), without_subnormals(gradient)
     with np.errstate(all="ignore"):
         scores = np.abs(weight * gradient if isinstance(method, methods.SNIP) else weight)
-    # TensorFlow takes a subnormal product for zero.
-    return np.where(scores < np.finfo(np.float32).tiny, np.float32(0), scores)
+    return without_subnormals(scores)
+
+
+def without_subnormals(values):
+    return np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)
 
 
 @some
