@@ -85,8 +85,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 if path == self._previous and self._latest.exists() and self._writes():
                     self._latest.unlink()  # Else the next backup would take the good one's place.
                 return
-            except MemoryError:
-                raise
+            except (MemoryError, OSError):
+                raise  # Of the machine, not of the file: the next attempt may read it.
             except Exception as error:  # HDF5 raises all kinds.
                 if path == paths[-1]:
                     raise ValueError(
