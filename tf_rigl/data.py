@@ -65,6 +65,44 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
     >>> data.input_shape, data.num_classes, len(data.train)
     ((8, 8, 1), 10, 23)
     """
+    train, test, shape, classes = _examples(name, data_dir)
+    buffer = max(1, min(int(train.cardinality()), 100_000))
+    train = train.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
+    return Data(
+        name,
+        train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        test.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        shape,
+        classes,
+    )
+
+
+def arrays(name="digits", *, data_dir=None) -> Data:
+    """Loads a data set into memory, in the order in which it is stored.
+
+    Args:
+        name, data_dir: as for `load`, which raises the same errors.
+
+    Returns:
+        A `Data` whose `train` and `test` are tuples of two arrays: images, float32 in [0, 1],
+        and labels, int32.
+
+    Example:
+
+    >>> x, y = arrays("digits").train
+    >>> x.shape, y.shape
+    ((1437, 8, 8, 1), (1437,))
+    """
+    train, test, shape, classes = _examples(name, data_dir)
+    pairs = []
+    for part in (train, test):
+        batches = part.batch(1000).as_numpy_iterator()
+        pairs.append(tuple(np.concatenate(each) for each in zip(*batches, strict=True)))
+    return Data(name, *pairs, shape, classes)
+
+
+def _examples(name, data_dir):
+    """Training and test examples, shape of an image, number of classes."""
     if name == "digits":
         train, test = _digits()
         shape, classes = (8, 8, 1), 10
@@ -82,16 +120,7 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
         small = 0 < size * int(np.prod(shape)) * 4 < _IN_MEMORY
         return examples.cache() if small else examples
 
-    train = pipeline(train)
-    buffer = max(1, min(int(train.cardinality()), 100_000))
-    train = train.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
-    return Data(
-        name,
-        train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
-        pipeline(test).batch(batch_size).prefetch(tf.data.AUTOTUNE),
-        shape,
-        classes,
-    )
+    return pipeline(train), pipeline(test), shape, classes
 
 
 def _digits():
