@@ -1,0 +1,141 @@
+"""How much faster networks run without the channels that were pruned.
+
+    python benchmarks/removal.py
+
+removes a share of all channels, the same in each layer, from networks of several kinds, checks
+that the smaller one's outputs are those of the masked large one, and measures one image in
+LiteRT (one thread), and batches of 64 by `predict` in Keras: all shares of a network take
+turns, several rounds, median. Beside them the same channels as zeros, which gain nothing. Writes
+ratios to the dense network as JSON and a table.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+import warnings
+
+import keras
+import numpy as np
+
+import tf_rigl
+from tf_rigl import files, lottery, models
+from tf_rigl.export import latency
+
+NETWORKS = {
+    "small_vgg": (models.small_vgg, (28, 28, 1)),
+    "resnet_50, 64x64": (models.resnet_50, (64, 64, 3)),
+    "small_mobilenet, 96x96": (models.small_mobilenet, (96, 96, 3)),
+}
+FRACTIONS = (0.3, 0.5, 0.7)
+BATCH = 64
+
+
+def random_masks(model, fraction, seed=0):
+    """Masks that keep the same share of each layer's channels."""
+    rng = np.random.default_rng(seed)
+    everything = lottery.channel_masks(model, 0)
+    masks = {}
+    for path, mask in everything.items():
+        order = rng.permutation(mask.size)
+        masks[path] = order >= round(fraction * mask.size)
+    return masks
+
+
+def difference(model, small, masks, images):
+    """The largest difference of outputs, over the largest output."""
+    large = lottery.mask_channels(model, masks)
+    one, other = (keras.ops.convert_to_numpy(m(images, training=False)) for m in (large, small))
+    return float(np.abs(one - other).max() / np.abs(one).max())
+
+
+def keras_seconds(built, images, rounds):
+    """Median seconds of `predict_on_batch`, all models taking turns."""
+    for model in built:
+        model.compile(jit_compile=False)
+        model.predict_on_batch(images)
+    taken = [[] for _ in built]
+    for _ in range(rounds):
+        for model, seconds in zip(built, taken, strict=True):
+            began = time.perf_counter()
+            model.predict_on_batch(images)
+            seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def measure(name, rounds):
+    """Rows of a network: dense first."""
+    make, shape = NETWORKS[name]
+    keras.utils.set_random_seed(0)
+    model = make(shape, 10)
+    rng = np.random.default_rng(0)
+    for layer in model._flatten_layers():
+        # As after training: nothing is 0 or 1 by itself.
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
+            layer.beta.assign(rng.uniform(-0.3, 0.3, layer.beta.shape))
+    images = rng.random((BATCH, *shape), "float32")
+    rows, built = [{"label": "dense", "fraction": 0.0}], [model]
+    for fraction in FRACTIONS:
+        masks = random_masks(model, fraction)
+        small = lottery.remove_channels(model, masks)
+        far = difference(model, small, masks, images[:4])
+        if far > 1e-4:
+            raise RuntimeError(f"{name}, {fraction}: outputs differ by {far}.")
+        rows.append({"label": f"{fraction:.0%} removed", "fraction": fraction, "difference": far})
+        built.append(small)
+    rows.append({"label": "50% masked, not removed", "fraction": 0.5})
+    built.append(lottery.mask_channels(model, random_masks(model, 0.5)))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder, f"{number}.tflite") for number in range(len(built))]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'.*' is not a `tf_rigl.SparseModel`")
+            for path, each in zip(paths, built, strict=True):
+                tf_rigl.export_tflite(each, path)
+        litert = latency([str(path) for path in paths], rounds=rounds)
+        sizes = [path.stat().st_size for path in paths]
+    in_keras = keras_seconds(built, images, rounds)
+    for row, each, *numbers in zip(rows, built, litert, in_keras, sizes, strict=True):
+        row["parameters"] = each.count_params()
+        row["flops"] = tf_rigl.report(each).dense_flops
+        row["litert_seconds"], row["keras_seconds"], row["bytes"] = numbers
+    return rows
+
+
+def table(results):
+    """Ratios to dense as Markdown."""
+    lines = [
+        "| network | | FLOPs | LiteRT file | LiteRT: times faster | Keras: times faster |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, rows in results.items():
+        dense = rows[0]
+        for row in rows[1:]:
+            faster = [f"{dense[key] / row[key]:.2f}" for key in ("litert_seconds", "keras_seconds")]
+            lines.append(
+                f"| {name} | {row['label']} | {row['flops'] / dense['flops']:.2f} "
+                f"| {row['bytes'] / dense['bytes']:.2f} | {' | '.join(faster)} |"
+            )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    add = parser.add_argument
+    add("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    add("--rounds", type=int, default=25)
+    add("--output", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    results = {}
+    for name in options.networks:
+        results[name] = measure(name, options.rounds)
+        print(name, flush=True)
+    files.write_text(options.output, files.to_json({"batch": BATCH, "results": results}))
+    text = table(results)
+    files.write_text(options.output.with_suffix(".md"), text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
