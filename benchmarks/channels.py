@@ -27,7 +27,7 @@ import numpy as np
 import tf_rigl
 from tf_rigl import data, files, lottery, models, plots
 
-BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 1e-3, 1e-4, 2.0
+BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 2e-3, 1e-4, 2.0
 
 
 class Keep(keras.callbacks.Callback):
