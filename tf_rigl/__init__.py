@@ -36,6 +36,7 @@ _MODULES = (
     "patterns",
     "schedules",
 )
+_OPTIONAL = ("plots",)  # Needs matplotlib, without which `import *` has to work.
 _WITHOUT_KERAS = ("data", "distributions", "schedules")
 
 __all__ = [*_HOME, *_MODULES]
@@ -48,13 +49,13 @@ def __getattr__(name):
         value = getattr(importlib.import_module(f"tf_rigl.{_HOME[name]}"), name)
         globals()[name] = value
         return value
-    if name in _MODULES:
+    if name in _MODULES or name in _OPTIONAL:
         return importlib.import_module(f"tf_rigl.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_OPTIONAL})
 
 
 @wrapt.when_imported("keras")
