@@ -342,7 +342,8 @@ def test_more_rounds_are_done_in_the_same_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, "differs in weights"),
+        ({"model": {"seed": 1}}, "differs in weights"),
+        ({"model": {"activation": "relu"}}, "differs in layers"),
         ({"prune_fraction": 0.3}, "differs in fractions"),
         ({"rates": {"head": 0.1}}, "differs in fractions"),
         ({"exclude": ["head"]}, "differs in fractions"),
@@ -354,8 +355,11 @@ def test_more_rounds_are_done_in_the_same_folder(folder, tmp_path):
 def test_a_folder_of_another_search_is_refused(changes, message, folder):
     before = {path: path.read_bytes() for path in folder[0].iterdir()}
     if "model" in changes:
-        keras.utils.set_random_seed(1)
-        changes = {"model": mlp()}
+        keras.utils.set_random_seed(changes["model"].get("seed", 0))
+        model = mlp()
+        name = changes["model"].get("activation", "tanh")
+        model.get_layer("hidden").activation = keras.activations.get(name)
+        changes = {"model": model}
     with pytest.raises(ValueError, match=rf"Argument `folder` .*{message}\. Received: folder='"):
         stored(folder[0], **changes)
     assert {path: path.read_bytes() for path in folder[0].iterdir()} == before
@@ -468,6 +472,83 @@ def test_a_fit_that_returns_something_else():
         lottery.find_ticket(mlp(), lambda model: 3.0, rounds=1)
 
 
+def test_a_history_is_kept_as_far_as_json_can_hold_it(tmp_path):
+    history = {
+        "loss": [np.float32(1.5), None],
+        "by_class": {"a": [np.int64(1)]},
+        "ragged": [[1], [1, 2]],
+        "confusion": [keras.ops.ones((2, 2))],
+        "when": [object()],
+    }
+    with pytest.warns(UserWarning, match="History 'when' is left out"):
+        (ticket,) = lottery.find_ticket(mlp(), lambda model: history, rounds=0, folder=tmp_path)
+    assert ticket.history == {
+        "loss": [1.5, None],
+        "by_class": {"a": [1]},
+        "ragged": [[1], [1, 2]],
+        "confusion": [[[1.0, 1.0], [1.0, 1.0]]],
+    }
+    assert lottery.Ticket.load(tmp_path / "round_00.npz").history == ticket.history
+
+
+def test_weights_that_are_not_finite_are_told_of():
+    def diverge(model):
+        model.masked_weights[0].weight.assign(np.full((FEATURES, 8), np.nan))
+
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(8, name="only")])
+    with pytest.warns(UserWarning, match=r"round 0 .*not finite.*only/kernel"):
+        lottery.find_ticket(model, diverge, rounds=1)
+
+
+def test_models_with_losses_that_keras_cannot_find_again():
+    model = mlp()
+    model.compile("sgd", lambda y, prediction: keras.ops.mean(prediction**2))
+    tickets = lottery.find_ticket(model, fit, rounds=1)
+    assert model.compiled
+    lottery.scratch_e(tickets[1], model, trainer([]), 1)
+
+
+@pytest.mark.filterwarnings("ignore:Keras cannot clone")
+def test_a_model_that_cannot_be_cloned_has_its_weights_back(tmp_path):
+    class Own(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.hidden = keras.layers.Dense(units, name="hidden")
+            self.dropout = keras.layers.Dropout(0.3, seed=1)
+
+        def call(self, x, training=False):
+            return self.dropout(self.hidden(x), training=training)
+
+        def get_config(self):
+            raise NotImplementedError("none")
+
+    model = Own(CLASSES)
+    model(X[:1])
+    before = weights_of(model)
+    whole = lottery.find_ticket(model, fit, rounds=2, folder=tmp_path / "whole")
+    assert same_arrays(weights_of(model), before)
+    (tmp_path / "cut").mkdir()
+    for name in ("search.json", "round_00.npz"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    for one, other in zip(
+        whole, lottery.find_ticket(model, fit, rounds=2, folder=tmp_path / "cut"), strict=True
+    ):
+        check_equal(one, other)
+    with pytest.raises(ValueError, match="Argument `model` must be one that Keras can clone"):
+        lottery.reinitialised(whole[1], model)
+
+
+def test_steps_of_a_model_of_its_own_are_not_taken_over_silently():
+    class Stepping(Subclassed):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = Stepping()
+    model(X[:1])
+    with pytest.warns(UserWarning, match="Stepping defines train_step"):
+        lottery.find_ticket(model, fit, rounds=0)
+
+
 def test_a_rewind_step_within_an_execution_of_several():
     def several(model):
         model.compile("sgd", LOSS, steps_per_execution=2)
@@ -519,8 +600,8 @@ def test_a_random_mask_is_drawn_evenly(found):
 
 
 def test_a_shuffled_mask_has_the_numbers_of_each_unit(found):
-    ticket = found[1][3]
-    one, other, again = (lottery.shuffled(ticket, seed) for seed in (0, 1, 0))
+    model, ticket = found[0], found[1][3]
+    one, other, again = (lottery.shuffled(ticket, model, seed) for seed in (0, 1, 0))
     check_equal(one, again)
     for path, mask in ticket.masks.items():
         for control in (one, other):
@@ -530,11 +611,23 @@ def test_a_shuffled_mask_has_the_numbers_of_each_unit(found):
     assert same_arrays(one.weights, ticket.weights)
 
 
-def test_shuffling_keeps_the_units_of_a_convolution():
-    mask = np.random.default_rng(0).random((3, 3, 4, 5)) < 0.3
-    (new,) = lottery.shuffled(lottery.Ticket({"c": mask}, [])).masks.values()
-    np.testing.assert_array_equal(new.sum((0, 1, 2)), mask.sum((0, 1, 2)))
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (keras.layers.Conv2D(5, 3, name="layer"), (0, 1, 2)),
+        (keras.layers.Conv2DTranspose(5, 3, name="layer"), (0, 1, 3)),
+        (keras.layers.EinsumDense("abcd,dhk->abchk", (None, None, 5, 3), name="layer"), (0,)),
+    ],
+)
+def test_shuffling_keeps_the_units_of_every_layer(layer, axes):
+    model = keras.Sequential([keras.Input((6, 6, 8)), layer])
+    mask = np.random.default_rng(0).random(tuple(layer.kernel.shape)) < 0.3
+    ticket = lottery.Ticket({"layer/kernel": mask}, [])
+    (new,) = lottery.shuffled(ticket, model).masks.values()
+    np.testing.assert_array_equal(new.sum(axes), mask.sum(axes))
     assert not np.array_equal(new, mask)
+    with pytest.raises(ValueError, match="Argument `model` must be the one that was searched"):
+        lottery.shuffled(ticket, mlp())
 
 
 def test_new_weights_under_the_same_mask(found):
@@ -584,6 +677,28 @@ def test_initializers_with_seeds_of_their_own_are_refused():
     (ticket,) = lottery.find_ticket(model, lambda model: None, rounds=0)
     with pytest.raises(ValueError, match=f"draws the same weights again.*{layer.kernel.path}"):
         lottery.reinitialised(ticket, model)
+
+
+def test_initializers_without_chance_are_no_hindrance():
+    layers = [keras.Input((4, FEATURES)), keras.layers.LSTM(3), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    (ticket,) = lottery.find_ticket(model, lambda model: None, rounds=0)
+    new = lottery.reinitialised(ticket, model)
+    assert not np.array_equal(new.weights[0], ticket.weights[0])
+    np.testing.assert_array_equal(new.weights[2], ticket.weights[2])  # The forget gate's ones.
+
+
+def test_new_weights_come_with_new_statistics_unless_they_are_frozen():
+    k = keras.layers
+    layers = [k.BatchNormalization(trainable=False), k.Dense(CLASSES), k.BatchNormalization()]
+    model = keras.Sequential([keras.Input((FEATURES,)), *layers])
+    for layer in (layers[0], layers[2]):
+        layer.moving_mean.assign(keras.ops.full_like(layer.moving_mean, 3.0))
+        layer.moving_variance.assign(keras.ops.full_like(layer.moving_variance, 2.0))
+    new = lottery.scratch_e(model, model, lambda model, epochs: None, 1).model
+    kept, _, fresh = new.layers
+    assert (kept.moving_mean[0], kept.moving_variance[0]) == (3.0, 2.0)
+    assert (fresh.moving_mean[0], fresh.moving_variance[0]) == (0.0, 1.0)
 
 
 def test_a_mask_found_elsewhere(found):
@@ -688,6 +803,13 @@ def test_a_smaller_model_from_scratch_and_fine_tuned():
     assert same_arrays(calls[2][0], before)
     assert not np.array_equal(calls[0][0][0], before[0])
     assert not same_arrays(weights_of(tuned.model), before)
+
+
+def test_what_has_masks_is_no_smaller_model():
+    sparse = tf_rigl.sparsify(mlp(), "static", sparsity=0.5)
+    for protocol in (lottery.scratch_e, lottery.scratch_b, lottery.fine_tune):
+        with pytest.raises(ValueError, match="Argument `pruned` must be"):
+            protocol(sparse, mlp(), trainer([]), 1)
 
 
 def test_bad_arguments_of_scratch(found):

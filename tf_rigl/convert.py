@@ -1,5 +1,6 @@
 """`sparsify` and `strip`: from an ordinary Keras model to a sparse one, and back."""
 
+import contextlib
 import functools
 import math
 import warnings
@@ -21,6 +22,8 @@ from tf_rigl.sparsified import SparsifiedGraph, SparsifiedModel
 
 # The default sparsity, told apart from the same number given by the caller.
 _LEFT_OUT = type("Default", (float,), {})(0.9)
+# What a user's class may raise when it is made from its configuration.
+_CLONE_ERRORS = (NotImplementedError, TypeError, ValueError, AttributeError, KeyError)
 # What a subclass of `keras.Model` may define, and a sparse copy of it does not take over.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
@@ -123,13 +126,7 @@ def sparsify(
         "fixed": fixed,
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
-    own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
-    if own:
-        warnings.warn(
-            f"{type(model).__name__} defines {', '.join(own)}: a sparse model uses those of Keras "
-            "and its own. To combine them, subclass `tf_rigl.SparseModel`.",
-            stacklevel=2,
-        )
+    warn_of_own_steps(model, stacklevel=3)
     with model.distribute_strategy.scope():
         if compute == "sparse":
             return _block_sparse(model, arguments)
@@ -140,13 +137,25 @@ def sparsify(
         return SparsifiedModel(copy, **arguments)
 
 
+def warn_of_own_steps(model, stacklevel):
+    """Warns of methods of a model that its sparse copy will not have."""
+    own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
+    if own:
+        warnings.warn(
+            f"{type(model).__name__} defines {', '.join(own)}: a sparse model uses those of Keras "
+            "and its own. To combine them, subclass `tf_rigl.SparseModel`.",
+            stacklevel=stacklevel,
+        )
+
+
 def with_masks(model, masks) -> SparseModel:
     """A copy of a dense model with given masks, which it keeps.
 
     Args:
-        model: a built `keras.Model`.
+        model: a built `keras.Model`. One that Keras cannot clone is changed in place.
         masks: dict of path to boolean array.
     """
+    warn_of_own_steps(model, stacklevel=4)
     found = {each.path: each for each in maskable.find(model, include_self=False)}
     pattern, numbered = patterns.get("unstructured"), {}
     for number, (path, mask) in enumerate(masks.items()):
@@ -172,10 +181,20 @@ def with_masks(model, masks) -> SparseModel:
 
 
 def fresh_copy(model):
-    """A copy of a model without its weights: they are drawn anew."""
-    copy = keras.models.clone_model(model)
-    if not copy.built:
-        copy.build_from_config(model.get_build_config())
+    """A copy of a model without its weights: they are drawn anew.
+
+    Raises:
+        ValueError: if Keras cannot clone the model.
+    """
+    try:
+        with SafeModeScope(False), _not_compiled(model):
+            copy = keras.models.clone_model(model)
+        if not copy.built:
+            copy.build_from_config(model.get_build_config())
+        if [tuple(v.shape) for v in copy.weights] != [tuple(v.shape) for v in model.weights]:
+            raise _CannotCopyError(f"the copy of {model.name!r} has other weights")
+    except (*_CLONE_ERRORS, _CannotCopyError) as error:
+        raise _not_clonable(model, error) from error
     return copy
 
 
@@ -194,10 +213,13 @@ def copied(model, makers=None):
         try:
             return _copy_graph(model, makers) if is_graph(model) else _copy_subclassed(model)
         except _CannotCopyError as error:
-            raise ValueError(
-                f"Argument `model` must be one that Keras can clone. Received: model={model!r} "
-                f"({error})"
-            ) from error
+            raise _not_clonable(model, error) from error
+
+
+def _not_clonable(model, error):
+    return ValueError(
+        f"Argument `model` must be one that Keras can clone. Received: model={model!r} ({error})"
+    )
 
 
 def twin(layer, **changes):
@@ -213,7 +235,7 @@ def twin(layer, **changes):
     try:
         with SafeModeScope(False):
             new = type(layer).from_config({**layer.get_config(), **changes})
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except _CLONE_ERRORS as error:
         raise ValueError(f"Keras cannot clone the layer {layer.name!r}: {error}") from error
     return new, functools.partial(_copy_state, layer, new)
 
@@ -394,7 +416,8 @@ def _copy_graph(model, makers=None):
         pairs.append((original, _clone(original)))
         return pairs[-1][1]
 
-    copy = keras.models.clone_model(model, clone_function=copy_operation)
+    with _not_compiled(model):
+        copy = keras.models.clone_model(model, clone_function=copy_operation)
     for original, twin in pairs:
         _copy_state(original, twin)
     for fill in fillings:
@@ -402,10 +425,20 @@ def _copy_graph(model, makers=None):
     copy._trainable = model._trainable
     # Shared across the border of a nested model. (Block-sparse layers have a variable more,
     # wrappers are a layer more.)
-    counts = (_state, _layers) if fillings else (_state,)
+    counts = (state, _layers) if fillings else (state,)
     if all(len(count(copy)) != len(count(model)) for count in counts):
         raise _CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
+
+
+@contextlib.contextmanager
+def _not_compiled(model):
+    """Keeps Keras from compiling a clone, for which it would have to clone losses and metrics."""
+    compiled, model.compiled = model.compiled, False
+    try:
+        yield
+    finally:
+        model.compiled = compiled
 
 
 def _copy_subclassed(model):
@@ -424,7 +457,7 @@ def _clone(layer):
     try:
         with SafeModeScope(False):  # Lambdas: the configuration comes from a live object.
             return type(layer).from_config(_without_masks(layer.get_config()))
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except _CLONE_ERRORS as error:
         raise _CannotCopyError(str(error)) from error
 
 
@@ -443,7 +476,7 @@ def _without_masks(config):
 
 def _copy_state(original, copy):
     """Copies weights, the states of random seeds, and which layers are frozen."""
-    old, new = _state(original), _state(copy)
+    old, new = state(original), state(copy)
     layers, twins = _layers(original), _layers(copy)
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new] or len(layers) != len(twins):
         raise _CannotCopyError(f"the copy of {original.name!r} has other weights than the original")
@@ -460,7 +493,7 @@ def _layers(layer):
     return [each for each in inner if not isinstance(each, (Masks, MaskedLayer))]
 
 
-def _state(layer):
+def state(layer):
     """The variables of a layer, but for masks and metrics."""
     left_out = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
     for inner in layer._flatten_layers():

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_rigl import convert
+from tf_rigl import convert, maskable
 from tf_rigl._arguments import check_integer
 from tf_rigl.lottery.ticket import values
 
@@ -13,8 +13,8 @@ from tf_rigl.lottery.ticket import values
 def reinitialised(ticket, model, seed=0):
     """The same mask with new random weights.
 
-    Weights that are not trained (those of frozen or preprocessing layers, the statistics of
-    normalisation) are the model's.
+    Weights that are not trained (those of frozen or preprocessing layers) are the model's; the
+    statistics of a `BatchNormalization` that is trained begin anew.
 
     Args:
         ticket: `Ticket`.
@@ -46,18 +46,38 @@ def random_mask(ticket, seed=0):
     return _changed(ticket, masks=masks)
 
 
-def shuffled(ticket, seed=0):
+def shuffled(ticket, model, seed=0):
     """Each unit's connections at random, as many as it had: the mask is shuffled along its inputs.
 
-    The last axis of a weight stays in place; in `random_mask` the numbers of each unit are
-    random too.
+    In `random_mask` the numbers of each unit are random too. In weights of one axis each entry is
+    one unit's, so they are shuffled as a whole.
+
+    Args:
+        ticket: `Ticket`.
+        model: the dense `keras.Model` that was searched; its layers say which axes are units.
+        seed: int.
     """
-    rng = np.random.default_rng(seed)
-    masks = {
-        path: rng.permuted(mask.reshape(-1, mask.shape[-1]), axis=0).reshape(mask.shape)
-        for path, mask in ticket.masks.items()
-    }
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    layers = {each.path: each.layer for each in maskable.find(model, include_self=False)}
+    unknown = [path for path in ticket.masks if path not in layers]
+    if unknown:
+        raise ValueError(
+            f"Argument `model` must be the one that was searched: it has no weights {unknown}. "
+            f"Received: model={model!r}"
+        )
+    masks = {path: _shuffle(rng, mask, layers[path]) for path, mask in ticket.masks.items()}
     return _changed(ticket, masks=masks)
+
+
+def _shuffle(rng, mask, layer):
+    """A mask whose entries are permuted among those of the same unit."""
+    if mask.ndim == 1:
+        return rng.permutation(mask)
+    found = maskable.axes(layer, mask.shape)
+    units = sorted(axis % mask.ndim for axis in ((-1,) if found is None else found[1]))
+    first = np.moveaxis(mask, units, range(len(units)))
+    rows = first.reshape(int(np.prod(first.shape[: len(units)])), -1)
+    return np.moveaxis(rng.permuted(rows, axis=1).reshape(first.shape), range(len(units)), units)
 
 
 def transplanted(ticket, other):
@@ -145,26 +165,59 @@ def from_step(schedule, step):
     >>> float(from_step(schedule, 250)(0)) == float(schedule(250))
     True
     """
-    return FromStep(schedule, step)
+    return FromStep(schedule, check_integer("step", step, 0))
 
 
 def redrawn(model, seed):
     """A copy of a model with new random weights, see `reinitialised`."""
+    check_integer("seed", seed, 0)
     # Not the number itself: the model may have been made by the same one.
     keras.utils.set_random_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
     copy = convert.fresh_copy(model)
-    same = []
+    fresh = _statistics(copy)
+    same, other = [], []
     for old, new in zip(model.weights, copy.weights, strict=True):
         if not old.trainable:
-            new.assign(old)
-        elif np.array_equal(*values([old, new])) and np.ptp(values([new])[0]) > 0:
-            same.append(old.path)
-    if same:
+            if id(new) not in fresh:
+                new.assign(old)
+        elif np.ptp(values([new])[0]) > 0:
+            (same if np.array_equal(*values([old, new])) else other).append(old.path)
+    # Initializers such as an LSTM's forget gate of ones are no chance, and need no seed.
+    if same and (not other or _has_seeds(model)):
         raise ValueError(
             "Argument `model` draws the same weights again: initializers have seeds of their own. "
             f"Received: model={model!r}, weights {same}"
         )
     return copy
+
+
+def _statistics(model):
+    """The ids of the statistics of all `BatchNormalization` layers that are trained."""
+    norms = (keras.layers.BatchNormalization,)
+    layers = [each for each in model._flatten_layers() if isinstance(each, norms)]
+    trained = [each for each in layers if each.trainable]
+    return {id(v) for each in trained for v in (each.moving_mean, each.moving_variance)}
+
+
+def _has_seeds(model):
+    """Whether an initializer of a layer has a seed of its own."""
+    for layer in model._flatten_layers(include_self=False):
+        try:
+            config = layer.get_config()
+        except NotImplementedError:  # Of a class of the user's; what is in it comes by itself.
+            continue
+        if _seeded(config):
+            return True
+    return False
+
+
+def _seeded(config):
+    if isinstance(config, dict):
+        own = config.get("config")
+        if config.get("module") == "keras.initializers" and isinstance(own, dict):
+            return own.get("seed") is not None
+        return any(map(_seeded, config.values()))
+    return isinstance(config, (list, tuple)) and any(map(_seeded, config))
 
 
 def _changed(ticket, **changes):

@@ -25,7 +25,7 @@ OPTIMIZERS = {
 CONTROLS = {
     "reinitialised": control.reinitialised,
     "random": lambda ticket, model, seed: control.random_mask(ticket, seed),
-    "shuffled": lambda ticket, model, seed: control.shuffled(ticket, seed),
+    "shuffled": control.shuffled,
 }
 _AT_ONCE = 2500  # Examples that are evaluated at once.
 

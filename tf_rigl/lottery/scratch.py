@@ -129,6 +129,11 @@ def _checked(pruned):
             "Argument `pruned` must be a `tf_rigl.lottery.Ticket` or a `keras.Model`. "
             f"Received: pruned={pruned!r}"
         )
+    if isinstance(pruned, keras.Model) and convert.is_sparse(pruned):
+        raise ValueError(
+            "Argument `pruned` must be a `tf_rigl.lottery.Ticket`, or a smaller `keras.Model` "
+            f"without masks. Received: pruned={pruned!r}"
+        )
     return pruned
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import numbers
+import warnings
 from collections.abc import Mapping
 
 import keras
@@ -35,10 +36,12 @@ def find_ticket(
 
     Args:
         model: a dense, built `keras.Model`. Its weights are where tickets begin. It is left as
-            it is.
+            it is (one that Keras cannot clone has its weights back at the end).
         fit: function of a `tf_rigl.SparseModel`: compiles and trains it, always alike, and
             returns a `keras.callbacks.History`, a dict of lists, or None. Training begins at
-            step `model.step`, the rewind step: see `from_step` for its learning rate.
+            step `model.step`, the rewind step: see `from_step` for its learning rate. Data sets
+            that are shuffled anew at each pass, such as those of `tf_rigl.data.load`, have to be
+            made in here: one made outside goes on where the training before has left it.
         rounds: int, how often is pruned. There is one more training: that of the dense network.
             After n rounds a fraction (1 - prune_fraction)^n is left.
         prune_fraction: float in (0, 1), the fraction of the weights left that a round prunes.
@@ -98,20 +101,28 @@ def find_ticket(
         "rewind_step": rewind_step,
         "seed": seed,
         "weights": _digest(model.weights),
+        "layers": _layers(model),
     }
     store = _Store(folder, settings)
     found = {each.path: each.weight for each in maskable.find(model, include_self=False)}
     masks = {path: np.ones(tuple(found[path].shape), bool) for path in fractions}
     places = {id(variable): place for place, variable in enumerate(model.weights)}
     ticket, tickets = Ticket(masks, values(model.weights)), []
+    before = values(convert.state(model))
     for number in range(rounds + 1):
         done = store.load(ticket)
         if done is None:
-            done = _train(model, ticket, fit, rewind_step, seed)
+            try:
+                done = _train(model, ticket, fit, rewind_step, seed)
+            finally:
+                # A model that cannot be cloned is the one that was trained.
+                for variable, value in zip(convert.state(model), before, strict=True):
+                    variable.assign(value)
             store.save(done)
         tickets.append(done)
         if number < rounds:
             scores = {path: np.abs(done.trained[places[id(found[path])]]) for path in fractions}
+            _check_finite(scores, number)
             sparsities = {path: 1 - (1 - p) ** (number + 1) for path, p in fractions.items()}
             masks = _prune(done.masks, scores, sparsities, scope)
             ticket = Ticket(masks, done.weights, done.rewind_step, number + 1)
@@ -164,6 +175,17 @@ def _train(model, ticket, fit, rewind_step, seed):
     return dataclasses.replace(ticket, **changes)
 
 
+def _check_finite(scores, number):
+    """Warns where weights are no numbers, which says nothing of what to prune."""
+    bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
+    if bad:
+        warnings.warn(
+            f"The training of round {number} has ended with weights that are not finite, in {bad}: "
+            "what is pruned of them is chance. Try a lower learning rate.",
+            stacklevel=3,
+        )
+
+
 def _history(result):
     """What `fit` returned, as a dict of lists that JSON knows."""
     found = result.history if isinstance(result, keras.callbacks.History) else result
@@ -174,7 +196,22 @@ def _history(result):
             "Argument `fit` must be a function that returns a `keras.callbacks.History`, a dict of "
             f"lists, or None. It returned: {result!r}"
         )
-    return {str(key): np.asarray(values_).tolist() for key, values_ in found.items()}
+    history = {}
+    for key, value in found.items():
+        try:
+            history[str(key)] = json.loads(json.dumps(value, default=_plain))
+        except (TypeError, ValueError) as error:
+            # A training is not lost for a note on it.
+            warnings.warn(
+                f"History {key!r} is left out of the ticket, as JSON cannot hold it: {error}",
+                stacklevel=4,
+            )
+    return history
+
+
+def _plain(value):
+    """Arrays and tensors, of any number of axes, as lists and numbers."""
+    return keras.ops.convert_to_numpy(value).tolist()
 
 
 class _Watcher(keras.callbacks.Callback):
@@ -219,8 +256,34 @@ def _digest(variables):
     """A checksum of weights, to tell one search from another."""
     digest = hashlib.sha256()
     for value in values(variables):
+        digest.update(f"{value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
+
+
+def _layers(model):
+    """A checksum of what layers are, and their simple settings such as activations and rates.
+
+    Their names are left out: Keras numbers them. So are settings that are objects, whose
+    configuration may be another in each process.
+    """
+    found = []
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.Model):
+            continue  # Its layers come by themselves.
+        try:
+            config = layer.get_config()
+        except NotImplementedError:  # Of a class of the user's.
+            config = {}
+        own = {key: value for key, value in config.items() if key != "name" and _is_simple(value)}
+        found.append((type(layer).__name__, sorted(own.items())))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _is_simple(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_simple, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class _Store:
