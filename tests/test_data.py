@@ -45,6 +45,20 @@ def test_digits_are_embedded():
     assert set(labels) == set(test_labels) == set(range(10))
 
 
+def test_arrays_are_the_same_examples_in_a_fixed_order():
+    digits, again = data.arrays("digits"), data.arrays("digits")
+    assert (digits.name, digits.input_shape, digits.num_classes) == ("digits", (8, 8, 1), 10)
+    for one, other in zip(digits.train + digits.test, again.train + again.test, strict=True):
+        np.testing.assert_array_equal(one, other)
+    loaded = data.load("digits", batch_size=100)
+    for (images, labels), batches in ((digits.train, loaded.train), (digits.test, loaded.test)):
+        found = collect(batches)
+        assert (images.shape, labels.dtype) == (found[0].shape, np.int32)
+        orders = [np.lexsort([*x.reshape(len(x), -1).T, y]) for x, y in ((images, labels), found)]
+        np.testing.assert_array_equal(images[orders[0]], found[0][orders[1]])
+        np.testing.assert_array_equal(labels[orders[0]], found[1][orders[1]])
+
+
 def test_length_is_known_and_order_follows_the_seed():
     first, second, other = (data.load("digits", 64, seed=seed) for seed in (1, 1, 2))
     assert len(first.train) == 23

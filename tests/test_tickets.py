@@ -153,6 +153,39 @@ def test_only_what_is_new_is_done(trainings):
     assert len(trainings) == 8 + 2
 
 
+def test_rows_stay_while_further_ones_are_made(trainings, monkeypatch, in_empty_folder):
+    tickets(TicketSettings(), 1, [0], [], folder="out")
+    path = in_empty_folder / "out" / "result.json"
+    rows = json.loads(path.read_text())["rows"]
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_train", fail)
+    with pytest.raises(KeyboardInterrupt):
+        tickets(TicketSettings(), 2, [0], [], folder="out")
+    assert json.loads(path.read_text())["rows"] == rows != []
+
+
+def test_a_control_of_another_ticket_is_trained_again(trainings, in_empty_folder):
+    settings = TicketSettings(), 1, [0], ["random"], [0.8]
+    tickets(*settings, folder="out")
+    tickets(*settings, folder="out")
+    assert len(trainings) == 3
+    path = in_empty_folder / "out" / "runs" / "random-round01-seed0.json"
+    path.write_text(path.read_text().replace('"mask": "', '"mask": "0'))
+    tickets(*settings, folder="out")
+    assert len(trainings) == 4
+
+
+def test_a_rewind_step_after_the_end_is_seen_before_anything_is_trained(trainings):
+    # 22 examples that are not held out are a step an epoch, made up to 100.
+    with pytest.raises(ValueError, match="less than the 100 steps of a training"):
+        tickets(TicketSettings(rewind_step=100), 1, [0], [], folder="out")
+    tickets(TicketSettings(rewind_step=0), 0, [0, 0], [], folder="out")
+    assert len(trainings) == 1
+
+
 def test_a_folder_with_other_settings_is_refused(trainings):
     tickets(TicketSettings(), 1, [0], [], folder="out")
     other = TicketSettings(learning_rate=0.1, epochs=3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import statistics
@@ -38,8 +39,8 @@ class TicketSettings:
 
     Attributes:
         dataset: str, see `tf_rigl.data.load`.
-        model: str, see `tf_rigl.models.get`. Its weights are drawn by Glorot's normal
-            distribution.
+        model: str, see `tf_rigl.models.get`. Its kernels are drawn by Glorot's normal
+            distribution (those of depthwise convolutions by their own).
         prune_fraction: float in (0, 1), the fraction of the weights left that a round prunes;
             half of it in the output layer, if the scope is "layer".
         scope: "layer" or "global", as in `tf_rigl.lottery.find_ticket`.
@@ -138,7 +139,7 @@ def tickets(
         rows = tickets(TicketSettings("fashion_mnist", epochs=6), folder="runs/tickets")
     """
     rounds = check_integer("rounds", rounds, 0)
-    seeds, controls = list(seeds), list(dict.fromkeys(controls))
+    seeds, controls = list(dict.fromkeys(seeds)), list(dict.fromkeys(controls))
     if not seeds:
         raise ValueError(f"Argument `seeds` must not be empty. Received: seeds={seeds}")
     for name in controls:
@@ -146,7 +147,7 @@ def tickets(
             raise unknown_name("controls", name, CONTROLS, or_object=False)
     compared = compared_rounds(densities, settings.prune_fraction, rounds) if controls else []
     folder = files.check_folder(folder, (RESULT,))
-    _check_same(folder / RESULT, settings)
+    rows = _earlier_rows(folder / RESULT, settings)
     about = {
         "settings": dataclasses.asdict(settings),
         "rounds": rounds,
@@ -155,9 +156,10 @@ def tickets(
         "command": command,
     }
     images = _arrays(settings.dataset, data_dir)
-    files.write_text(folder / RESULT, files.to_json({**about, "rows": []}))
+    _check_rewind_step(settings, len(images["train"][0]))
+    files.write_text(folder / RESULT, files.to_json({**about, "rows": rows}))
     progress = _Progress(len(seeds) * (rounds + 1 + len(controls) * len(compared)))
-    runs, rows = [], []
+    runs = []
     for seed in seeds:
         runs += _one_seed(settings, images, rounds, seed, controls, compared, folder, progress)
         rows = _rows(runs)
@@ -192,17 +194,37 @@ def compared_rounds(densities, prune_fraction, rounds) -> list[int]:
     return sorted(set(result))
 
 
-def _check_same(path, settings):
-    """Raises if the folder holds trainings with other settings."""
+def _earlier_rows(path, settings):
+    """The rows of an earlier command in the folder; raises if its settings were others."""
     if not path.exists():
-        return
-    stored, wanted = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(settings)
-    stored = stored.get("settings", {})
+        return []
+    result, wanted = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(settings)
+    stored = result.get("settings", {})
     names = [name for name in wanted if stored.get(name) != wanted[name]]
     if names:
         raise ValueError(
             "The output folder holds trainings with other settings: "
             f"{', '.join(f'{n}={stored.get(n)!r}' for n in names)}. Received: {settings}"
+        )
+    return result.get("rows", [])
+
+
+def _steps(settings, examples):
+    """How many steps a training has: whole epochs, made up to a multiple of `every`."""
+    in_epoch = max(1, examples // settings.batch_size)
+    return -(-settings.epochs * in_epoch // settings.every) * settings.every
+
+
+def _held_out(examples):
+    return max(1, examples // 12)
+
+
+def _check_rewind_step(settings, examples):
+    steps = _steps(settings, examples - _held_out(examples))
+    if settings.rewind_step >= steps:
+        raise ValueError(
+            f"Argument `rewind_step` must be less than the {steps} steps of a training. "
+            f"Received: rewind_step={settings.rewind_step}"
         )
 
 
@@ -258,17 +280,26 @@ def _one_seed(settings, images, rounds, seed, controls, compared, folder, progre
     for number in compared:
         for name in controls:
             path = folder / "runs" / f"{name}-round{number:02}-seed{seed}.json"
+            # A round that is searched again may end in another mask.
+            mask = _checksum(found[number].masks)
             history = _read(path)
-            if history is None:
+            if history is None or history.pop("mask", mask) != mask:
                 changed = CONTROLS[name](found[number], model, seed)
                 keras.utils.set_random_seed(seed)
                 history = train(changed.model(model))
-                files.write_text(path, files.to_json(history))
+                files.write_text(path, files.to_json({**history, "mask": mask}))
                 progress.add(f"{name} of {changed.density:.1%}, seed {seed}", history)
             else:
                 progress.skip(1)
             runs.append((name, number, found[number].density, seed, history))
     return runs
+
+
+def _checksum(masks):
+    digest = hashlib.sha256()
+    for mask in masks.values():
+        digest.update(np.packbits(mask))
+    return digest.hexdigest()
 
 
 def _read(path):
@@ -310,20 +341,15 @@ def _dense(settings, images):
 
 def _arrays(name, data_dir):
     """A data set in memory: a dict of "train" and "test" to images and labels."""
-    tf.random.set_seed(0)  # Examples come in the same order each time.
-    loaded = data.load(name, 1000, data_dir=data_dir)
-    parts = {"train": loaded.train, "test": loaded.test}
-    return {
-        part: tuple(np.concatenate(each) for each in zip(*batches.as_numpy_iterator(), strict=True))
-        for part, batches in parts.items()
-    }
+    loaded = data.arrays(name, data_dir=data_dir)
+    return {"train": loaded.train, "test": loaded.test}
 
 
 def _split(images, seed):
     """The same with a twelfth of the training data held out, "val"."""
     x, y = images["train"]
     order = np.random.default_rng(seed).permutation(len(x))
-    held_out = max(1, len(x) // 12)
+    held_out = _held_out(len(x))
     parts = {"val": order[:held_out], "train": order[held_out:]}
     return {"test": images["test"]} | {name: (x[part], y[part]) for name, part in parts.items()}
 
@@ -331,13 +357,7 @@ def _split(images, seed):
 def _train(model, settings, images, seed):
     """Trains a network from the step where it is; returns how it went, a dict of lists."""
     x, y = (tf.constant(each) for each in images["train"])
-    in_epoch = max(1, len(x) // settings.batch_size)
-    count = -(-settings.epochs * in_epoch // settings.every) - model.step // settings.every
-    if count < 1:
-        raise ValueError(
-            "Argument `rewind_step` must be less than the steps of a training. "
-            f"Received: rewind_step={model.step}"
-        )
+    count = (_steps(settings, len(x)) - model.step) // settings.every
     # Indices are shuffled, not images, which would take longer than the training.
     batches = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).repeat()
     batches = batches.batch(settings.batch_size, drop_remainder=True).skip(model.step)
