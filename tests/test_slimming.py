@@ -128,6 +128,10 @@ def test_masked_channels_are_zero_and_the_model_stays_as_it_was():
         (lambda m: lottery.with_scale_penalty(m, "l1"), "`factor` must be.*Received: factor='l1'"),
         (lambda m: lottery.with_scale_penalty(sparsify(m)), "`model` must be dense"),
         (lambda m: lottery.with_scale_penalty(5), "`model` must be a built"),
+        (
+            lambda m: lottery.with_scale_penalty(normalized(4, gamma_regularizer="l2")),
+            "no other regularizers of scales than L1.*L2.*'norm_0'",
+        ),
         (lambda m: lottery.channel_masks(m, 1.0), r"`prune_fraction` must be a number in \[0, 1\)"),
         (lambda m: lottery.channel_masks(m, 0.5, least=-1), "`least` must be an integer"),
         (lambda m: lottery.channel_masks(m, 0.9, least=2), "of 9 channels 1 are to be kept"),

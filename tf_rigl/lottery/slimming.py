@@ -14,13 +14,15 @@ def with_scale_penalty(model, factor=1e-4):
 
     Args:
         model: a built `keras.Model`, dense. It is left as it is; the copy has its weights.
-        factor: float, by which the sum of all |gamma| is added to the loss.
+        factor: float, by which the sum of all |gamma| is added to the loss; it replaces an
+            earlier such penalty.
 
     Returns:
         A `keras.Model`, to be compiled.
 
     Raises:
-        ValueError: if the model has no `BatchNormalization` with a scale.
+        ValueError: if the model has no `BatchNormalization` with a scale, or scales have another
+            regularizer, which would be lost.
 
     Example:
 
@@ -36,7 +38,12 @@ def with_scale_penalty(model, factor=1e-4):
             f"Argument `factor` must be a number of at least 0. Received: factor={factor!r}"
         )
     check_dense(model)
-    scaled(model)
+    for path, layer in scaled(model).items():
+        if not isinstance(layer.gamma_regularizer, (keras.regularizers.L1, type(None))):
+            raise ValueError(
+                "Argument `model` must have no other regularizers of scales than L1. Received: "
+                f"{layer.gamma_regularizer!r} of {path!r}"
+            )
     copy = convert.copied(model)
     for layer in scaled(copy).values():
         # The layer's own is what is saved, the variable's what is added to the loss.
