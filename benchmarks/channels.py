@@ -106,7 +106,7 @@ def one_seed(images, options, seed):
         minutes = (time.perf_counter() - began) / 60
         print(f"seed {seed}, {minutes:.0f} min: {kind} {fraction}: {accuracy:.4f}", flush=True)
 
-    birds = [lottery.EarlyBird(p, stop=False) for p in options.fractions]
+    birds = [lottery.EarlyBird(p, stop=False, least=options.least) for p in options.fractions]
     keeps = [Keep(bird) for bird in birds]
     accuracy = fit(dense, images, epochs, callbacks=[*birds, *keeps])
     add("dense", 0, dense, accuracy, epochs)
@@ -123,7 +123,7 @@ def one_seed(images, options, seed):
         add("early-bird", fraction, small, accuracy, epochs - start, searched, drawn=start)
 
     for fraction in options.fractions:
-        small = removed(dense, lottery.channel_masks(dense, fraction))
+        small = removed(dense, lottery.channel_masks(dense, fraction, least=options.least))
         compiled(small, epochs, images)
         at_once = small.evaluate(*images.test, batch_size=500, verbose=0)[1]
         searched = epochs * whole
@@ -185,6 +185,7 @@ def main():
     add("--seeds", type=int, default=3)
     add("--seed", type=int, help="only this one, and no table")
     add("--fractions", type=float, nargs="+", default=[0.5, 0.7])
+    add("--least", type=int, default=8, help="channels that each layer keeps")
     add("--output", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs/channels"))
     options = parser.parse_args()
@@ -193,7 +194,7 @@ def main():
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     found = []
     for seed in seeds:
-        settings = f"{options.dataset}-{options.images}-{options.epochs}-{options.fractions}"
+        settings = f"{options.dataset}-{options.images}-{options.epochs}-{options.fractions}-{options.least}"
         path = options.runs / f"{settings}-{seed}.json"
         if not path.exists():
             files.write_text(path, files.to_json(one_seed(images, options, seed)))
@@ -201,6 +202,7 @@ def main():
     if options.seed is not None:
         return
     about = {"dataset": options.dataset, "images": options.images, "epochs": options.epochs}
+    about["least"] = options.least
     files.write_text(options.output, files.to_json({"settings": about, "seeds": found}))
     text = table([row for each in found for row in each["rows"]])
     files.write_text(options.output.with_suffix(".md"), text + "\n")
