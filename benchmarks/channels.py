@@ -194,8 +194,8 @@ def main():
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     found = []
     for seed in seeds:
-        settings = f"{options.dataset}-{options.images}-{options.epochs}-{options.fractions}-{options.least}"
-        path = options.runs / f"{settings}-{seed}.json"
+        numbers = (options.images, options.epochs, options.fractions, options.least, seed)
+        path = options.runs / f"{options.dataset}-{'-'.join(map(str, numbers))}.json"
         if not path.exists():
             files.write_text(path, files.to_json(one_seed(images, options, seed)))
         found.append(json.loads(path.read_text()))

@@ -58,7 +58,9 @@ def channel_masks(model, prune_fraction, *, least=1):
         model: a built `keras.Model`, dense or a `tf_rigl.SparseModel`.
         prune_fraction: float in [0, 1), of all channels with a scale. The count is exact,
             floor(prune_fraction * channels); of equal scales the lower index is kept.
-        least: int, how many channels each layer keeps at least, its largest.
+        least: int, how many channels each layer keeps at least, its largest. Early in training,
+            or where much is pruned, one threshold for all can leave a layer a single channel,
+            and the network dead: a few prevent that.
 
     Returns:
         A dict of the path of each `BatchNormalization` layer that has scales, such as
