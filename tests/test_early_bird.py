@@ -76,6 +76,23 @@ def test_a_ticket_is_removed_for_real_and_trained_on():
     compiled(small).fit(X, Y, batch_size=8, verbose=0)
 
 
+def test_epochs_are_those_of_a_training_that_goes_on(tmp_path, monkeypatch):
+    model, bird = normalized(), lottery.EarlyBird(0.5, 1.0, window=2, stop=False)
+    compiled(model, run_eagerly=True)
+    model.fit(X[:8], Y[:8], initial_epoch=10, epochs=13, callbacks=[bird], verbose=0)
+    assert (bird.first_epoch, bird.epoch, len(bird.history)) == (10, 11, 3)
+    drawn = []
+    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    arguments = {"drawn": bird.epoch, "first": bird.first_epoch}
+    plots.draw_mask_distances(bird.distances(), tmp_path / "distances.png", **arguments)
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_extent() == [10.5, 13.5, 13.5, 10.5]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((10.5, 13.5), (13.5, 10.5))
+    assert [line.get_xdata()[0] for line in axes.lines][1] == 12
+    model.fit(X[:8], Y[:8], callbacks=[bird], verbose=0)
+    assert bird.first_epoch == 0
+
+
 def test_distances_are_over_all_layers():
     one = {"a": np.array([True, False]), "b": np.array([True, True, False])}
     other = {"a": np.array([True, True]), "b": np.array([False, True, True])}
@@ -166,11 +183,108 @@ def test_a_kernel_of_zeros_stays_so():
     np.testing.assert_array_equal(outputs, np.zeros((2, 3)))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Block(layers.Layer):
+    """A layer that holds others, and does not say of which type."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, name="held")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_kernels_inside_of_other_layers_are_not_rounded_and_named():
+    model = keras.Sequential(
+        [
+            keras.Input((5, 4)),
+            layers.TimeDistributed(layers.Dense(4, name="each"), name="times"),
+            Block(name="block"),
+            keras.Sequential([keras.Input((5, 4)), layers.Dense(2, name="head")], name="inner"),
+        ]
+    )
+    with pytest.warns(UserWarning, match="kernels of times/each, block/held are not") as caught:
+        search = lottery.low_precision(model, "int8")
+    assert len(caught) == 1
+    held = [type(each).__name__ for each in search._flatten_layers()]
+    assert held.count("RoundedKernels") == 1
+    data = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    kernel = model.get_layer("inner").get_layer("head").kernel
+    kernel.assign(rounded(kernel.numpy()))
+    np.testing.assert_allclose(search(data), model(data), atol=1e-5)
+
+
+def test_rounding_keeps_masks_penalties_and_types(tmp_path):
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(5, 4, mask_zero=True)(inputs)
+    x = layers.Dense(4, activity_regularizer="l2", bias_initializer="ones", name="first")(x)
+    x = layers.Dense(4, dtype="mixed_bfloat16", name="low")(x)
+    x = layers.GlobalAveragePooling1D(dtype="float64")(x)
+    model = keras.Model(inputs, layers.Dense(2, dtype="float64", name="head")(x))
+    search = lottery.low_precision(model, "int8")
+    search.save(tmp_path / "search.keras")
+    loaded = keras.models.load_model(tmp_path / "search.keras")
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.kernel.assign(rounded(layer.kernel.numpy()))
+    data = np.array([[1, 2, 3, 0, 0, 0], [4, 0, 0, 0, 0, 0]])
+    expected, losses = model(data), model.losses
+    for each in (search, loaded):
+        found = each(data)
+        assert found.dtype == "float64"
+        np.testing.assert_allclose(found, expected, atol=1e-2)  # That of bfloat16.
+        np.testing.assert_allclose(each.losses, losses, rtol=1e-5)
+        assert len(each.losses) == 1
+        assert each.get_layer("low").compute_dtype == "bfloat16"
+
+
 def test_bfloat16_computes_low_on_weights_kept_in_float32():
     search = lottery.low_precision(normalized(), "bfloat16")
     assert {weight.dtype for weight in search.weights} == {"float32"}
     assert search.get_layer("hidden").compute_dtype == "bfloat16"
     assert search.output.dtype == "float32"
+
+
+def headed(head):
+    """The float32 layers of the search in a model that ends with another one."""
+    inputs = keras.Input((FEATURES,))
+    x = layers.BatchNormalization(name="norm")(layers.Dense(8, name="hidden")(inputs))
+    search = lottery.low_precision(keras.Model(inputs, head(x)), "bfloat16")
+    assert {tensor.dtype for tensor in search.outputs} == {"float32"}
+    found = [each for each in search._flatten_layers() if each.compute_dtype == "float32"]
+    return {e.name for e in found if not isinstance(e, (keras.Model, layers.InputLayer))}
+
+
+def test_the_layers_that_outputs_come_from_stay_in_float32_wherever_they_are():
+    inputs = keras.Input((8,))
+    first, second = (layers.Dense(2, name=name)(inputs) for name in ("one", "two"))
+    both = keras.Model(inputs, [first, layers.Dense(3, name="three")(second)])
+    stack = [keras.Input((8,)), layers.Dense(4, name="before"), layers.Dense(2, name="logits")]
+    assert headed(keras.Sequential(stack)) == {"logits"}
+    assert headed(both) == {"one", "three"}
+    assert headed(lambda x: both(x)[1]) == {"three"}
+    assert headed(lambda x: keras.ops.softmax(layers.Dense(2, name="last")(x))) == {"last"}
+
+
+def test_layers_inside_of_others_compute_low_where_configurations_say_so():
+    x = inputs = keras.Input((5, 4))
+    x = layers.TimeDistributed(layers.Dense(4), name="times")(x)
+    x = layers.MultiHeadAttention(2, 2, name="attention")(x, x)
+    x = layers.Bidirectional(layers.LSTM(2, return_sequences=True), name="both")(Block(name="b")(x))
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+    search = lottery.low_precision(model, "bfloat16")
+    for layer in search.layers[1:]:
+        low = "float32" if layer.name in ("b", "head") else "bfloat16"
+        assert {each.compute_dtype for each in layer._flatten_layers()} == {low}, layer.name
+    assert {weight.dtype for weight in search.weights} == {"float32"}
+    data = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    found, expected = search(data), model(data)
+    assert (found != expected).numpy().any()
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

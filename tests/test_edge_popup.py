@@ -248,6 +248,31 @@ def test_signed_constants_have_the_signs_of_the_weights(scale):
         np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
+def test_constants_are_by_what_is_summed_up_in_an_output():
+    inputs = keras.Input((4, 4, 8))
+    x = keras.layers.Conv2DTranspose(2, 3, name="transposed")(inputs)
+    x = keras.layers.Reshape((9, 8))(keras.layers.Conv2D(8, 2, 2, name="conv")(x))
+    x = keras.layers.EinsumDense("abc,bcd->abd", (9, 5), name="positions")(x)
+    x = keras.layers.MultiHeadAttention(4, 3, name="attention")(x, x)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="dense")(x))
+    model = sparsify(model, EdgePopup(weights="signed_constant"), 0.5, distribution="uniform_all")
+    fans = {item.path: item.state["values"].numpy() for item in model.masked_weights}
+    fans = {path: round(2 / float(np.abs(v).max()) ** 2) for path, v in fans.items()}
+    assert fans == {
+        **{"transposed/kernel": 72, "conv/kernel": 8, "positions/kernel": 8, "dense/kernel": 5},
+        **{f"attention/{name}/kernel": 5 for name in ("query", "key", "value")},
+        "attention/attention_output/kernel": 12,
+    }
+
+
+def test_a_layer_that_is_to_have_no_zeros_keeps_its_weights():
+    dense = relu_mlp()
+    kernel = dense.get_layer("head").kernel.numpy()
+    method = EdgePopup(weights="signed_constant")
+    model = sparsify(dense, method, distribution={"hidden": 0.5, "head": 0.0})
+    np.testing.assert_array_equal(model.get_layer("head").kernel, kernel)
+
+
 @pytest.mark.parametrize("initializer", ["he_uniform", keras.initializers.RandomNormal(seed=3)])
 def test_scores_are_drawn_by_the_seed_of_the_model_others_in_each_weight(initializer):
     def draw(seed):

@@ -387,6 +387,78 @@ def test_bad_input(model, masks, message):
         lottery.remove_channels(model(), masks)
 
 
+def difference():
+    """A nested model whose inputs are not in the order of their names."""
+    parts = [keras.Input((4,), name=name) for name in "ba"]
+    return keras.Model(parts, layers.Dense(3)(layers.Subtract()(parts)), name="inner")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda inner, p, q: inner({"b": p, "a": q}),
+        lambda inner, p, q: inner({"c": p, "b": p, "a": q}),
+        lambda inner, p, q: inner(inputs={"b": p, "a": q}),
+        lambda inner, p, q: inner([p, q]),
+    ],
+)
+def test_inputs_of_nested_models_are_found_by_their_names(call):
+    inputs = [keras.Input((4,), name=name) for name in "pq"]
+    small_of(filled(keras.Model(inputs, call(difference(), *inputs))))
+
+
+def test_inputs_of_nested_models_get_the_type_that_these_are_made_for():
+    inputs = keras.Input((4,))
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(layers.Dense(6)(inputs)))
+    whole = keras.Input((6,), dtype="int32")
+    inner = keras.Model(whole, keras.ops.cast(whole, "float32"))
+    model = filled(keras.Model(inputs, layers.Dense(2)(inner(x))))
+    assert small_of(model, {"norm": mask(6, 0, 1, 2, 3)}).layers[1].units == 4
+
+
+@pytest.mark.parametrize(("own", "given"), [((4, 1), (4,)), ((4,), (4, 1))])
+def test_inputs_of_nested_models_get_the_rank_that_these_are_made_for(own, given):
+    inside, inputs = keras.Input(own), keras.Input(given)
+    inner = keras.Model(inside, layers.Dense(3)(inside))
+    small_of(filled(keras.Model(inputs, inner(inputs))))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, one: layers.Concatenate()([x, one]),
+        lambda x, one: layers.Concatenate(axis=1)([x, one]),
+        lambda x, one: layers.Add()([x, x, one]),
+        lambda x, one: keras.ops.concatenate([one, x]),
+    ],
+)
+def test_constants_among_inputs_keep_all_channels(join):
+    inputs = keras.Input((8, 8, 3), batch_size=3)
+    x = layers.ReLU()(conv_norm(inputs, 6, 1))
+    x = join(x, np.ones((3, 8, 8, 6), "float32"))
+    model = filled(keras.Model(inputs, layers.Conv2D(2, 1)(x)))
+    small = small_of(model, {"norm_1": mask(6, 1)})
+    assert small.count_params() == model.count_params()
+
+
+def test_the_penalty_on_scales_is_left_out_where_masks_are_given():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.ReLU()(conv_norm(inputs, 6, 1, kernel_regularizer=keras.regularizers.L1(1.0)))
+    other = layers.BatchNormalization(name="other", beta_regularizer="l1", gamma_regularizer="l2")
+    once = layers.BatchNormalization(name="norm_2")
+    model = filled(keras.Model(inputs, layers.Conv2D(2, 1)(once(once(x)))))
+    slim = lottery.with_scale_penalty(model, 0.5)
+    inputs = keras.Input((8, 8, 3))
+    slim = keras.Model(inputs, other(slim(inputs)))
+    masks = {path: mask(6, 0, 1) for path in (f"{slim.layers[1].name}/norm_1",)}
+    small = lottery.remove_channels(slim, masks)
+    for name in ("norm_1", "norm_2"):
+        layer = small.get_layer(name)
+        assert layer.gamma_regularizer is layer.gamma.regularizer is None
+    assert len(small.losses) == 3  # Of the convolution and of the other normalisation.
+    assert len(lottery.remove_channels(slim).losses) == 5
+
+
 def test_a_nested_model_called_with_more_than_its_inputs_is_refused():
     inner = block("inner")
     inputs = keras.Input((8, 8, 6))
@@ -394,3 +466,10 @@ def test_a_nested_model_called_with_more_than_its_inputs_is_refused():
         with_mask = inner(inputs, mask=keras.ops.ones_like(inputs))
     with pytest.raises(ValueError, match="'inner' is called on 2 tensors"):
         lottery.remove_channels(keras.Model(inputs, with_mask))
+
+
+def test_a_nested_model_called_with_a_constant_is_refused():
+    inputs = keras.Input((4,))
+    outputs = difference()([inputs, keras.ops.ones((3, 4))])
+    with pytest.raises(ValueError, match="which are no constants"):
+        lottery.remove_channels(keras.Model(inputs, outputs))

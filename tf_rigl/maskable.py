@@ -4,10 +4,13 @@ Kernels and embeddings can; biases, normalisation parameters and depthwise kerne
 stay dense. A custom layer names its own with `get_prunable_weights()`.
 """
 
+import math
+import weakref
 from typing import NamedTuple
 
 import keras
 from keras import layers
+from keras.src.initializers.random_initializers import compute_fans
 
 # Layer class -> the attributes that hold its maskable variables. Attention layers are
 # not listed: their projections are `EinsumDense` sublayers. Nor are recurrent layers:
@@ -30,6 +33,8 @@ MASKABLE_ATTRIBUTES = {
 }
 
 
+# The layer of each weight that was found, by the weight's id: a weight does not know its own.
+_holders = weakref.WeakValueDictionary()
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
@@ -96,6 +101,7 @@ def find(layer, include_self=True) -> list[Maskable]:
             if id(weight) in seen_weights:
                 continue
             seen_weights.add(id(weight))
+            _holders[id(weight)] = layer
             path = unique("/".join((*route, weight.name)), paths)
             found.append(Maskable(path, route, owner or route, weight, layer))
         for child in sublayers(layer):
@@ -126,6 +132,18 @@ def axes(layer, shape):
         rank = len(shape)
         return None if (summed, made) == ((rank - 2,), (rank - 1,)) else (summed, made)
     return None
+
+
+def fan_in(weight) -> int:
+    """How many entries of a weight that `find` found are summed up in one output."""
+    shape, layer = tuple(weight.shape), _holders.get(id(weight))
+    if isinstance(layer, layers.EinsumDense):
+        _, kernel, output = einsum_labels(layer)
+        sizes = zip(kernel, shape, strict=True)
+        return math.prod(size for label, size in sizes if label not in output)
+    if isinstance(layer, _TRANSPOSED):
+        return math.prod(shape) // shape[-2]
+    return compute_fans(shape)[0]
 
 
 def einsum_labels(layer):

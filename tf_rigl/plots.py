@@ -187,13 +187,14 @@ def draw_input_pixels(results, path):
     figure.savefig(pathlib.Path(path), dpi=120)
 
 
-def draw_mask_distances(distances, path, *, drawn=None):
+def draw_mask_distances(distances, path, *, drawn=None, first=0):
     """Draws the distances between the channel masks of all epochs: light where they are equal.
 
     Args:
         distances: array of shape (epochs, epochs), from `EarlyBird.distances`.
         path: str or path of the PNG file.
         drawn: int, the epoch after which the ticket was drawn (`EarlyBird.epoch`), or None.
+        first: int, the epoch of the first row (`EarlyBird.first_epoch`); both count from 0.
     """
     distances = np.asarray(distances)
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.size:
@@ -203,7 +204,7 @@ def draw_mask_distances(distances, path, *, drawn=None):
         )
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    ends, top = (0.5, len(distances) + 0.5), max(0.01, distances.max())
+    ends, top = (first + 0.5, first + len(distances) + 0.5), max(0.01, distances.max())
     picture = axes.imshow(distances, vmin=0, vmax=top, cmap="YlOrRd", extent=(*ends, *ends[::-1]))
     bar = figure.colorbar(picture, ax=axes, shrink=0.9)
     bar.set_label("share of channels that differ")

@@ -7,7 +7,7 @@ all channels that come in and go out.
 import keras
 import numpy as np
 from keras import layers
-from keras.src.ops import nn, numpy
+from keras.src.ops import core, nn, numpy
 
 
 class Rule:
@@ -262,25 +262,26 @@ _OF_SINGLE = {
     layers.Flatten: _Flatten,
     layers.Reshape: _Reshape,
     nn.Relu: _Alike,
+    core.Cast: _Alike,
     **dict.fromkeys(_SAME, _Alike),
 }
 
 
-def rule(operation, inputs, outputs, shared=False) -> Rule:
+def rule(operation, inputs, outputs, opaque=False) -> Rule:
     """The rule for a layer.
 
     Args:
         operation: `keras.layers.Layer`, or another operation in a graph.
         inputs, outputs: lists of shapes.
-        shared: bool, whether it is called more than once.
+        opaque: bool, whether nothing is to be assumed of it.
     """
     sizes = [channels(shape) for shape in outputs]
-    opaque = Rule(operation, sizes)
+    unknown = Rule(operation, sizes)
     known = all(len(s) > 1 and isinstance(s[-1], int) for s in (*inputs, *outputs))
     # Of a subclass nobody knows what it does.
     kind, first = type(operation), getattr(operation, "data_format", None) == "channels_first"
-    if not known or shared or first or len(outputs) != 1:
-        return opaque
+    if not known or opaque or first or len(outputs) != 1:
+        return unknown
     if kind is layers.Concatenate:
         if operation.axis in (-1, len(outputs[0]) - 1):
             return _Concatenate(operation, sizes)
@@ -288,7 +289,7 @@ def rule(operation, inputs, outputs, shared=False) -> Rule:
     if len(inputs) != 1:
         alike = all(len(s) == len(outputs[0]) and s[-1] == outputs[0][-1] for s in inputs)
         if not alike or kind not in (*_MERGES, *_PRODUCTS):
-            return opaque
+            return unknown
         return _Alike(operation, sizes, any_zero=kind in _PRODUCTS)
     (shape,) = inputs
     if kind in _ACTIVATIONS or (kind is layers.Activation and is_by_channel(operation.activation)):
@@ -301,7 +302,7 @@ def rule(operation, inputs, outputs, shared=False) -> Rule:
         or getattr(operation, "lora_enabled", False)
         or getattr(operation, "quantization_mode", None) is not None
     )
-    return opaque if refused or kind not in _OF_SINGLE else _OF_SINGLE[kind](operation, sizes)
+    return unknown if refused or kind not in _OF_SINGLE else _OF_SINGLE[kind](operation, sizes)
 
 
 def channels(shape) -> int:

@@ -1,8 +1,10 @@
 """Early-Bird tickets: channel masks that stop changing long before training ends."""
 
+import warnings
+
 import keras
 import numpy as np
-from keras.src.backend.common.stateless_scope import StatelessScope
+from keras.src.backend import AutocastScope, StatelessScope
 
 from tf_rigl import convert
 from tf_rigl._arguments import check_integer, check_sparsity, unknown_name
@@ -28,6 +30,8 @@ class EarlyBird(keras.callbacks.Callback):
         masks: the ticket, a dict as `channel_masks` returns it, or None if none was found.
         epoch: int, the epoch after which it was drawn, counted from 0 as Keras does, or None.
         history: list of all masks drawn, one an epoch.
+        first_epoch: int, the epoch of the first of these, or None: 0 unless `fit` was given an
+            `initial_epoch`.
 
     Raises:
         ValueError: if an argument is out of range, or at the beginning of `fit`, if the model has
@@ -64,7 +68,7 @@ class EarlyBird(keras.callbacks.Callback):
         self._begin()
 
     def _begin(self):
-        self.masks, self.epoch, self.history = None, None, []
+        self.masks, self.epoch, self.history, self.first_epoch = None, None, [], None
 
     def on_train_begin(self, logs=None):
         """Forgets an earlier run, and fails early where there is nothing to draw."""
@@ -73,6 +77,8 @@ class EarlyBird(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Draws a mask, and looks how far it is from those before."""
+        if not self.history:
+            self.first_epoch = epoch
         self.history.append(self._draw())
         *others, newest = self.history[-self.window :]
         if self.masks is not None or len(others) < self.window - 1:
@@ -113,11 +119,13 @@ def low_precision(model, precision):
     On most machines the search is not faster: this shows what masks it would find.
 
     - "bfloat16": layers compute in bfloat16 (Keras's policy "mixed_bfloat16") on weights kept
-      in float32. The layers that the outputs come from stay in float32.
+      in float32. The layers that the outputs come from stay in float32, and so do layers that
+      hold others whose type their configuration does not say (some of your own).
     - "int8", simulated: in forward passes the kernels of `Dense`, convolutions, depthwise and
       separable convolutions are rounded to 255 levels, k * max|kernel| / 127 for k from -127
       to 127; gradients pass as if they were not. Activations, gradients, biases, normalisation
-      and the weights that the optimizer changes stay in float32.
+      and the weights that the optimizer changes stay as they are. So do kernels inside of
+      layers that hold others (`TimeDistributed`, some of your own), which a warning names.
 
     Args:
         model: a built functional or Sequential `keras.Model`, dense. It is left as it is.
@@ -142,13 +150,50 @@ def low_precision(model, precision):
             f"Received: model={model!r}"
         )
     slimming.check_dense(model)
-    layers = [each for each in model._flatten_layers() if not isinstance(each, keras.Model)]
+    layers = _graph_layers(model)
     if precision == "int8":
-        chosen = [each for each in layers if type(each) in _KERNELS]
+        held = _held_kernels(layers)
+        if held:
+            warnings.warn(
+                f"The kernels of {', '.join(held.values())} are not rounded: only those of layers "
+                "that are in the graph themselves are.",
+                stacklevel=2,
+            )
+        chosen = [each for each in layers if type(each) in _KERNELS and id(each) not in held]
         return convert.copied(model, {id(each): _Maker(each, _rounded) for each in chosen})
-    last = {id(tensor._keras_history.operation) for tensor in model.outputs}
-    chosen = [each for each in layers if id(each) not in last and _is_float32(each)]
+    last = _last_layers(model.outputs)
+    chosen = [each for each in layers if id(each) not in last and _can_be_lowered(each)]
     return convert.copied(model, {id(each): _Maker(each, _bfloat16) for each in chosen})
+
+
+def _graph_layers(model):
+    """The layers of a graph, those of nested graphs among them."""
+    found = []
+    for layer in model.layers:
+        found += _graph_layers(layer) if _is_nested(layer) else [layer]
+    return found
+
+
+def _is_nested(operation):
+    return isinstance(operation, keras.Model) and convert.is_graph(operation)
+
+
+def _last_layers(outputs):
+    """The ids of the layers that outputs come from, perhaps by operations that are no layers."""
+    found, seen, due = set(), set(), list(outputs)
+    while due:
+        tensor = due.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node, number = tensor._keras_history
+        if _is_nested(operation):
+            due.append(operation.outputs[number])
+        elif isinstance(operation, keras.layers.Layer):
+            found.add(id(operation))
+        else:
+            due += operation._inbound_nodes[node].input_tensors
+    return found
 
 
 class _Maker:
@@ -162,17 +207,41 @@ class _Maker:
 
 
 def _bfloat16(layer):
-    return convert.twin(layer, dtype="mixed_bfloat16")
+    new, fill = convert.twin(layer, dtype="mixed_bfloat16")
+    for inner in new._flatten_layers():
+        if inner.dtype_policy.name == "float32":
+            inner.dtype_policy = "mixed_bfloat16"
+    return new, fill
 
 
-def _is_float32(layer):
-    policy = layer.dtype_policy
-    return policy.name == "float32" and not isinstance(layer, keras.layers.InputLayer)
+def _can_be_lowered(layer):
+    """Whether a layer computes in float32, and all of it can in bfloat16, also when saved."""
+    if layer.dtype_policy.name != "float32" or isinstance(layer, keras.layers.InputLayer):
+        return False
+    if len(layer._flatten_layers()) == 1:
+        return True
+    probe, _ = convert.twin(_bfloat16(layer)[0])
+    if layer.get_build_config() is not None:  # Some make layers only then.
+        probe.build_from_config(layer.get_build_config())
+    inner = probe._flatten_layers()
+    lowered = all(each.compute_dtype == "bfloat16" for each in inner)
+    return lowered and len(inner) == len(layer._flatten_layers())
 
 
 def _rounded(layer):
     new, fill = convert.twin(layer)
-    return RoundedKernels(new, name=layer.name), fill
+    own = {"dtype": layer.dtype_policy, "activity_regularizer": layer.activity_regularizer}
+    return RoundedKernels(new, name=layer.name, **own), fill
+
+
+def _held_kernels(layers):
+    """The names of layers inside of others, whose kernels stay as they are, by id."""
+    return {
+        id(inner): f"{layer.name}/{inner.name}"
+        for layer in layers
+        for inner in layer._flatten_layers(include_self=False)
+        if type(inner) in _KERNELS
+    }
 
 
 _KERNELS = {
@@ -190,11 +259,21 @@ _KERNELS = {
 class RoundedKernels(keras.layers.Wrapper):
     """Calls a layer with its kernels rounded to 8 bits; gradients pass as if they were not."""
 
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+
     def call(self, inputs):
         """The layer on its inputs, with rounded kernels."""
         kernels = [getattr(self.layer, name) for name in _KERNELS[type(self.layer)]]
-        with StatelessScope(state_mapping=[(each, round_to_8_bits(each)) for each in kernels]):
+        with AutocastScope(None):  # In the type that they are kept in.
+            rounded = [(each, round_to_8_bits(each)) for each in kernels]
+        with StatelessScope(state_mapping=rounded):
             return self.layer.call(inputs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        """That of the layer."""
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape):
         """That of the layer."""

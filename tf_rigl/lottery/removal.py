@@ -19,7 +19,9 @@ def remove_channels(model, masks=None):
     Layers joined by an addition or a multiplication, or by a layer that works channel by channel,
     keep the same channels: one that any of them needs stays in all. Attention, recurrent and
     grouped layers, shared layers with weights and layers of your own keep all channels that come
-    in and go out. Nested models are dissolved.
+    in and go out. Nested models are dissolved. An L1 penalty on the scales of batch normalisation,
+    as `with_scale_penalty` sets it, has done its work where masks are given, and is left out;
+    other regularizers stay.
 
     Args:
         model: a built functional or Sequential `keras.Model`, dense (`tf_rigl.strip` makes one
@@ -57,7 +59,19 @@ def remove_channels(model, masks=None):
     graph = _Graph(model)
     kept = _kept_channels(graph)
     ends = graph.rebuild(kept, names)
-    return keras.Model(*graph.structured(ends), name=model.name)
+    small = keras.Model(*graph.structured(ends), name=model.name)
+    if masks is not None:
+        _without_penalty(small)
+    return small
+
+
+def _without_penalty(model):
+    """Takes the L1 penalty from the scales of batch normalisation."""
+    for layer in model._flatten_layers():
+        has_scale = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
+        if has_scale and isinstance(layer.gamma_regularizer, keras.regularizers.L1):
+            # The layer's own is what is saved, the variable's what is added to the loss.
+            layer.gamma_regularizer = layer.gamma.regularizer = None
 
 
 @dataclasses.dataclass
@@ -88,21 +102,30 @@ class _Graph:
         self.model = model
         self.shapes, self.calls = [], []
         self.inputs = [self._add(tensor) for tensor in model.inputs]
-        self.outputs = self._walk(model, self.inputs, None)
+        self.outputs = self._walk(model.inputs, model.outputs, self.inputs, None)
         layers = [id(call.layer) for call in self.calls]
         for call in self.calls:
             shapes = ([self.shapes[n] for n in ends] for ends in (call.inputs, call.outputs))
             shared = layers.count(id(call.layer)) > 1 and not _is_plain(call.layer)
-            call.rule = _channels.rule(call.layer, *shapes, shared=shared)
+            # Of a constant among the inputs the graph knows nothing.
+            arguments = (call.node.arguments.args, call.node.arguments.kwargs)
+            constants = len(_tensors(arguments)) > len(call.inputs)
+            call.rule = _channels.rule(call.layer, *shapes, opaque=shared or constants)
 
     def _add(self, tensor):
         self.shapes.append(tuple(tensor.shape))
         return len(self.shapes) - 1
 
-    def _walk(self, model, inputs, training):
-        """Adds the calls of a model to its tensors, and returns its outputs."""
-        function = keras.Function(model.inputs, model.outputs)
-        found = dict(zip(map(id, function.inputs), inputs, strict=True))
+    def _walk(self, inputs, outputs, numbers, training):
+        """Adds the calls between some tensors and others, and returns the numbers of these.
+
+        Args:
+            inputs, outputs: lists of symbolic tensors.
+            numbers: list of int, the inputs.
+            training: bool or None, what the model that they are of is called with.
+        """
+        function = keras.Function(inputs, outputs)
+        found = dict(zip(map(id, function.inputs), numbers, strict=True))
         for _, nodes in sorted(function._nodes_by_depth.items(), reverse=True):
             for node in nodes:
                 if node.is_input or any(id(t) in found for t in node.outputs):
@@ -120,12 +143,37 @@ class _Graph:
             outputs = [self._add(tensor) for tensor in node.outputs]
             self.calls.append(_Call(node, inputs, outputs, training))
             return outputs
-        if len(inputs) != len(layer.inputs):
+        numbers = dict(zip(map(id, node.input_tensors), inputs, strict=True))
+        given = zip(self._given(node, layer), layer.inputs, strict=True)
+        inputs = [self._converted(numbers[id(t)], t, wanted) for t, wanted in given]
+        return self._walk(layer.inputs, layer.outputs, inputs, training)
+
+    def _given(self, node, layer):
+        """The tensors that a nested model is called on, in the order of its inputs."""
+        args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
+        given, *others = args if args else [kwargs.pop("inputs")]
+        graph = layer._functional if isinstance(layer, keras.Sequential) else layer
+        if isinstance(given, dict) and not isinstance(graph._inputs_struct, dict):
+            given = [given[tensor.name] for tensor in graph.inputs]  # Keras ignores others.
+        given = keras.tree.flatten(given)
+        known = all(isinstance(each, keras.KerasTensor) for each in given)
+        if not known or len(given) != len(layer.inputs) or _tensors((others, kwargs)):
             raise ValueError(
-                "Argument `model` must call nested models on their inputs alone. Received: "
-                f"model={self.model!r}, in which {layer.name!r} is called on {len(inputs)} tensors"
+                "Argument `model` must call nested models on their inputs, which are no constants, "
+                f"and on no other tensor. Received: model={self.model!r}, in which {layer.name!r} "
+                f"is called on {len(_tensors((args, kwargs)))} tensors"
             )
-        return self._walk(layer, inputs, training)
+        return given
+
+    def _converted(self, number, given, wanted):
+        """A tensor as Keras makes it fit an input of a nested model: in its type and rank."""
+        start = made = keras.KerasTensor(given.shape, given.dtype)
+        if made.dtype != wanted.dtype:
+            made = keras.ops.cast(made, wanted.dtype)
+        more = len(made.shape) - len(wanted.shape)
+        if more:
+            made = (keras.ops.squeeze if more > 0 else keras.ops.expand_dims)(made, axis=-1)
+        return number if made is start else self._walk([start], [made], [number], None)[0]
 
     def rebuild(self, kept, input_names):
         """Calls new layers of the channels that are kept, and returns inputs and outputs."""
@@ -206,6 +254,11 @@ def _smaller(call, inputs, outputs, names):
         new._trainable = layer._trainable
 
     return new, fill
+
+
+def _tensors(arguments):
+    """The tensors and arrays in arguments, symbolic or not."""
+    return [each for each in keras.tree.flatten(arguments) if hasattr(each, "shape")]
 
 
 def _is_plain(layer):

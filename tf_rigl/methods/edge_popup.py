@@ -5,9 +5,8 @@ import math
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.initializers.random_initializers import compute_fans
 
-from tf_rigl import _tensors
+from tf_rigl import _tensors, maskable
 from tf_rigl._arguments import unknown_name
 from tf_rigl.methods.base import Method
 
@@ -30,7 +29,8 @@ class EdgePopup(Method):
 
     Args:
         weights: str, the frozen values. "initial": the weights that the model has when it is
-            made sparse. "signed_constant": `sqrt(2 / fan_in)` with the signs of these.
+            made sparse. "signed_constant": `sqrt(2 / fan_in)` with the signs of these; a layer
+            that is to have no zeros (as ERK may have it) keeps the weights that it has.
         scale: bool, whether values are multiplied by `sqrt(1 / density)`, which makes up for
             the inputs that a unit lacks.
         score_initializer: str or `keras.initializers.Initializer`, the scores to begin with.
@@ -90,7 +90,7 @@ class EdgePopup(Method):
         """The values that the weight is to have where its mask is 1."""
         values = tf.convert_to_tensor(item.weight.value)
         if self.weights == "signed_constant":
-            constant = tf.constant(math.sqrt(2 / compute_fans(item.shape)[0]), values.dtype)
+            constant = tf.constant(math.sqrt(2 / maskable.fan_in(item.weight)), values.dtype)
             values = tf.where(values < 0, -constant, constant)
         if self.scale:
             density = item.target_active() / item.pattern.units(item.shape)
