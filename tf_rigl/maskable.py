@@ -5,7 +5,6 @@ stay dense. A custom layer names its own with `get_prunable_weights()`.
 """
 
 import math
-import weakref
 from typing import NamedTuple
 
 import keras
@@ -33,8 +32,6 @@ MASKABLE_ATTRIBUTES = {
 }
 
 
-# The layer of each weight that was found, by the weight's id: a weight does not know its own.
-_holders = weakref.WeakValueDictionary()
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
@@ -101,7 +98,6 @@ def find(layer, include_self=True) -> list[Maskable]:
             if id(weight) in seen_weights:
                 continue
             seen_weights.add(id(weight))
-            _holders[id(weight)] = layer
             path = unique("/".join((*route, weight.name)), paths)
             found.append(Maskable(path, route, owner or route, weight, layer))
         for child in sublayers(layer):
@@ -134,9 +130,8 @@ def axes(layer, shape):
     return None
 
 
-def fan_in(weight) -> int:
-    """How many entries of a weight that `find` found are summed up in one output."""
-    shape, layer = tuple(weight.shape), _holders.get(id(weight))
+def fan_in(layer, shape) -> int:
+    """How many entries of a weight are summed up in one output; arguments are those of `axes`."""
     if isinstance(layer, layers.EinsumDense):
         _, kernel, output = einsum_labels(layer)
         sizes = zip(kernel, shape, strict=True)

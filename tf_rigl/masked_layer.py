@@ -113,7 +113,7 @@ class MaskedLayer(keras.layers.Wrapper):
                 draw = functools.partial(random_mask, seed=self.seed, index=index)
             pattern = targets.fit(self.pattern, found)
             targets.check_allowed(pattern, self.sparsity, found.path)
-            self._masks.add(found.path, found.weight, self.sparsity, pattern, draw)
+            self._masks.add(found, self.sparsity, pattern, draw)
         self._masks.settle()
         if not self._masks.items:
             raise ValueError(

@@ -24,6 +24,7 @@ class MaskedWeight:
         mask: `keras.Variable` of the weight's shape and dtype "bool".
         target_sparsity: float, the fraction of zeros that was asked for.
         pattern: `tf_rigl.patterns.Pattern`, what lives and dies together.
+        layer: the `keras.layers.Layer` that holds the weight.
         state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
             method keeps for the weight beside its mask.
     """
@@ -33,6 +34,7 @@ class MaskedWeight:
     mask: keras.Variable
     target_sparsity: float
     pattern: Pattern
+    layer: keras.layers.Layer | None = None
     state: dict = dataclasses.field(default_factory=dict)
 
     def __repr__(self):
@@ -127,22 +129,24 @@ class Masks(keras.layers.Layer):
         self.refusal = None
         self.built = True
 
-    def add(self, path, weight, target_sparsity, pattern, draw=None) -> MaskedWeight:
+    def add(self, found, target_sparsity, pattern, draw=None) -> MaskedWeight:
         """Adds a mask for a weight, all ones at first.
 
         Args:
-            path, weight, target_sparsity, pattern: see `MaskedWeight`.
+            found: `tf_rigl.maskable.Maskable`, the weight.
+            target_sparsity, pattern: see `MaskedWeight`.
             draw: function of the item that returns the mask to begin with, called by
                 `settle`.
         """
         mask = self.add_weight(
-            shape=weight.shape,
+            shape=found.weight.shape,
             dtype="bool",
             initializer="ones",
             trainable=False,
-            name=path.replace("/", "_"),
+            name=found.path.replace("/", "_"),
         )
-        item = MaskedWeight(path, weight, mask, float(target_sparsity), pattern)
+        sparsity = float(target_sparsity)
+        item = MaskedWeight(found.path, found.weight, mask, sparsity, pattern, found.layer)
         self.items.append(item)
         if draw is not None:
             self._due.append((item, draw))

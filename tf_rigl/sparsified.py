@@ -19,7 +19,7 @@ class _Sparsified:
 
     def _create_masks(self, recipe):
         found = maskable.find(self, include_self=False)
-        weights = {m.path: m.weight for m in found}
+        by_path = {m.path: m for m in found}
         if "masked" in recipe:  # What others have decided.
             numbered = recipe["masked"]
         else:
@@ -28,7 +28,7 @@ class _Sparsified:
         with self.distribute_strategy.scope():
             for path, (index, target) in numbered.items():
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
-                self._masks.add(path, weights[path], target.sparsity, target.pattern, draw)
+                self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
             self._add_state()  # Masks may depend on it.
             self._masks.settle()
 
@@ -42,7 +42,7 @@ class _Sparsified:
                     f"weight. Its maskable weights: {[m.path for m in found]}"
                 )
             pattern = keras.saving.deserialize_keras_object(entry["pattern"])
-            self._masks.add(match.path, match.weight, entry["sparsity"], pattern)
+            self._masks.add(match, entry["sparsity"], pattern)
         self._add_state()
 
     def _match(self, entry, found):

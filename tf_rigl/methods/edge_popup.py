@@ -90,7 +90,9 @@ class EdgePopup(Method):
         """The values that the weight is to have where its mask is 1."""
         values = tf.convert_to_tensor(item.weight.value)
         if self.weights == "signed_constant":
-            constant = tf.constant(math.sqrt(2 / maskable.fan_in(item.weight)), values.dtype)
+            constant = tf.constant(
+                math.sqrt(2 / maskable.fan_in(item.layer, item.shape)), values.dtype
+            )
             values = tf.where(values < 0, -constant, constant)
         if self.scale:
             density = item.target_active() / item.pattern.units(item.shape)
