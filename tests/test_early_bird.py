@@ -184,7 +184,7 @@ def test_a_kernel_of_zeros_stays_so():
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Block(layers.Layer):
+class Enclosing(layers.Layer):
     """A layer that holds others, and does not say of which type."""
 
     def __init__(self, **kwargs):
@@ -203,7 +203,7 @@ def test_kernels_inside_of_other_layers_are_not_rounded_and_named():
         [
             keras.Input((5, 4)),
             layers.TimeDistributed(layers.Dense(4, name="each"), name="times"),
-            Block(name="block"),
+            Enclosing(name="block"),
             keras.Sequential([keras.Input((5, 4)), layers.Dense(2, name="head")], name="inner"),
         ]
     )
@@ -274,7 +274,9 @@ def test_layers_inside_of_others_compute_low_where_configurations_say_so():
     x = inputs = keras.Input((5, 4))
     x = layers.TimeDistributed(layers.Dense(4), name="times")(x)
     x = layers.MultiHeadAttention(2, 2, name="attention")(x, x)
-    x = layers.Bidirectional(layers.LSTM(2, return_sequences=True), name="both")(Block(name="b")(x))
+    x = layers.Bidirectional(layers.LSTM(2, return_sequences=True), name="both")(
+        Enclosing(name="b")(x)
+    )
     model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
     search = lottery.low_precision(model, "bfloat16")
     for layer in search.layers[1:]:
