@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tests.helpers import FEATURES, compiled, random_data, sparsify
-from tf_rigl import convert, lottery
+from tf_rigl import copies, lottery
 
 
 def normalized(*sizes, **kwargs):
@@ -162,4 +162,4 @@ def test_a_model_that_cannot_be_cloned_is_refused():
     with pytest.raises(ValueError, match=r"`model` must be one that Keras can clone.*nope"):
         lottery.with_scale_penalty(model)
     with pytest.raises(ValueError, match="cannot clone the layer 'stubborn': nope"):
-        convert.twin(model.layers[0])
+        copies.twin(model.layers[0])

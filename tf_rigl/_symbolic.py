@@ -12,7 +12,7 @@ import keras
 from keras import layers
 from keras.src.backend import compute_output_spec
 
-from tf_rigl import convert
+from tf_rigl import copies
 from tf_rigl.sparsified import SparsifiedModel
 
 
@@ -55,7 +55,7 @@ def prepare(model, input_shape):
         model = model.model
     if not model.built:
         model = _build_copy(model, input_shape)
-    if convert.is_graph(model):
+    if copies.is_graph(model):
         structure = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs[0]
         known = keras.tree.flatten(structure)
         given = _given(known, structure, input_shape)
@@ -100,7 +100,7 @@ def _build_copy(model, input_shape):
         )
     state = random.getstate()  # Keras draws the seeds of initializers from it.
     try:
-        copy = convert._clone(model)
+        copy = copies.clone(model)
         originals, twins = list(model._flatten_layers()), list(copy._flatten_layers())
         if [type(layer) for layer in originals] == [type(layer) for layer in twins]:
             for original, twin in zip(originals, twins, strict=True):
@@ -108,7 +108,7 @@ def _build_copy(model, input_shape):
         args, kwargs = _symbolic_arguments(copy, input_shape, None)
         with _silence():
             copy(*args, **kwargs)
-    except convert._CannotCopyError as error:
+    except copies.CannotCopyError as error:
         raise ValueError(
             "Argument `model` is not built, and Keras cannot clone it: call it on data first, or "
             f"give it `get_config` and `from_config`. Received: model={model!r} ({error})"

@@ -113,10 +113,10 @@ def tune(
     >>> pattern = f"block_{block}x{block}"
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
     """
-    from tf_rigl import convert  # It needs this package itself.
+    from tf_rigl import convert, copies  # It needs this package itself.
 
     is_model = isinstance(model, keras.Model)
-    if not is_model or not convert.is_graph(model) or convert.is_sparse(model):
+    if not is_model or not copies.is_graph(model) or convert.is_sparse(model):
         raise ValueError(
             "Argument `model` must be a built functional or Sequential model that is not sparse. "
             f"Received: model={model!r}"

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_rigl import convert, maskable
+from tf_rigl import copies, maskable
 from tf_rigl._arguments import check_integer
 from tf_rigl.lottery.ticket import values
 
@@ -173,7 +173,7 @@ def redrawn(model, seed):
     check_integer("seed", seed, 0)
     # Not the number itself: the model may have been made by the same one.
     keras.utils.set_random_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
-    copy = convert.fresh_copy(model)
+    copy = copies.fresh_copy(model)
     fresh = _statistics(copy)
     same, other = [], []
     for old, new in zip(model.weights, copy.weights, strict=True):

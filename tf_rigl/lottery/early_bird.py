@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras.src.backend import AutocastScope, StatelessScope
 
-from tf_rigl import convert
+from tf_rigl import copies
 from tf_rigl._arguments import check_integer, check_sparsity, unknown_name
 from tf_rigl.lottery import slimming
 
@@ -144,7 +144,7 @@ def low_precision(model, precision):
     """
     if precision not in ("bfloat16", "int8"):
         raise unknown_name("precision", precision, ("bfloat16", "int8"), or_object=False)
-    if not isinstance(model, keras.Model) or not convert.is_graph(model):
+    if not isinstance(model, keras.Model) or not copies.is_graph(model):
         raise ValueError(
             "Argument `model` must be a built functional or Sequential `keras.Model`. "
             f"Received: model={model!r}"
@@ -160,10 +160,10 @@ def low_precision(model, precision):
                 stacklevel=2,
             )
         chosen = [each for each in layers if type(each) in _KERNELS and id(each) not in held]
-        return convert.copied(model, {id(each): _Maker(each, _rounded) for each in chosen})
+        return copies.copied(model, {id(each): _Maker(each, _rounded) for each in chosen})
     last = _last_layers(model.outputs)
     chosen = [each for each in layers if id(each) not in last and _can_be_lowered(each)]
-    return convert.copied(model, {id(each): _Maker(each, _bfloat16) for each in chosen})
+    return copies.copied(model, {id(each): _Maker(each, _bfloat16) for each in chosen})
 
 
 def _graph_layers(model):
@@ -175,7 +175,7 @@ def _graph_layers(model):
 
 
 def _is_nested(operation):
-    return isinstance(operation, keras.Model) and convert.is_graph(operation)
+    return isinstance(operation, keras.Model) and copies.is_graph(operation)
 
 
 def _last_layers(outputs):
@@ -197,7 +197,7 @@ def _last_layers(outputs):
 
 
 class _Maker:
-    """Makes a layer for the place of another, for `convert.copied`."""
+    """Makes a layer for the place of another, for `copies.copied`."""
 
     def __init__(self, layer, make):
         self.layer, self.make = layer, make
@@ -207,7 +207,7 @@ class _Maker:
 
 
 def _bfloat16(layer):
-    new, fill = convert.twin(layer, dtype="mixed_bfloat16")
+    new, fill = copies.twin(layer, dtype="mixed_bfloat16")
     for inner in new._flatten_layers():
         if inner.dtype_policy.name == "float32":
             inner.dtype_policy = "mixed_bfloat16"
@@ -220,7 +220,7 @@ def _can_be_lowered(layer):
         return False
     if len(layer._flatten_layers()) == 1:
         return True
-    probe, _ = convert.twin(_bfloat16(layer)[0])
+    probe, _ = copies.twin(_bfloat16(layer)[0])
     if layer.get_build_config() is not None:  # Some make layers only then.
         probe.build_from_config(layer.get_build_config())
     inner = probe._flatten_layers()
@@ -229,7 +229,7 @@ def _can_be_lowered(layer):
 
 
 def _rounded(layer):
-    new, fill = convert.twin(layer)
+    new, fill = copies.twin(layer)
     own = {"dtype": layer.dtype_policy, "activity_regularizer": layer.activity_regularizer}
     return RoundedKernels(new, name=layer.name, **own), fill
 

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_rigl import convert, maskable
+from tf_rigl import copies, maskable
 from tf_rigl.lottery import _channels, slimming
 
 
@@ -47,7 +47,7 @@ def remove_channels(model, masks=None):
 
     - [Network slimming](https://arxiv.org/abs/1708.06519), section 3.
     """
-    if not isinstance(model, keras.Model) or not convert.is_graph(model):
+    if not isinstance(model, keras.Model) or not copies.is_graph(model):
         raise ValueError(
             "Argument `model` must be a built functional or Sequential `keras.Model`. "
             f"Received: model={model!r}"
@@ -139,7 +139,7 @@ class _Graph:
         layer = node.operation
         own = node.arguments.kwargs.get("training")
         training = training if own is None else own
-        if not isinstance(layer, keras.Model) or not convert.is_graph(layer):
+        if not isinstance(layer, keras.Model) or not copies.is_graph(layer):
             outputs = [self._add(tensor) for tensor in node.outputs]
             self.calls.append(_Call(node, inputs, outputs, training))
             return outputs
@@ -242,7 +242,7 @@ def _smaller(call, inputs, outputs, names):
         config = {**layer.get_config(), "name": name}
         return type(layer).from_config(config), lambda: None
     changes, values = call.rule.cut(inputs, outputs)
-    new, copy = convert.twin(layer, **changes, name=name)
+    new, copy = copies.twin(layer, **changes, name=name)
     if values is None:
         return new, copy
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import keras
 
-from tf_rigl import accounting, convert
+from tf_rigl import accounting, convert, copies
 from tf_rigl._arguments import check_integer
 from tf_rigl.lottery.controls import redrawn, reinitialised
 from tf_rigl.lottery.ticket import Ticket
@@ -119,7 +119,7 @@ def fine_tune(pruned, dense, fit, epochs, before=None, seed=0) -> Trained:
         inherited = dataclasses.replace(pruned, weights=before.trained, rewind_step=0)
         model = inherited.model(dense)
     else:
-        model = convert.copied(pruned)
+        model = copies.copied(pruned)
     return _train(model, fit, epochs, seed)
 
 

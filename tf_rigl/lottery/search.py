@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from tf_rigl import convert, distributions, files, maskable, patterns, targets
+from tf_rigl import convert, copies, distributions, files, maskable, patterns, targets
 from tf_rigl._arguments import check_integer, unknown_name
 from tf_rigl.lottery.ticket import Ticket, dense_weights, values
 from tf_rigl.selection import top_k_mask
@@ -108,7 +108,7 @@ def find_ticket(
     masks = {path: np.ones(tuple(found[path].shape), bool) for path in fractions}
     places = {id(variable): place for place, variable in enumerate(model.weights)}
     ticket, tickets = Ticket(masks, values(model.weights)), []
-    before = values(convert.state(model))
+    before = values(copies.state(model))
     for number in range(rounds + 1):
         done = store.load(ticket)
         if done is None:
@@ -116,7 +116,7 @@ def find_ticket(
                 done = _train(model, ticket, fit, rewind_step, seed)
             finally:
                 # A model that cannot be cloned is the one that was trained.
-                for variable, value in zip(convert.state(model), before, strict=True):
+                for variable, value in zip(copies.state(model), before, strict=True):
                     variable.assign(value)
             store.save(done)
         tickets.append(done)

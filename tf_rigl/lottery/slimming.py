@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tf_rigl import convert, distributions, maskable
+from tf_rigl import convert, copies, distributions, maskable
 from tf_rigl._arguments import check_integer, check_sparsity
 from tf_rigl.sparsified import SparsifiedModel
 
@@ -44,7 +44,7 @@ def with_scale_penalty(model, factor=1e-4):
                 "Argument `model` must have no other regularizers of scales than L1. Received: "
                 f"{layer.gamma_regularizer!r} of {path!r}"
             )
-    copy = convert.copied(model)
+    copy = copies.copied(model)
     for layer in scaled(copy).values():
         # The layer's own is what is saved, the variable's what is added to the loss.
         layer.gamma_regularizer = layer.gamma.regularizer = keras.regularizers.L1(factor)
@@ -113,7 +113,7 @@ def mask_channels(model, masks):
     """
     check_dense(model)
     _check_masks(masks, scaled(model))
-    copy = convert.copied(model)
+    copy = copies.copied(model)
     found = scaled(copy)
     for path, mask in masks.items():
         layer = found[path]
