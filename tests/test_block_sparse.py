@@ -209,9 +209,13 @@ def check_same(one, other, close=2e-4):
 @pytest.mark.parametrize(
     ("method", "optimizer", "sizes", "jit"),
     [
-        *((m, o, "rest", False) for m, o in itertools.product(METHODS, OPTIMIZERS)),
-        ("rigl", "adam", "whole", False),
+        # Each method with each optimizer; sizes and compilation with the ones and the others.
+        ("static", "sgd", "rest", False),
+        ("static", "adam", "rest", False),
+        ("set", "adam", "rest", False),
         ("set", "sgd", "whole", True),
+        ("rigl", "sgd", "rest", False),
+        ("rigl", "adam", "whole", False),
         ("rigl", "adam", "rest", True),
     ],
 )
@@ -247,7 +251,7 @@ def test_the_optimizer_can_be_applied_at_updates_too(optimizer):
     assert check_same(*runs) > 3
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("regularizer", ["l1", "l2"])
 def test_a_regularizer_counts_when_a_block_that_was_dropped_could_grow_again(regularizer, seed):
     def regularized():

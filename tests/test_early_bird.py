@@ -40,10 +40,19 @@ def expected_distances(epochs):
     return np.array(rows)[:epochs, :epochs]
 
 
-@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(
-    ("window", "threshold", "epoch"),
-    [(2, 0.1, 4), (3, 0.1, 5), (2, 0.3, 2), (2, 0.25, 4), (3, 0.3, 3), (3, 1.0, 2), (5, 0.1, None)],
+    ("window", "threshold", "epoch", "sparse"),
+    [
+        (2, 0.1, 4, False),
+        (3, 0.1, 5, False),
+        (2, 0.3, 2, False),
+        (2, 0.25, 4, False),
+        (3, 0.3, 3, False),
+        (3, 0.3, 3, True),
+        (3, 1.0, 2, False),
+        (5, 0.1, None, False),
+        (5, 0.1, None, True),
+    ],
 )
 def test_training_stops_when_masks_no_longer_change(window, threshold, epoch, sparse):
     bird = lottery.EarlyBird(0.5, threshold, window)

@@ -1,9 +1,6 @@
 """The same pruning as tensorflow-model-optimization's (tfmot), and its models taken over."""
 
 import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import keras
@@ -516,20 +513,3 @@ def test_what_is_not_a_pruned_model_is_refused(make, message):
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'rigl'"):
         from_tfmot(prune(old_mlp(), schedule()), "rigle")
-
-
-def test_importing_the_library_imports_neither_tfmot_nor_tf_keras():
-    """Not even the parts that deal with them."""
-    code = """
-import sys, tf_rigl
-tf_rigl.interop.from_tfmot
-tf_rigl.methods.MagnitudePruning(tf_rigl.schedules.PolynomialDecay())
-print({"tensorflow_model_optimization", "tf_keras"} & set(sys.modules))
-"""
-    root = pathlib.Path(__file__).parents[1]
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["set()"]

@@ -136,7 +136,7 @@ def kill_and_resume(run, folder, kills):
     """
     rng = random.Random(run)
     assert len(os.listdir("/proc/self/task")) == 1, "only a process of one thread may be forked"
-    os.mkdir(folder / "alone")
+    (folder / "alone").mkdir(parents=True)
     alone = process(lambda: run_to_end(run, folder / "alone", backed_up=False))
     assert os.waitpid(alone, 0)[1] == 0
     seen = {"kills": 0, "within_backups": 0, "runs": 0, "resumed_at": []}
@@ -173,12 +173,12 @@ def load(path):
 
 
 @pytest.mark.parametrize(
-    ("run", "kills"), times([("rigl", 2), ("snfs", 1)], [(r, 30) for r in RUNS])
+    "kills", times([{"rigl": 2, "snfs": 1}], [{run: 30} for run in RUNS]), ids=" ".join
 )
-def test_a_run_that_is_killed_ends_as_one_that_was_left_alone(run, kills, tmp_path):
+def test_a_run_that_is_killed_ends_as_one_that_was_left_alone(kills, tmp_path):
     """To the bit: weights, masks, the optimizer's state, random states and the step."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_kill_and_resume", run, str(tmp_path), str(kills)],
+        [sys.executable, "-m", "tests.test_kill_and_resume", str(tmp_path), json.dumps(kills)],
         cwd=pathlib.Path(__file__).parents[1],
         # Threads of these libraries would begin at their import.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
@@ -187,14 +187,16 @@ def test_a_run_that_is_killed_ends_as_one_that_was_left_alone(run, kills, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    expected = load(tmp_path / "alone" / "end.npz")
-    assert expected[-1] == BATCHES * EPOCHS
-    for number in range(seen["runs"]):
-        received = load(tmp_path / f"run{number}" / "end.npz")
-        check_equal(received, expected)
-    assert seen["kills"] == kills
-    record("kills", run=run, **seen)
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results.keys() == kills.keys()
+    for run, seen in results.items():
+        expected = load(tmp_path / run / "alone" / "end.npz")
+        assert expected[-1] == BATCHES * EPOCHS
+        for number in range(seen["runs"]):
+            received = load(tmp_path / run / f"run{number}" / "end.npz")
+            check_equal(received, expected)
+        assert seen["kills"] == kills[run]
+        record("kills", run=run, **seen)
 
 
 # In one process: runs that an error ends.
@@ -406,4 +408,5 @@ def damage(path):
 
 
 if __name__ == "__main__":
-    print(json.dumps(kill_and_resume(sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]))))
+    place, numbers = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+    print(json.dumps({name: kill_and_resume(name, place / name, n) for name, n in numbers.items()}))

@@ -47,7 +47,7 @@ class Slow(keras.callbacks.Callback):
         if (strategy.cluster_resolver.task_id if several else 0) == 0:
             path = pathlib.Path(options["output"], "steps")
             path.write_text(str(self.model.step))
-        time.sleep(0.2)
+        time.sleep(options["pause"])
 
 
 def train(name, method, optimizer="sgd", **arguments):
@@ -114,23 +114,35 @@ def free_ports(number):
     return ports
 
 
+def arguments(output, **options):
+    """What the script is called with; makes the folder of its output."""
+    output.mkdir(exist_ok=True)
+    options = {"seeded": True, "epochs": 1, "evaluate": False, "pause": 0.2, **options}
+    return json.dumps({**options, "output": str(output)})
+
+
+def alone(output, monkeypatch, **options):
+    """The results of one process: of this one, which has imported TensorFlow already."""
+    assert "TF_CONFIG" not in os.environ
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", arguments(output, **options)])
+        exec(compile(SCRIPT, "alone", "exec"), {"__name__": "alone"})
+    return json.loads((output / "0.json").read_text())
+
+
 def start(workers, **options):
-    """Starts the processes; without workers one that trains alone."""
-    options = {"seeded": True, "epochs": 1, "evaluate": False, **options}
-    options["output"] = str(options["output"])
-    pathlib.Path(options["output"]).mkdir(exist_ok=True)
+    """Starts the processes."""
+    argument = arguments(**options)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     processes = []
-    for index in range(max(1, workers)):
-        if workers:
-            task = {"type": "worker", "index": index}
-            config = {"cluster": {"worker": addresses}, "task": task}
-            environment = {**environment, "TF_CONFIG": json.dumps(config)}
+    for index in range(workers):
+        task = {"type": "worker", "index": index}
+        config = {"cluster": {"worker": addresses}, "task": task}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, json.dumps(options)],
-                env=environment,
+                [sys.executable, "-c", SCRIPT, argument],
+                env={**environment, "TF_CONFIG": json.dumps(config)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -154,9 +166,9 @@ def finish(processes, output):
     ]
 
 
-def check_same(alone, workers):
+def check_same(one, workers):
     """All have the same masks after each step, and about the same weights."""
-    for name, expected in alone.items():
+    for name, expected in one.items():
         for found in (worker[name] for worker in workers):
             assert found["masks"] == expected["masks"], name
             assert found["step"] == expected["step"]
@@ -170,14 +182,15 @@ def check_same(alone, workers):
 
 
 @pytest.mark.parametrize("workers", times([2], [2, 3]))
-def test_workers_have_the_masks_of_one_process(workers, tmp_path):
+def test_workers_have_the_masks_of_one_process(workers, tmp_path, monkeypatch):
     """At every step, with validation and predictions on the way."""
     methods = times(SOME, EVERY)
     settings = {"methods": methods, "evaluate": True}
     together = start(workers, output=tmp_path / "together", **settings)
-    alone = start(0, output=tmp_path / "alone", **settings)
-    (expected,) = finish(alone, tmp_path / "alone")
-    results = finish(together, tmp_path / "together")
+    try:
+        expected = alone(tmp_path / "alone", monkeypatch, **settings)
+    finally:
+        results = finish(together, tmp_path / "together")
     check_same(expected, results)
     for name, own in expected.items():
         changes = len(set(own["masks"].values()))
@@ -199,7 +212,7 @@ def test_workers_without_seeds_take_those_of_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("victim", times([1], [0, 1]))
-def test_workers_go_on_after_one_was_killed(victim, tmp_path):
+def test_workers_go_on_after_one_was_killed(victim, tmp_path, monkeypatch):
     """The masks of the end are those of a run that nobody disturbed."""
     settings = {"methods": ["rigl"], "epochs": 2}
     output = tmp_path / "together"
@@ -214,8 +227,11 @@ def test_workers_go_on_after_one_was_killed(victim, tmp_path):
     for process in processes:  # The other one cannot go on alone: whoever runs them ends it.
         process.kill()
         process.communicate()
-    (expected,) = finish(start(0, output=tmp_path / "alone", **settings), tmp_path / "alone")
-    results = finish(start(2, output=output, backup=backup, **settings), output)
+    processes = start(2, output=output, backup=backup, pause=0, **settings)
+    try:
+        expected = alone(tmp_path / "alone", monkeypatch, **settings)
+    finally:
+        results = finish(processes, output)
     for result in results:
         assert result["rigl"]["step"] == expected["rigl"]["step"] == 24
         masks = result["rigl"]["masks"]
