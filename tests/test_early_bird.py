@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tests.helpers import FEATURES, compiled, random_data, sparsify
-from tf_rigl import lottery, plots
+from tf_rigl import lottery, models, plots
 
 X, Y = random_data(batches=4)
 # The scales after each epoch: which of eight channels are the largest four.
@@ -184,6 +184,24 @@ def test_gradients_pass_rounding_as_if_it_were_not_there():
     error = 2 * (X[:8] @ rounded(kernel) + bias - target) / target.size
     np.testing.assert_allclose(search.get_weights()[0], kernel - X[:8].T @ error, atol=1e-5)
     np.testing.assert_allclose(search.get_weights()[1], bias - error.sum(axis=0), atol=1e-5)
+
+
+def test_a_training_without_a_ticket_says_so():
+    model = lottery.with_scale_penalty(models.small_vgg((8, 8, 1), 3))
+    model.compile("sgd", "mse")
+    bird = lottery.EarlyBird(0.5)
+    with pytest.warns(UserWarning, match="No Early-Bird ticket was found in 1 epochs: masks of 5"):
+        model.fit(np.ones((2, 8, 8, 1)), np.ones((2, 3)), verbose=0, callbacks=[bird])
+    assert bird.masks is None
+
+
+def test_a_copy_of_rounded_kernels_is_not_cut():
+    model = models.small_vgg((8, 8, 1), 3)
+    copy = lottery.low_precision(model, "int8")
+    masks = lottery.channel_masks(copy, 0.5)
+    with pytest.raises(ValueError, match="must not be a `low_precision` copy in 'int8'"):
+        lottery.remove_channels(copy, masks)
+    assert lottery.remove_channels(model, masks).count_params() < model.count_params() / 2
 
 
 def test_a_kernel_of_zeros_stays_so():

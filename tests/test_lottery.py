@@ -223,13 +223,29 @@ def test_a_global_search_may_empty_a_layer():
     model = mlp()
     model.get_layer("head").kernel.assign(np.full((8, CLASSES), 1e-6))
 
-    def no_fit(sparse):
-        assert sparse.step == 0
+    def grow(sparse):
+        for item in sparse.masked_weights:
+            item.weight.assign(1.5 * item.weight)
 
-    tickets = lottery.find_ticket(model, no_fit, rounds=1, prune_fraction=0.5, scope="global")
+    with pytest.warns(UserWarning, match=r"Round 1 leaves no weights in \['head/kernel'\]"):
+        tickets = lottery.find_ticket(model, grow, rounds=1, prune_fraction=0.5, scope="global")
     assert not tickets[1].masks["head/kernel"].any()
     assert tickets[1].history == {}
     check_invariants(tickets[1].model(model), {"hidden/kernel": 52, "head/kernel": 0})
+
+
+def train_a_copy(sparse):
+    """Trains, but not what it is given."""
+    copy = tf_rigl.strip(sparse)
+    copy.compile("sgd", LOSS)
+    copy.train_on_batch(X[:8], Y[:8])
+
+
+@pytest.mark.parametrize("wrong", [lambda sparse: None, train_a_copy])
+def test_a_fit_that_trains_something_else(wrong, tmp_path):
+    with pytest.raises(ValueError, match="`fit` must train the model that it is called with"):
+        lottery.find_ticket(mlp(), wrong, rounds=1, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
 
 
 def test_no_rounds_are_the_dense_network():
@@ -344,9 +360,9 @@ def test_more_rounds_are_done_in_the_same_folder(folder, tmp_path):
     [
         ({"model": {"seed": 1}}, "differs in weights"),
         ({"model": {"activation": "relu"}}, "differs in layers"),
-        ({"prune_fraction": 0.3}, "differs in fractions"),
-        ({"rates": {"head": 0.1}}, "differs in fractions"),
-        ({"exclude": ["head"]}, "differs in fractions"),
+        ({"prune_fraction": 0.3}, "differs in fractions; a round prunes .*, there .*"),
+        ({"rates": {"head": 0.1}}, "differs in fractions; a round prunes .*, there .*"),
+        ({"exclude": ["head"]}, "differs in fractions; a round prunes .*, there .*"),
         ({"scope": "global"}, "differs in scope"),
         ({"rewind_step": 1, "seed": 2}, "differs in rewind_step, seed"),
     ],
@@ -560,8 +576,10 @@ def test_a_rewind_step_within_an_execution_of_several():
 
 def test_tickets_of_other_models(found):
     other = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(8, name="hidden")])
-    with pytest.raises(ValueError, match="Argument `masks` must fit"):
+    with pytest.raises(ValueError, match="`model` must have the weights that there are masks for"):
         found[1][1].model(other)
+    with pytest.raises(ValueError, match="`model` must be a dense"):
+        found[1][1].model(found[1][1].model(found[0]))
     with pytest.raises(ValueError, match="Argument `model` must have the weights"):
         found[1][1].model(mlp())
     with pytest.raises(ValueError, match="has not been trained"):
@@ -822,6 +840,6 @@ def test_bad_arguments_of_scratch(found):
         lottery.scratch_e(tickets[1], model, train, 0)
     with pytest.raises(ValueError, match="Argument `pruned`"):
         lottery.fine_tune("ticket", model, train, 1)
-    for before in (None, lottery.random_mask(tickets[1])):
+    for before in (None, lottery.random_mask(tickets[0]), tickets[1]):
         with pytest.raises(ValueError, match="Argument `before`"):
             lottery.fine_tune(tickets[1], model, train, 1, before=before)

@@ -29,6 +29,8 @@ def trainings(monkeypatch):
 
     def train(model, settings, images, seed):
         density = 1 - model.sparsity
+        for item in model.masked_weights:
+            item.weight.assign(1.01 * item.weight)
         done.append((round(100 * density), seed))
         # The least loss is at the second of three evaluations.
         step = round(1000 * density) + 10 * seed
@@ -151,6 +153,13 @@ def test_only_what_is_new_is_done(trainings):
     assert len(trainings) == 3 + 1 + 4
     tickets(settings, 2, [0, 1], ["random", "shuffled"], [0.8], folder="out")
     assert len(trainings) == 8 + 2
+
+
+def test_densities_left_out_are_those_that_are_reached(trainings):
+    rows = tickets(TicketSettings(), 3, [0], ["random"], folder="out")
+    assert [row["round"] for row in rows if row["kind"] == "random"] == [3]
+    with pytest.raises(ValueError, match=r"0\.21 needs 7 rounds"):
+        tickets(TicketSettings(), 3, [0], ["random"], [0.21], folder="out")
 
 
 def test_rows_stay_while_further_ones_are_made(trainings, monkeypatch, in_empty_folder):

@@ -214,7 +214,12 @@ def _add_tickets(tickets):
         help="of the weights left, in each round; half of it in the output layer (0.2)",
     )
     add("--scope", default="layer", help="layer, or global: the smallest of all layers (layer)")
-    add("--rewind-step", type=int, default=0, help="where tickets begin; 0: initialisation (0)")
+    add(
+        "--rewind-step",
+        type=int,
+        default=0,
+        help="where tickets begin: 0, or a multiple of --every (0)",
+    )
     add("--seeds", type=int, default=5, help="how many, from 0 (5)")
     add(
         "--controls",
@@ -227,11 +232,18 @@ def _add_tickets(tickets):
         "--densities",
         type=float,
         nargs="+",
-        default=[0.51, 0.21, 0.07, 0.036],
+        default=None,
         metavar="D",
-        help="fractions of weights left at which controls are trained (0.51 0.21 0.07 0.036)",
+        help="fractions of weights left at which controls are trained (those of 0.51 0.21 0.07 "
+        "0.036 that the rounds reach)",
     )
-    add("--epochs", type=int, default=60, help="passes over the training data (60)")
+    add(
+        "--epochs",
+        type=int,
+        default=60,
+        help="passes over the training data but for the twelfth that is held out, made up to a "
+        "multiple of --every steps (60)",
+    )
     add("--batch-size", type=int, default=60, help="examples in a batch (60)")
     add("--optimizer", default="adam", help="adam, or sgd with momentum 0.9 (adam)")
     add("--learning-rate", type=float, default=1.2e-3, help="constant (0.0012)")
@@ -440,3 +452,7 @@ def _drawing():
         print(f"No picture will be drawn ({error}): pip install 'tf_rigl[plots]'", file=sys.stderr)
         return None
     return draw_run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -156,8 +156,8 @@ def with_masks(model, masks) -> SparseModel:
     for number, (path, mask) in enumerate(masks.items()):
         if path not in found or tuple(found[path].weight.shape) != mask.shape:
             raise ValueError(
-                f"Argument `masks` must fit the weights of the model, {list(found)}. "
-                f"Received: a mask of shape {mask.shape} for {path!r}"
+                f"Argument `model` must have the weights that there are masks for: it has "
+                f"{list(found)}. Received: a mask of shape {mask.shape} for {path!r}"
             )
         sparsity = 1 - np.count_nonzero(mask) / mask.size
         numbered[path] = (number, targets.Target(sparsity, pattern))

@@ -88,6 +88,18 @@ class EarlyBird(keras.callbacks.Callback):
             if self.stop:
                 self.model.stop_training = True
 
+    def on_train_end(self, logs=None):
+        """Says so if no ticket was found."""
+        if self.masks is None:
+            rows = self.distances()[-self.window :, -self.window :]
+            apart = f"the last are {rows[-1].max():.2f} apart" if len(rows) else "none was drawn"
+            warnings.warn(
+                f"No Early-Bird ticket was found in {len(self.history)} epochs: masks of "
+                f"{self.window} epochs have to be closer than {self.threshold}, {apart}. `masks` "
+                "is None.",
+                stacklevel=2,
+            )
+
     def distances(self):
         """The distances between the masks of all epochs.
 

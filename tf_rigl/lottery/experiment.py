@@ -28,6 +28,7 @@ CONTROLS = {
     "random": lambda ticket, model, seed: control.random_mask(ticket, seed),
     "shuffled": control.shuffled,
 }
+DENSITIES = (0.51, 0.21, 0.07, 0.036)  # Those at which tickets are compared.
 _AT_ONCE = 2500  # Examples that are evaluated at once.
 
 
@@ -103,7 +104,7 @@ def tickets(
     rounds=15,
     seeds=(0, 1, 2, 3, 4),
     controls=("reinitialised", "random"),
-    densities=(0.51, 0.21, 0.07, 0.036),
+    densities=None,
     *,
     folder,
     data_dir=None,
@@ -123,7 +124,8 @@ def tickets(
         seeds: iterable of int, for weights, the order of the data, and what is held out.
         controls: iterable of str, from "reinitialised", "random" and "shuffled".
         densities: iterable of float in (0, 1), of `(1 - prune_fraction)^round`: the nearest
-            rounds are those whose tickets are compared with controls.
+            rounds are those whose tickets are compared with controls. Defaults to those of
+            0.51, 0.21, 0.07 and 0.036 that so many rounds reach.
         folder: str or path; absent, empty, or that of an earlier command.
         data_dir: see `tf_rigl.data.load`.
         command: str, kept with the rows, to say how they were made.
@@ -145,7 +147,12 @@ def tickets(
     for name in controls:
         if name not in CONTROLS:
             raise unknown_name("controls", name, CONTROLS, or_object=False)
-    compared = compared_rounds(densities, settings.prune_fraction, rounds) if controls else []
+    compared = []
+    if controls:
+        if densities is None:
+            reached = (1 - settings.prune_fraction) ** (rounds + 0.5)
+            densities = [each for each in DENSITIES if each > reached]
+        compared = compared_rounds(densities, settings.prune_fraction, rounds)
     folder = files.check_folder(folder, (RESULT,))
     rows = _earlier_rows(folder / RESULT, settings)
     about = {

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tf_rigl import copies, maskable
-from tf_rigl.lottery import _channels, slimming
+from tf_rigl.lottery import _channels, early_bird, slimming
 
 
 def remove_channels(model, masks=None):
@@ -53,6 +53,12 @@ def remove_channels(model, masks=None):
             f"Received: model={model!r}"
         )
     slimming.check_dense(model)
+    if any(isinstance(each, early_bird.RoundedKernels) for each in model._flatten_layers()):
+        raise ValueError(
+            "Argument `model` must not be a `low_precision` copy in 'int8'. Bring its weights back "
+            "with `model.set_weights(copy.get_weights())`; its channel masks fit the model too. "
+            f"Received: model={model!r}"
+        )
     names = [tensor._keras_history.operation.name for tensor in model.inputs]
     if masks is not None:
         model = slimming.mask_channels(model, masks)

@@ -111,10 +111,11 @@ def fine_tune(pruned, dense, fit, epochs, before=None, seed=0) -> Trained:
     """
     epochs = check_integer("epochs", epochs, 1)
     if isinstance(_checked(pruned), Ticket):
-        if not isinstance(before, Ticket) or before.trained is None:
+        before_it = isinstance(before, Ticket) and before.round == pruned.round - 1
+        if not before_it or before.trained is None:
             raise ValueError(
                 "Argument `before` must be the ticket of the round before, with its trained "
-                f"weights. Received: before={before!r}"
+                f"weights. Received: before={before!r}, pruned={pruned!r}"
             )
         inherited = dataclasses.replace(pruned, weights=before.trained, rewind_step=0)
         model = inherited.model(dense)

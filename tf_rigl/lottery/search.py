@@ -42,12 +42,14 @@ def find_ticket(
             step `model.step`, the rewind step: see `from_step` for its learning rate. Data sets
             that are shuffled anew at each pass, such as those of `tf_rigl.data.load`, have to be
             made in here: one made outside goes on where the training before has left it.
-        rounds: int, how often is pruned. There is one more training: that of the dense network.
-            After n rounds a fraction (1 - prune_fraction)^n is left.
+        rounds: int, how often is pruned. There is one more training: that of the dense network
+            (0 rounds: that one alone). After n rounds a fraction (1 - prune_fraction)^n is left.
         prune_fraction: float in (0, 1), the fraction of the weights left that a round prunes.
         rewind_step: int. 0: tickets begin at initialisation. k: with the weights that the dense
-            network has after k steps.
-        scope: "layer": the same fraction in every layer. "global": the smallest of all layers.
+            network has after k steps of `model.fit`. Tickets train for as long as `fit` says: to
+            end where the dense network did, it has to train for `model.step` steps less.
+        scope: "layer": the same fraction in every layer. "global": the smallest of all layers,
+            which may leave a layer without any.
         rates: mapping of layer name (or path) to its own `prune_fraction`, such as half of it
             for the output layer; with `scope="layer"`.
         exclude: layers kept dense, as in `tf_rigl.sparsify`.
@@ -63,8 +65,8 @@ def find_ticket(
         training and the trained weights.
 
     Raises:
-        ValueError: if an argument is out of range, or the folder holds another search or a
-            damaged file.
+        ValueError: if an argument is out of range, `fit` has not trained the model (and there
+            are rounds), or the folder holds another search or a damaged file.
 
     Example:
 
@@ -113,7 +115,7 @@ def find_ticket(
         done = store.load(ticket)
         if done is None:
             try:
-                done = _train(model, ticket, fit, rewind_step, seed)
+                done = _train(model, ticket, fit, rounds, rewind_step, seed)
             finally:
                 # A model that cannot be cloned is the one that was trained.
                 for variable, value in zip(copies.state(model), before, strict=True):
@@ -125,6 +127,7 @@ def find_ticket(
             _check_finite(scores, number)
             sparsities = {path: 1 - (1 - p) ** (number + 1) for path, p in fractions.items()}
             masks = _prune(done.masks, scores, sparsities, scope)
+            _check_not_empty(masks, done.masks, number + 1)
             ticket = Ticket(masks, done.weights, done.rewind_step, number + 1)
     return tickets
 
@@ -155,7 +158,7 @@ def _fractions(model, prune_fraction, scope, rates, exclude):
     return dict.fromkeys(wanted, prune_fraction) | own
 
 
-def _train(model, ticket, fit, rewind_step, seed):
+def _train(model, ticket, fit, rounds, rewind_step, seed):
     """Trains a ticket; the dense network also tells where it was at the rewind step."""
     keras.utils.set_random_seed(seed)
     sparse = ticket.model(model)
@@ -163,8 +166,11 @@ def _train(model, ticket, fit, rewind_step, seed):
     if ticket.round == 0 and rewind_step:
         watcher = _Watcher(rewind_step)
         sparse._run.callbacks.append(watcher)
+    before = values(dense_weights(sparse))
     history = _history(fit(sparse))
     changes = {"history": history, "trained": values(dense_weights(sparse))}
+    if rounds:
+        _check_trained(sparse, before, changes["trained"], ticket)
     if watcher is not None:
         if watcher.weights is None:
             raise ValueError(
@@ -175,6 +181,17 @@ def _train(model, ticket, fit, rewind_step, seed):
     return dataclasses.replace(ticket, **changes)
 
 
+def _check_not_empty(masks, before, number):
+    """Warns of layers that a global search has just emptied."""
+    empty = [path for path, mask in masks.items() if before[path].any() and not mask.any()]
+    if empty:
+        warnings.warn(
+            f"Round {number} leaves no weights in {empty}: what comes after them learns nothing of "
+            "the input. `scope='layer'` keeps some in each layer.",
+            stacklevel=3,
+        )
+
+
 def _check_finite(scores, number):
     """Warns where weights are no numbers, which says nothing of what to prune."""
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
@@ -183,6 +200,16 @@ def _check_finite(scores, number):
             f"The training of round {number} has ended with weights that are not finite, in {bad}: "
             "what is pruned of them is chance. Try a lower learning rate.",
             stacklevel=3,
+        )
+
+
+def _check_trained(sparse, before, after, ticket):
+    """Raises if nothing has happened to a network: masks would be those of its beginnings."""
+    same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    if same and sparse.step == ticket.rewind_step:
+        raise ValueError(
+            "Argument `fit` must train the model that it is called with. No weight of it has "
+            f"changed in round {ticket.round}."
         )
 
 
@@ -301,8 +328,11 @@ class _Store:
         stored, wanted = (json.loads(t)["settings"] for t in (path.read_text("utf-8"), text))
         if stored != wanted:
             names = [name for name in wanted if stored.get(name) != wanted[name]]
+            more = ""
+            if "fractions" in names:  # Of `prune_fraction`, `rates` and `exclude`.
+                more = f"; a round prunes {wanted['fractions']}, there {stored.get('fractions')}"
             raise ValueError(
-                f"Argument `folder` holds another search: it differs in {', '.join(names)}. "
+                f"Argument `folder` holds another search: it differs in {', '.join(names)}{more}. "
                 f"Received: folder={str(folder)!r}"
             )
 
@@ -314,7 +344,12 @@ class _Store:
         if self.folder is None or not self._path(ticket).exists():
             return None
         path = self._path(ticket)
-        stored = Ticket.load(path)
+        try:
+            stored = Ticket.load(path)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Delete it, and those of later rounds, to have them done again."
+            ) from error
         same = stored.masks.keys() == ticket.masks.keys() and all(
             np.array_equal(stored.masks[name], mask) for name, mask in ticket.masks.items()
         )

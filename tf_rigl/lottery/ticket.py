@@ -68,6 +68,8 @@ class Ticket:
         weights = self.trained if trained else self.weights
         if weights is None:
             raise ValueError("The ticket has not been trained: `trained` is None.")
+        if not isinstance(model, keras.Model) or convert.is_sparse(model):
+            raise ValueError(f"Argument `model` must be a dense `keras.Model`. Received: {model!r}")
         sparse = convert.with_masks(model, self.masks)
         variables = dense_weights(sparse)
         shapes = [tuple(variable.shape) for variable in variables]
