@@ -30,11 +30,6 @@ from tf_rigl import data, files, lottery, models, plots
 BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 2e-3, 1e-4, 2.0
 
 
-def removed(model, masks):
-    """The smaller model, without the penalty, which has done its work."""
-    return lottery.with_scale_penalty(lottery.remove_channels(model, masks), 0)
-
-
 class Keep(keras.callbacks.Callback):
     """Makes the ticket of an `EarlyBird` real in the epoch in which it is drawn."""
 
@@ -44,7 +39,7 @@ class Keep(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self.bird.epoch == epoch:
-            self.small = removed(self.model, self.bird.masks)
+            self.small = lottery.remove_channels(self.model, self.bird.masks)
 
 
 def some(name, count):
@@ -123,7 +118,8 @@ def one_seed(images, options, seed):
         add("early-bird", fraction, small, accuracy, epochs - start, searched, drawn=start)
 
     for fraction in options.fractions:
-        small = removed(dense, lottery.channel_masks(dense, fraction, least=options.least))
+        masks = lottery.channel_masks(dense, fraction, least=options.least)
+        small = lottery.remove_channels(dense, masks)
         compiled(small, epochs, images)
         at_once = small.evaluate(*images.test, batch_size=500, verbose=0)[1]
         searched = epochs * whole
