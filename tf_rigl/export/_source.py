@@ -38,8 +38,8 @@ def ordinary(model):
         return convert.strip(model)
     if not has_zeros(model):
         warnings.warn(
-            f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros: it is exported as it "
-            "is, no smaller and no faster.",
+            f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to leave out: it is "
+            "exported as the dense model that it is.",
             stacklevel=3,
         )
     return model
