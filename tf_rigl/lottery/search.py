@@ -330,7 +330,10 @@ class _Store:
             names = [name for name in wanted if stored.get(name) != wanted[name]]
             more = ""
             if "fractions" in names:  # Of `prune_fraction`, `rates` and `exclude`.
-                more = f"; a round prunes {wanted['fractions']}, there {stored.get('fractions')}"
+                there, here = stored["fractions"], wanted["fractions"]
+                paths = sorted(there.keys() | here.keys())
+                path = next(each for each in paths if there.get(each) != here.get(each))
+                more = f" (a round prunes {here.get(path)} of {path!r}, there {there.get(path)})"
             raise ValueError(
                 f"Argument `folder` holds another search: it differs in {', '.join(names)}{more}. "
                 f"Received: folder={str(folder)!r}"
