@@ -56,14 +56,14 @@ def compiled(model, epochs, images, start=0, rate=RATE):
     The learning rate falls to a tenth after a half, and again after three quarters.
     """
     steps = -(-len(images.train[0]) // BATCH)
-    drops = [round(steps * epochs * part) - steps * start for part in (0.5, 0.75)]
-    ahead = [drop for drop in drops if drop > 0]
-    values = [rate, rate / 10, rate / 100][len(drops) - len(ahead) :]
-    schedule = values[0]
-    if ahead:
-        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(ahead, values)
+    drops = [round(steps * epochs * part) for part in (0.5, 0.75)]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        drops, [rate, rate / 10, rate / 100]
+    )
     model.compile(
-        keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=DECAY),
+        keras.optimizers.SGD(
+            lottery.from_step(schedule, steps * start), momentum=0.9, weight_decay=DECAY
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         steps_per_execution=10,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 
@@ -235,3 +236,13 @@ def test_help_needs_no_tensorflow(command, known):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert known in run.stdout
+
+
+@pytest.mark.parametrize("module", ["tf_rigl", "tf_rigl.cli"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_module_is_the_program(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tf-rigl", "trian"])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_module(module, run_name="__main__")
+    assert error.value.code == 2
+    assert "trian" in capsys.readouterr().err

@@ -312,8 +312,8 @@ def _compare(options):
     if base.pattern != "unstructured":
         name += f"-{base.pattern.replace(':', '-of-')}"
     folder = options.output or os.path.join("runs", name)
-    try:
-        rows = compare.compare(
+    return _resumable(
+        lambda: compare.compare(
             options.methods,
             options.sparsities,
             range(options.seeds),
@@ -322,17 +322,10 @@ def _compare(options):
             folder=folder,
             data_dir=options.data_dir,
             command=shlex.join(["tf-rigl", *options.arguments]),
-        )
-    except KeyboardInterrupt:
-        print(
-            f"tf-rigl: interrupted; the finished runs are kept in {folder}, and the same command "
-            "goes on from there",
-            file=sys.stderr,
-        )
-        return 130
-    print(f"\n{compare.table(rows)}")
-    print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
-    return 0
+        ),
+        compare.table,
+        folder,
+    )
 
 
 def _tickets(options):
@@ -344,8 +337,8 @@ def _tickets(options):
     settings = experiment.TicketSettings(**{name: getattr(options, name) for name in names})
     name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
     folder = options.output or os.path.join("runs", name)
-    try:
-        rows = experiment.tickets(
+    return _resumable(
+        lambda: experiment.tickets(
             settings,
             options.rounds,
             range(options.seeds),
@@ -354,7 +347,16 @@ def _tickets(options):
             folder=folder,
             data_dir=options.data_dir,
             command=shlex.join(["tf-rigl", *options.arguments]),
-        )
+        ),
+        experiment.table,
+        folder,
+    )
+
+
+def _resumable(train, table, folder):
+    """Trains, and prints a table of the rows; what has ended is kept if it is interrupted."""
+    try:
+        rows = train()
     except KeyboardInterrupt:
         print(
             f"tf-rigl: interrupted; the finished trainings are kept in {folder}, and the same "
@@ -362,7 +364,7 @@ def _tickets(options):
             file=sys.stderr,
         )
         return 130
-    print(f"\n{experiment.table(rows)}")
+    print(f"\n{table(rows)}")
     print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
     return 0
 
