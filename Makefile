@@ -10,9 +10,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-SOAK := tests/test_workers.py tests/test_distribute.py tests/test_kill_and_resume.py \
-	tests/test_damaged_files.py tests/test_malformed_input.py tests/test_bad_numbers.py \
-	tests/test_fit.py tests/properties/test_configurations.py
+SOAK := $(addprefix tests/training/,test_workers.py test_distribute.py test_kill_and_resume.py \
+	test_damaged_files.py test_bad_numbers.py test_fit.py test_configurations.py) \
+	tests/test_malformed_input.py
 
 .PHONY: demo test lint soak clean
 

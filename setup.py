@@ -43,7 +43,7 @@ setup(
         "examples": [*PLOTS, *NOTEBOOKS],
         "tests": [*PLOTS, *NOTEBOOKS, *TESTS],
     },
-    entry_points={"console_scripts": ["tf-rigl=tf_rigl.cli:main"]},
+    entry_points={"console_scripts": ["tf-rigl=tf_rigl.experiments.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_rigl
-from tf_rigl.block_sparse.tuning import in_turns
+from tf_rigl.accounting.tuning import in_turns
 
 INTERVAL = 100  # Steps from one update to the next.
 HEAD = "head"

@@ -20,7 +20,8 @@ import keras
 from matplotlib.figure import Figure
 
 import tf_rigl
-from tf_rigl import data, files
+from tf_rigl import data
+from tf_rigl._base import files
 
 EPOCHS, SEEDS, BATCH = 4, 3, 256
 # Label: arguments of `sparsify`; None for dense.

@@ -25,7 +25,8 @@ import keras
 import numpy as np
 
 import tf_rigl
-from tf_rigl import data, files, lottery, models, plots
+from tf_rigl import data, lottery, models, plots
+from tf_rigl._base import files
 
 BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 2e-3, 1e-4, 2.0
 

@@ -19,7 +19,8 @@ import keras
 import numpy as np
 
 import tf_rigl
-from tf_rigl import data, files
+from tf_rigl import data
+from tf_rigl._base import files
 
 BATCH, DENSE_RATE = 128, 0.1
 CONTROLS = {"dense": "dense, trained", "random": "dense, random"}

@@ -18,8 +18,8 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from tf_rigl import compare
-from tf_rigl.settings import Settings
+from tf_rigl.experiments import compare
+from tf_rigl.experiments.settings import Settings
 
 METHODS = "dense static snip snip(scope=global) set snfs rigl magnitude set@2x rigl@2x"
 # What may decide whether gradients beat chance: (label, RigL, SET).

@@ -21,9 +21,11 @@ from ai_edge_litert.interpreter import Interpreter
 from matplotlib.figure import Figure
 
 import tf_rigl
-from tf_rigl import data, experiments, files
+from tf_rigl import data
+from tf_rigl._base import files
+from tf_rigl.experiments import runs
+from tf_rigl.experiments.settings import Settings
 from tf_rigl.export import latency
-from tf_rigl.settings import Settings
 
 BASE = Settings(dataset="fashion_mnist", model="mlp-1024", batch_size=128, epochs=10)
 SEEDS = 3
@@ -52,7 +54,7 @@ def train(folder):
             if (place / "result.json").exists():
                 continue
             print(f"{label}, seed {settings.seed}", flush=True)
-            model, result = experiments.run(settings, verbose=2)
+            model, result = runs.run(settings, verbose=2)
             files.write_run(place, model, result)
 
 

@@ -20,7 +20,8 @@ import keras
 import numpy as np
 
 import tf_rigl
-from tf_rigl import files, lottery, models
+from tf_rigl import lottery, models
+from tf_rigl._base import files
 from tf_rigl.export import latency
 
 NETWORKS = {

@@ -16,7 +16,8 @@ import statistics
 
 import keras
 
-from tf_rigl import data, files, lottery, models
+from tf_rigl import data, lottery, models
+from tf_rigl._base import files
 
 BATCH, RATE = 128, 1.2e-3
 KINDS = {

@@ -23,6 +23,7 @@ from tests.helpers import (
     rigl,
     sparsify,
 )
+from tf_rigl._base import backend
 
 
 def raises(message, error=ValueError):
@@ -294,11 +295,9 @@ for name in ("sparsify", "MaskedLayer", "SparseModel", "methods"):
 
 
 def test_other_backend_of_a_keras_that_is_there_already(monkeypatch):
-    from tf_rigl import _backend
-
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with raises("KERAS_BACKEND=tensorflow.*'jax'", ImportError):
-        importlib.reload(_backend)
+        importlib.reload(backend)
 
 
 def test_import_is_light():

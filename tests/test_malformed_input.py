@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import tf_rigl
+from tests.experiments.test_compare import made_up
 from tests.helpers import compiled, mlp, sparsify
 from tests.soak import record, times
-from tests.test_compare import made_up
-from tf_rigl import cli
-from tf_rigl.settings import METHODS, Settings
+from tf_rigl.experiments import cli
+from tf_rigl.experiments.settings import METHODS, Settings
 
 # The same examples everywhere, and no files left behind.
 FIXED = {"deadline": None, "derandomize": True, "database": None}

@@ -8,12 +8,14 @@ import importlib
 
 import wrapt
 
+from tf_rigl._base import old_names
+
 __version__ = "0.1.0"
 
 _HOME = {
-    "MaskedLayer": "masked_layer",
+    "MaskedLayer": "weights.masked_layer",
     "Report": "accounting",
-    "SparseModel": "sparse_model",
+    "SparseModel": "training.sparse_model",
     "export_saved_model": "export.saved_model",
     "export_tflite": "export.tflite",
     "plan": "accounting",
@@ -41,16 +43,19 @@ _WITHOUT_KERAS = ("data", "distributions", "schedules")
 
 __all__ = [*_HOME, *_MODULES]
 
+old_names.install()
+
 
 def __getattr__(name):
     if name in __all__ and name not in _WITHOUT_KERAS:
-        importlib.import_module("tf_rigl._backend")
+        importlib.import_module("tf_rigl._base.backend")
     if name in _HOME:
         value = getattr(importlib.import_module(f"tf_rigl.{_HOME[name]}"), name)
         globals()[name] = value
         return value
-    if name in _MODULES or name in _OPTIONAL:
-        return importlib.import_module(f"tf_rigl.{name}")
+    module = f"tf_rigl.{name}"
+    if name in _MODULES or name in _OPTIONAL or module in old_names.MOVED:
+        return importlib.import_module(module)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -62,4 +67,4 @@ def __dir__():
 def _register(keras):
     """Lets `keras.models.load_model` find our classes as soon as Keras is there."""
     if keras.backend.backend() == "tensorflow":
-        importlib.import_module("tf_rigl.sparsified")
+        importlib.import_module("tf_rigl.convert.sparsified")

@@ -2,6 +2,6 @@
 
 import sys
 
-from tf_rigl.cli import main
+from tf_rigl.experiments.cli import main
 
 sys.exit(main())

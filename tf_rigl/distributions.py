@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tf_rigl._arguments import check_sparsity, unknown_name
+from tf_rigl._base.arguments import check_sparsity, unknown_name
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tf_rigl._arguments import check_integer, check_sparsity, unknown_name
+from tf_rigl._base.arguments import check_integer, check_sparsity, unknown_name
 
 Decay = Callable[[int, int], float]
 

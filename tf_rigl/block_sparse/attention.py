@@ -2,7 +2,7 @@
 
 import keras
 
-from tf_rigl._arguments import unknown_name
+from tf_rigl._base.arguments import unknown_name
 from tf_rigl.block_sparse.layers import EinsumDense
 
 # Names of the projections, and the attributes that hold them.

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import maskable
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
 from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.block_sparse.product import probe, product
-from tf_rigl.patterns._layout import Layout
+from tf_rigl.patterns.layout import Layout
+from tf_rigl.weights import maskable
 
 # Activations that do not mind the order of axes.
 _ELEMENTWISE = {

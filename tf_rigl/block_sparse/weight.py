@@ -5,14 +5,15 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from tf_rigl import maskable
 from tf_rigl.block_sparse.geometry import Geometry
-from tf_rigl.patterns import Block
+from tf_rigl.patterns.block import Block
+from tf_rigl.weights import maskable
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class BlockSparseWeight:
-    """What `tf_rigl.masks.MaskedWeight` is, of a weight that is stored as its blocks.
+    """What `tf_rigl.weights.masked_weight.MaskedWeight` is for a weight that is
+    stored as its blocks.
 
     Attributes:
         path: str, unique within the model.

@@ -7,8 +7,9 @@ import warnings
 import h5py
 import keras
 
-from tf_rigl import _workers, files, seal
-from tf_rigl._arguments import check_integer
+from tf_rigl._base import files, workers
+from tf_rigl._base.arguments import check_integer
+from tf_rigl.training import integrity
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -102,7 +103,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not model.optimizer.built:
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
-        seal.check_file(path, required=True)
+        integrity.check_file(path, required=True)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
         model.load_weights(path)
@@ -134,7 +135,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self._write(epoch + 1, 0)
 
     def _writes(self):
-        return _workers.is_chief(self.model.distribute_strategy)
+        return workers.is_chief(self.model.distribute_strategy)
 
     def _write(self, epoch, batches):
         if not self._writes():
@@ -143,7 +144,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self.model.save_weights(path)
             with h5py.File(path, "a") as file:
                 file.attrs["epoch"], file.attrs["batches"] = epoch, batches
-            seal.close_file(path)  # Anew: it has been changed.
+            integrity.close_file(path)  # Anew: it has been changed.
             if self.double_checkpoint and self._latest.exists():
                 os.replace(self._latest, self._previous)
         # A process that was killed at it leaves a part.

@@ -12,8 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import _workers, files, maskable
+from tf_rigl._base import files, workers
 from tf_rigl.callbacks.watcher import Watcher
+from tf_rigl.weights import maskable
 
 ALL = "(all)"  # The name of the row over all weights.
 
@@ -101,7 +102,7 @@ class SparsityLogger(Watcher):
     def on_train_begin(self, logs=None):
         """Looks whether the files can be written."""
         self._begun = False
-        self._writes = _workers.is_chief(self.model.distribute_strategy)
+        self._writes = workers.is_chief(self.model.distribute_strategy)
         if self.csv is not None:
             _rows(self.csv)
 

@@ -11,9 +11,10 @@ import tensorflow as tf
 from keras.src.export.export_utils import _infer_input_signature_from_model, get_input_signature
 from keras.src.models.functional import Functional
 
-from tf_rigl import convert, maskable
 from tf_rigl.block_sparse.weight import is_block_sparse
-from tf_rigl.sparse_model import SparseModel
+from tf_rigl.convert import sparsifying
+from tf_rigl.training.sparse_model import SparseModel
+from tf_rigl.weights import maskable
 
 _FREE_AXIS = 32  # The size of an axis that has none in the check batch.
 
@@ -35,7 +36,7 @@ def ordinary(model):
             f"Received: model={model!r}"
         )
     if isinstance(model, SparseModel) or any(map(is_block_sparse, model._flatten_layers())):
-        return convert.strip(model)
+        return sparsifying.strip(model)
     if not has_zeros(model):
         warnings.warn(
             f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to leave out: it is "

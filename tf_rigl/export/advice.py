@@ -7,14 +7,14 @@ import numpy as np
 from keras import layers
 from keras.src.models.functional import Functional
 
-from tf_rigl import maskable, masks
-from tf_rigl._reports import table
+from tf_rigl.accounting.rows import table
 from tf_rigl.block_sparse.weight import is_block_sparse
 from tf_rigl.export import _encoding, _source
-from tf_rigl.masked_layer import MaskedLayer
-from tf_rigl.patterns import Block
-from tf_rigl.patterns._layout import Layout
+from tf_rigl.patterns.block import Block
+from tf_rigl.patterns.layout import Layout
 from tf_rigl.patterns.litert import MATRICES
+from tf_rigl.weights import maskable, masks
+from tf_rigl.weights.masked_layer import MaskedLayer
 
 _XNNPACK_FROM = 2 / 3  # With fewer zeros its sparse convolutions are slower than dense ones.
 # What LiteRT unpacks on loading.

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import files
-from tf_rigl._arguments import check_integer, unknown_name
+from tf_rigl._base import files
+from tf_rigl._base.arguments import check_integer, unknown_name
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
 
 _SECONDS = 0.05  # That a round of one file should take.
 

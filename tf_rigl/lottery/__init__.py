@@ -1,5 +1,9 @@
 """Lottery tickets: sparse networks that were there before training, and how to doubt them."""
 
+from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl.channels.early_bird import EarlyBird, low_precision, mask_distance
+from tf_rigl.channels.removal import remove_channels
+from tf_rigl.channels.slimming import channel_masks, mask_channels, with_scale_penalty
 from tf_rigl.lottery.controls import (
     from_step,
     random_mask,
@@ -8,11 +12,8 @@ from tf_rigl.lottery.controls import (
     transplanted,
     warm_up,
 )
-from tf_rigl.lottery.early_bird import EarlyBird, low_precision, mask_distance
-from tf_rigl.lottery.removal import remove_channels
 from tf_rigl.lottery.scratch import fine_tune, scratch_b, scratch_b_epochs, scratch_e
 from tf_rigl.lottery.search import find_ticket
-from tf_rigl.lottery.slimming import channel_masks, mask_channels, with_scale_penalty
 from tf_rigl.lottery.ticket import Ticket
 
 __all__ = [

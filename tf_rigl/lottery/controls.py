@@ -5,9 +5,10 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_rigl import copies, maskable
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
+from tf_rigl.convert import copies
 from tf_rigl.lottery.ticket import values
+from tf_rigl.weights import maskable
 
 
 def reinitialised(ticket, model, seed=0):

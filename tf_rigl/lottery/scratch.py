@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import keras
 
-from tf_rigl import accounting, convert, copies
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
+from tf_rigl.accounting import reporting
+from tf_rigl.convert import copies, sparsifying
 from tf_rigl.lottery.controls import redrawn, reinitialised
 from tf_rigl.lottery.ticket import Ticket
 
@@ -80,10 +81,10 @@ def scratch_b_epochs(pruned, dense, epochs, at_most=2.0) -> int:
             f"multiplied with. Received: at_most={at_most!r}"
         )
     if isinstance(_checked(pruned), Ticket):
-        report = accounting.report(pruned.model(dense))
+        report = reporting.report(pruned.model(dense))
         flops, dense_flops = report.flops, report.dense_flops
     else:
-        flops, dense_flops = (accounting.report(each).dense_flops for each in (pruned, dense))
+        flops, dense_flops = (reporting.report(each).dense_flops for each in (pruned, dense))
     factor = min(dense_flops / flops if flops else math.inf, at_most)
     if math.isinf(factor):
         raise ValueError(
@@ -130,7 +131,7 @@ def _checked(pruned):
             "Argument `pruned` must be a `tf_rigl.lottery.Ticket` or a `keras.Model`. "
             f"Received: pruned={pruned!r}"
         )
-    if isinstance(pruned, keras.Model) and convert.is_sparse(pruned):
+    if isinstance(pruned, keras.Model) and sparsifying.is_sparse(pruned):
         raise ValueError(
             "Argument `pruned` must be a `tf_rigl.lottery.Ticket`, or a smaller `keras.Model` "
             f"without masks. Received: pruned={pruned!r}"

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from tf_rigl import convert, copies, distributions, files, maskable, patterns, targets
-from tf_rigl._arguments import check_integer, unknown_name
+from tf_rigl import distributions, patterns
+from tf_rigl._base import files
+from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl.convert import copies, sparsifying
 from tf_rigl.lottery.ticket import Ticket, dense_weights, values
-from tf_rigl.selection import top_k_mask
+from tf_rigl.patterns.selection import top_k_mask
+from tf_rigl.weights import maskable, targets
 
 
 def find_ticket(
@@ -94,7 +97,7 @@ def find_ticket(
             "Argument `model` must be a built `keras.Model`, whose weights are those that tickets "
             f"begin with. Received: model={model!r}"
         )
-    if convert.is_sparse(model):
+    if sparsifying.is_sparse(model):
         raise ValueError(f"Argument `model` must be dense. Received: model={model!r}")
     fractions = _fractions(model, prune_fraction, scope, rates, exclude)
     settings = {

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import convert, files
+from tf_rigl._base import files
+from tf_rigl.convert import sparsifying
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
@@ -68,9 +69,9 @@ class Ticket:
         weights = self.trained if trained else self.weights
         if weights is None:
             raise ValueError("The ticket has not been trained: `trained` is None.")
-        if not isinstance(model, keras.Model) or convert.is_sparse(model):
+        if not isinstance(model, keras.Model) or sparsifying.is_sparse(model):
             raise ValueError(f"Argument `model` must be a dense `keras.Model`. Received: {model!r}")
-        sparse = convert.with_masks(model, self.masks)
+        sparse = sparsifying.with_masks(model, self.masks)
         variables = dense_weights(sparse)
         shapes = [tuple(variable.shape) for variable in variables]
         if shapes != [np.shape(value) for value in weights]:

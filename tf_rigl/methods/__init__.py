@@ -1,6 +1,7 @@
 """How masks begin and change: one small class for each method."""
 
-from tf_rigl._arguments import unknown_name
+from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base.arguments import unknown_name
 from tf_rigl.methods.base import Method
 from tf_rigl.methods.edge_popup import EdgePopup
 from tf_rigl.methods.magnitude import MagnitudePruning

@@ -6,8 +6,8 @@ import inspect
 import keras
 import tensorflow as tf
 
-from tf_rigl import _tensors
-from tf_rigl.masked_layer import random_mask
+from tf_rigl._base import tensors
+from tf_rigl.weights.masked_layer import random_mask
 
 
 class Method:
@@ -56,7 +56,7 @@ class Method:
         """How a mask begins: at random, by default.
 
         Args:
-            item: `tf_rigl.masks.MaskedWeight`.
+            item: `tf_rigl.weights.masked_weight.MaskedWeight`.
             seed: int, the model's seed.
             index: int, the number of the weight in the model.
 
@@ -73,7 +73,7 @@ class Method:
             active: list of int, units now active in each masked weight.
             first_step: int, the step at which the present run of `fit` began.
             run_steps: int, how many steps it will have in all, or None.
-            items: list of `tf_rigl.masks.MaskedWeight`, for methods that need to know
+            items: list of `tf_rigl.weights.masked_weight.MaskedWeight`, for methods that need to know
                 shapes and target sparsities.
 
         Returns:
@@ -166,7 +166,7 @@ class Method:
 
     def update_function(self, entries):
         """`update` as the training step calls it on a weight of so many entries."""
-        return _tensors.compiled_if_large(self.update, entries) if self.jit_compile else self.update
+        return tensors.compiled_if_large(self.update, entries) if self.jit_compile else self.update
 
     def train_flops(self, report, steps=None) -> float:
         """FLOPs of a training step for one example: three sparse forward passes' worth.

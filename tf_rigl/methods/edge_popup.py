@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl import _tensors, maskable
-from tf_rigl._arguments import unknown_name
+from tf_rigl._base import tensors
+from tf_rigl._base.arguments import unknown_name
 from tf_rigl.methods.base import Method
+from tf_rigl.weights import maskable
 
 WEIGHTS = ("initial", "signed_constant")
 
@@ -114,11 +115,11 @@ class EdgePopup(Method):
     def choose(self, scores, values, count, pattern):
         """The mask of the `count` units of highest score, and the weight under it."""
         mask = pattern.select(scores, count)
-        return mask, _tensors.where(mask, values)
+        return mask, tensors.where(mask, values)
 
     def update_function(self, entries):
         """`choose` as the training step calls it on a weight of so many entries."""
-        return _tensors.compiled_if_large(self.choose, entries)
+        return tensors.compiled_if_large(self.choose, entries)
 
     def train_flops(self, report, steps=None):
         """The gradient of the scores needs that of every weight, masked or not."""

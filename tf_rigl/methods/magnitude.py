@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tf_rigl import distributions, schedules
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
 from tf_rigl.methods.pruning import Pruning
 
 _OWN = {cls.__name__: cls for cls in (schedules.PolynomialDecay, schedules.ConstantSparsity)}

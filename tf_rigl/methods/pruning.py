@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
-from tf_rigl._arguments import unknown_name
+from tf_rigl._base.arguments import unknown_name
 from tf_rigl.methods.base import Method
-from tf_rigl.selection import top_k_mask
+from tf_rigl.patterns.selection import top_k_mask
 
 SCOPES = ("layer", "global")
 

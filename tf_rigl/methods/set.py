@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_rigl import schedules
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
 from tf_rigl.methods.base import Method, deserialize_function, serialize_function
 
 

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tf_rigl._arguments import check_integer
+from tf_rigl._base.arguments import check_integer
 from tf_rigl.methods.pruning import Pruning
 
 

@@ -7,7 +7,8 @@ training step know nothing else of it.
 import functools
 import re
 
-from tf_rigl._arguments import unknown_name
+from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base.arguments import unknown_name
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.litert import LiteRT

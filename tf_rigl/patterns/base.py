@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_rigl.selection import top_k_mask
+from tf_rigl.patterns.selection import top_k_mask
 
 
 class Candidates(NamedTuple):

@@ -3,10 +3,10 @@
 import keras
 import tensorflow as tf
 
-from tf_rigl._arguments import check_integer, unknown_name
-from tf_rigl.patterns._layout import Layout, as_axes
+from tf_rigl._base.arguments import check_integer, unknown_name
 from tf_rigl.patterns.base import Pattern
-from tf_rigl.selection import ordered_integers
+from tf_rigl.patterns.layout import Layout, as_axes
+from tf_rigl.patterns.selection import ordered_integers
 
 SCORES = ("sum", "mean", "max")
 

@@ -2,9 +2,9 @@
 
 import keras
 
-from tf_rigl.patterns._layout import Layout
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.block import Block
+from tf_rigl.patterns.layout import Layout
 from tf_rigl.patterns.unstructured import Unstructured
 
 # Layers whose kernel LiteRT multiplies by as a matrix of inputs by outputs.

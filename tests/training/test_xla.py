@@ -1,0 +1,56 @@
+"""Whole training steps compile for XLA: static shapes, and nothing that runs on the host.
+
+That is what a TPU asks of them; none was there to run them on.
+"""
+
+import re
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tests.helpers import METHODS, compiled, mlp, random_data, sparsify
+from tf_rigl.training import loop
+
+# Pattern and compute; where a method has one pool, or begins dense, not all are possible.
+FORMS = [("unstructured", "masked"), ("block_2x1", "masked"), ("2:4", "masked")]
+FORMS_OF_SOME = [("constant_fan_in_2x2", "masked"), ("block_2x2", "sparse")]
+CASES = [(name, *form) for name in METHODS for form in FORMS]
+CASES += [
+    (name, *form) for name in ("static", "set", "rigl", "rigl-after") for form in FORMS_OF_SOME
+]
+# Of HLO: sizes that are known at run time only, and ways to the host.
+FORBIDDEN = r"\[[^\]]*<=\d|\b(infeed|outfeed|send|recv|custom-call)\("
+
+
+def as_hlo(step, *args):
+    """A step as XLA sees it."""
+    function = tf.function(lambda *args: step(*args), jit_compile=True, autograph=False)
+    return function.experimental_get_compiler_ir(*args)(stage="hlo")
+
+
+@pytest.mark.parametrize(("name", "pattern", "compute"), CASES)
+def test_every_step_is_static_and_stays_on_the_device(name, pattern, compute):
+    method = METHODS[name]()
+    model = compiled(sparsify(mlp(), method, pattern=pattern, compute=compute), "adam")
+    x, y = random_data(batches=1)
+    batch = tf.constant(x), tf.constant(y)
+    model._symbolic_build(data_batch=batch)
+    loop._begin(model, iter(()))
+    past = [tf.constant(0.5)] if "gradient" in method.state_names else []
+    steps = [as_hlo(model.train_step, batch)]
+    if past:
+        steps.append(as_hlo(model.observing_step, batch, *past))
+    if name not in ("static", "edge-popup"):  # Their only step is the ordinary one.
+        counts = tf.constant([[1, 1]] * len(model.masked_weights))
+        steps.append(as_hlo(model.update_step, batch, counts, tf.constant(3), *past))
+    for hlo in steps:
+        assert "dot(" in hlo
+        assert not re.search(FORBIDDEN, hlo)
+
+
+def test_what_is_forbidden_would_be_found():
+    def dynamic(x):
+        return keras.ops.sum(tf.boolean_mask(x, x > 0))
+
+    assert re.search(FORBIDDEN, as_hlo(dynamic, tf.ones([4])))

@@ -1,0 +1,64 @@
+"""Several processes that train one model together: what has to be the same in all of them."""
+
+import random
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from tf_rigl._base.arguments import check_integer
+
+
+def are_several(strategy=None) -> bool:
+    """Whether a strategy, by default the present one, trains in several processes."""
+    strategy = strategy or tf.distribute.get_strategy()
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return several and strategy.extended._in_multi_worker_mode()
+
+
+def is_chief(strategy) -> bool:
+    """Whether this is the process that writes files for all of them."""
+    resolver = strategy.cluster_resolver
+    if not are_several(strategy) or resolver is None:
+        return True
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+
+
+def resolve_seed(seed):
+    """Returns `seed` as an int, or one drawn from Python's `random` for None.
+
+    `keras.utils.set_random_seed` seeds that generator too. All workers get the one that the
+    first of them has drawn.
+    """
+    if seed is not None:
+        return check_integer("seed", seed, 0)
+    drawn = random.randrange(2**31)
+    strategy = tf.distribute.get_strategy()
+    return _gather(strategy, [drawn])[0] if are_several(strategy) else drawn
+
+
+def check_equal(model):
+    """Raises if the workers do not begin at the same step with the same weights and masks."""
+    strategy = model.distribute_strategy
+    if not are_several(strategy):
+        return
+    digest = 0
+    for variable in model.weights:
+        digest = zlib.crc32(np.ascontiguousarray(variable.numpy()).tobytes(), digest)
+    found = _gather(strategy, [model.step, digest])
+    steps, digests = found[::2], found[1::2]
+    if len(set(steps)) > 1 or len(set(digests)) > 1:
+        raise ValueError(
+            "The workers have not the same weights and masks. Make the model within the "
+            "strategy's scope, and load files that all workers can read (for backups a "
+            f"`backup_dir` that they share). Steps of the workers: {steps}"
+        )
+
+
+def _gather(strategy, numbers):
+    """Numbers of all workers, in their order; as often as each has devices."""
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(numbers, tf.int64)
+    )
+    return strategy.gather(values, axis=0).numpy().tolist()

@@ -1,0 +1,254 @@
+"""Which block size is fastest for a model on this machine."""
+
+import dataclasses
+import functools
+import numbers
+import statistics
+import time
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tf_rigl
+from tf_rigl import patterns
+from tf_rigl._base.arguments import check_integer, check_sparsity
+from tf_rigl.weights import maskable, targets
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one block size makes of a model.
+
+    Attributes:
+        block_size: int, or None for the dense model.
+        milliseconds: float, the median time of a training step.
+        times_faster: float, the time of the dense model over it.
+        sparsity: float, the fraction of zeros that is reached.
+        layers: list of str, the paths of the weights that are stored as blocks.
+    """
+
+    block_size: int | None
+    milliseconds: float
+    times_faster: float
+    sparsity: float
+    layers: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What `tf_rigl.block_sparse.tune` has measured; `print` shows it as a table.
+
+    Attributes:
+        rows: list of `Measurement`, the dense model first.
+    """
+
+    rows: list[Measurement]
+
+    @property
+    def best(self) -> int | None:
+        """The block size of the shortest step, or None if that is the dense model's."""
+        return min(self.rows, key=lambda row: row.milliseconds).block_size
+
+    def __str__(self):
+        lines = [f"{'block size':>10} {'ms':>9} {'times faster':>13} {'sparsity':>9}  layers"]
+        for row in self.rows:
+            name = row.block_size or "dense"
+            sparsity = "" if row.block_size is None else f"{row.sparsity:.3f}"
+            lines.append(
+                f"{name:>10} {row.milliseconds:9.2f} {row.times_faster:13.2f} {sparsity:>9}  "
+                + _listed(row.layers)
+            )
+        best = (
+            "the dense model" if self.best is None else f"pattern='block_{self.best}x{self.best}'"
+        )
+        return "\n".join([*lines, f"Fastest: {best}"])
+
+
+def tune(
+    model,
+    batch_size,
+    *,
+    density=0.1,
+    block_sizes=(16, 32, 64, 128),
+    distribution="erk",
+    exclude=(),
+    optimizer="sgd",
+    jit_compile=False,
+    inputs=None,
+    rounds=7,
+    steps=3,
+):
+    """Measures training steps of a model, dense and with blocks of several sizes.
+
+    They take turns, so that what else the machine does slows all of them, and each one's
+    time is the median of its rounds. A step is a forward and a backward pass, of the mean
+    square of the outputs, and the optimizer's; blocks are not moved. The larger blocks
+    are, the faster, up to a size; the smaller, the better the model may learn.
+
+    Args:
+        model: a built `keras.Model`, functional or Sequential. It is left as it is.
+        batch_size: int, examples in a step.
+        density: float in (0, 1), the fraction of entries that are there.
+        block_sizes: tuple of int, sizes of square blocks. Those larger than every kernel
+            are left out.
+        distribution, exclude: as in `tf_rigl.sparsify`.
+        optimizer: str or `keras.optimizers.Optimizer`.
+        jit_compile: bool, whether XLA compiles the steps.
+        inputs: what to call the model on, in place of random numbers, zeros for integers.
+        rounds: int, how often each takes its turn.
+        steps: int, how many steps it does then.
+
+    Returns:
+        A `Tuning`.
+
+    Raises:
+        ValueError: if an argument is out of range, or no kernel can be stored as blocks.
+
+    Example:
+
+    >>> tuning = tf_rigl.block_sparse.tune(model, batch_size=256)
+    >>> print(tuning)
+    >>> block = tuning.best or 32  # None: the dense model was the fastest.
+    >>> pattern = f"block_{block}x{block}"
+    >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
+    """
+    from tf_rigl.convert import copies, sparsifying  # It needs this package itself.
+
+    is_model = isinstance(model, keras.Model)
+    if not is_model or not copies.is_graph(model) or sparsifying.is_sparse(model):
+        raise ValueError(
+            "Argument `model` must be a built functional or Sequential model that is not sparse. "
+            f"Received: model={model!r}"
+        )
+    batch_size = check_integer("batch_size", batch_size, 1)
+    rounds, steps = check_integer("rounds", rounds, 1), check_integer("steps", steps, 1)
+    is_number = isinstance(density, numbers.Real) and not isinstance(density, bool)
+    if not is_number or not 0 < density < 1:
+        raise ValueError(
+            f"Argument `density` must be a number in (0, 1). Received: density={density!r}"
+        )
+    if not isinstance(block_sizes, (tuple, list)):
+        raise ValueError(
+            "Argument `block_sizes` must be a tuple or list of integers. "
+            f"Received: block_sizes={block_sizes!r}"
+        )
+    sizes = [check_integer("block_sizes", size, 1) for size in block_sizes]
+    possible = [size for size in sizes if _fits(model, size)]
+    if not possible:
+        raise ValueError(
+            "Argument `block_sizes` has no size of which a kernel of the model has blocks. "
+            f"Received: block_sizes={block_sizes!r}"
+        )
+    models = {None: keras.models.clone_model(model)}
+    make = functools.partial(
+        tf_rigl.sparsify,
+        model,
+        method="static",
+        sparsity=check_sparsity("sparsity", 1 - density),
+        distribution=distribution,
+        exclude=exclude,
+        seed=0,
+        compute="sparse",
+    )
+    with warnings.catch_warnings():
+        # The table shows the sparsity of each.
+        warnings.filterwarnings("ignore", "A column of blocks")
+        models |= {size: make(pattern=patterns.Block(size, size)) for size in possible}
+    if inputs is None:
+        # A Sequential model has no `input` before it is called.
+        wanted = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        inputs = keras.tree.map_structure(lambda x: _example(x, batch_size), wanted)
+    runners = {size: _step(each, inputs, optimizer, jit_compile) for size, each in models.items()}
+    times = in_turns(runners, rounds, steps)
+    rows = []
+    for size, each in models.items():
+        weights = [] if size is None else each.masked_weights
+        rows.append(
+            Measurement(
+                block_size=size,
+                milliseconds=1000 * times[size],
+                times_faster=times[None] / times[size],
+                sparsity=0.0 if size is None else each.sparsity,
+                layers=[item.path for item in weights if item.is_packed],
+            )
+        )
+    return Tuning(rows)
+
+
+def in_turns(runners, rounds, steps):
+    """The median seconds of each of several functions, which take turns.
+
+    Args:
+        runners: dict of anything to a function that returns a tensor.
+        rounds: int, how often each takes its turn.
+        steps: int, how often it is called then.
+    """
+    times = {name: [] for name in runners}
+    for runner in runners.values():  # Traces and warms up.
+        runner().numpy()
+    for number in range(rounds):
+        # Another one goes first each time: the first of a round finds other caches.
+        turn = number % len(runners)
+        for name in [*runners][turn:] + [*runners][:turn]:
+            began = time.perf_counter()
+            for _ in range(steps):
+                result = runners[name]()
+            result.numpy()
+            times[name].append((time.perf_counter() - began) / steps)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _fits(model, size) -> bool:
+    """Whether a kernel has several block rows and can be stored as its blocks."""
+    from tf_rigl.convert import replacing  # It needs this package itself.
+
+    pattern = patterns.Block(size, size, constant_fan_in=True)
+    for found in maskable.find(model):
+        fitted, shape = targets.fit(pattern, found), tuple(found.weight.shape)
+        several = fitted.units(shape) > fitted.step(shape)
+        if several and replacing.obstacle(found.layer, shape, fitted) is None:
+            return True
+    return False
+
+
+def _example(tensor, batch_size):
+    """Random numbers of a symbolic input's shape, or zeros."""
+    shape = (batch_size, *tensor.shape[1:])
+    if None in shape:
+        raise ValueError(
+            "Argument `inputs` must be given where the shapes of inputs are not known. "
+            f"Received: model with input shape {tensor.shape}"
+        )
+    numbers = np.random.default_rng(0).standard_normal(shape)
+    return tf.cast(
+        numbers if keras.backend.is_float_dtype(tensor.dtype) else 0 * numbers, tensor.dtype
+    )
+
+
+def _step(model, inputs, optimizer, jit_compile):
+    """A function that does a training step and returns the loss."""
+    optimizer = keras.optimizers.get(optimizer)
+    optimizer = type(optimizer).from_config(optimizer.get_config())
+    variables = model.trainable_variables
+    optimizer.build(variables)
+
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            outputs = keras.tree.flatten(model(inputs, training=True))
+            loss = tf.add_n([tf.reduce_mean(tf.square(tf.cast(y, "float32"))) for y in outputs])
+            scaled = optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    # TensorFlow warns of many functions of one code; a partial has none.
+    step = tf.function(functools.partial(step), autograph=False, jit_compile=jit_compile)
+    return lambda: step(inputs)
+
+
+def _listed(paths):
+    """Paths in a line of a table."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more

@@ -1,0 +1,191 @@
+"""Network slimming: channels ranked by the scales of batch normalisation."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from tf_rigl import distributions
+from tf_rigl._base.arguments import check_integer, check_sparsity
+from tf_rigl.convert import copies, sparsifying
+from tf_rigl.convert.sparsified import SparsifiedModel
+from tf_rigl.weights import maskable
+
+
+def with_scale_penalty(model, factor=1e-4):
+    """A copy of a model that trains with an L1 penalty on the scales of batch normalisation.
+
+    Args:
+        model: a built `keras.Model`, dense. It is left as it is; the copy has its weights.
+        factor: float, by which the sum of all |gamma| is added to the loss; it replaces an
+            earlier such penalty.
+
+    Returns:
+        A `keras.Model`, to be compiled.
+
+    Raises:
+        ValueError: if the model has no `BatchNormalization` with a scale, or scales have another
+            regularizer, which would be lost.
+
+    Example:
+
+    >>> slim = tf_rigl.lottery.with_scale_penalty(model)
+    >>> slim.compile("adam", "sparse_categorical_crossentropy")
+
+    Reference:
+
+    - [Network slimming](https://arxiv.org/abs/1708.06519), section 3.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < 1e30:
+        raise ValueError(
+            f"Argument `factor` must be a number of at least 0. Received: factor={factor!r}"
+        )
+    check_dense(model)
+    for path, layer in scaled(model).items():
+        if not isinstance(layer.gamma_regularizer, (keras.regularizers.L1, type(None))):
+            raise ValueError(
+                "Argument `model` must have no other regularizers of scales than L1. Received: "
+                f"{layer.gamma_regularizer!r} of {path!r}"
+            )
+    copy = copies.copied(model)
+    for layer in scaled(copy).values():
+        # The layer's own is what is saved, the variable's what is added to the loss.
+        layer.gamma_regularizer = layer.gamma.regularizer = keras.regularizers.L1(factor)
+    return copy
+
+
+def channel_masks(model, prune_fraction, *, least=1):
+    """Which channels to keep: those of the largest |gamma| over the whole network.
+
+    Args:
+        model: a built `keras.Model`, dense or a `tf_rigl.SparseModel`.
+        prune_fraction: float in [0, 1), of all channels with a scale. The count is exact,
+            floor(prune_fraction * channels); of equal scales the lower index is kept.
+        least: int, how many channels each layer keeps at least, its largest. Early in training,
+            or where much is pruned, one threshold for all can leave a layer a single channel,
+            and the network dead: a few prevent that.
+
+    Returns:
+        A dict of the path of each `BatchNormalization` layer that has scales, such as
+        "block/bn", to a boolean array, True for the channels to keep.
+
+    Raises:
+        ValueError: if the model has no such layer, or `least` leaves too little to prune.
+
+    Example:
+
+    >>> masks = tf_rigl.lottery.channel_masks(slim, prune_fraction=0.5)
+
+    Reference:
+
+    - [Network slimming](https://arxiv.org/abs/1708.06519), section 3.
+    """
+    fraction = check_sparsity("prune_fraction", prune_fraction)
+    least = check_integer("least", least, 0)
+    scales = {path: _magnitude(layer.gamma) for path, layer in scaled(model).items()}
+    sizes = [scale.size for scale in scales.values()]
+    masks = [np.zeros(size, bool) for size in sizes]
+    for scale, mask in zip(scales.values(), masks, strict=True):
+        mask[np.argsort(-scale, kind="stable")[:least]] = True
+    pooled, kept = np.concatenate(list(scales.values())), np.concatenate(masks)
+    count = pooled.size - int(distributions.zeros(fraction, pooled.size))
+    missing = count - np.count_nonzero(kept)
+    if missing < 0:
+        raise ValueError(
+            f"Argument `least` must leave room for `prune_fraction`: of {pooled.size} channels "
+            f"{count} are to be kept. Received: least={least}, prune_fraction={prune_fraction}"
+        )
+    order = np.argsort(-pooled, kind="stable")
+    kept[order[~kept[order]][:missing]] = True
+    return dict(zip(scales, np.split(kept, np.cumsum(sizes)[:-1]), strict=True))
+
+
+def mask_channels(model, masks):
+    """A copy of a model in which pruned channels are zero: their gamma and beta are 0.
+
+    Args:
+        model: a built `keras.Model`, dense. It is left as it is.
+        masks: dict of layer path to boolean array, from `channel_masks`.
+
+    Returns:
+        A `keras.Model` of the same size. Trained on, the channels would grow again: see
+        `remove_channels`.
+
+    Raises:
+        ValueError: if the masks do not fit the model.
+    """
+    check_dense(model)
+    _check_masks(masks, scaled(model))
+    copy = copies.copied(model)
+    found = scaled(copy)
+    for path, mask in masks.items():
+        layer = found[path]
+        for variable in (layer.gamma, layer.beta):
+            if variable is not None:
+                variable.assign(np.where(mask, keras.ops.convert_to_numpy(variable), 0))
+    return copy
+
+
+def scaled(model):
+    """The `BatchNormalization` layers of a model that have scales, by path.
+
+    Raises:
+        ValueError: if it has none, or is not built.
+    """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
+        )
+    found, seen, taken = {}, set(), set()
+
+    def visit(layer, route):
+        for child in maskable.sublayers(layer):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            if isinstance(child, layers.BatchNormalization) and child.scale:
+                found[maskable.unique("/".join((*route, child.name)), taken)] = child
+            visit(child, (*route, child.name))
+
+    visit(model.model if isinstance(model, SparsifiedModel) else model, ())
+    if not found:
+        raise ValueError(
+            "Argument `model` must have `BatchNormalization` layers with `scale=True`. "
+            f"Received: model={model!r}"
+        )
+    return found
+
+
+def check_dense(model):
+    """Raises if a model has masks."""
+    if isinstance(model, keras.Model) and sparsifying.is_sparse(model):
+        raise ValueError(
+            "Argument `model` must be dense; `tf_rigl.strip` makes a dense one of a sparse one. "
+            f"Received: model={model!r}"
+        )
+
+
+def _magnitude(gamma):
+    """|gamma|; NaN counts as the lowest."""
+    scale = np.abs(keras.ops.convert_to_numpy(gamma).astype("float32"))
+    return np.where(np.isnan(scale), np.float32(-1), scale)
+
+
+def _check_masks(masks, found):
+    if not isinstance(masks, dict):
+        raise ValueError(
+            "Argument `masks` must be a dict of layer path to boolean array. "
+            f"Received: masks={masks!r}"
+        )
+    for path, mask in masks.items():
+        known = path in found
+        if not known or np.shape(mask) != tuple(found[path].gamma.shape):
+            shape = f"shape {tuple(found[path].gamma.shape)}" if known else f"one of {list(found)}"
+            raise ValueError(
+                f"Argument `masks` must fit the layers of the model: {shape}. "
+                f"Received: shape {np.shape(mask)} for {path!r}"
+            )
+        if np.asarray(mask).dtype != bool:
+            raise ValueError(
+                "Argument `masks` must hold boolean arrays. "
+                f"Received: {np.asarray(mask).dtype} for {path!r}"
+            )

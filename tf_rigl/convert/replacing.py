@@ -1,0 +1,203 @@
+"""Block-sparse layers in the place of dense ones, and back."""
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+from tf_rigl.block_sparse import layers, weight
+from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
+from tf_rigl.patterns.block import Block
+from tf_rigl.weights import maskable, targets
+from tf_rigl.weights.masks import MaskedWeight
+
+# Keras class -> the class that takes its place.
+_PLACES = {
+    keras.layers.Dense: layers.Dense,
+    keras.layers.EinsumDense: layers.EinsumDense,
+    keras.layers.Conv2D: layers.Conv2D,
+}
+# Regularizers that are sums over entries: zeros that are not stored add nothing.
+_BY_ENTRY = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+
+
+def obstacle(layer, shape, pattern):
+    """Why a layer cannot store its kernel as blocks, or None if it can.
+
+    Args:
+        layer: `keras.layers.Layer`.
+        shape: tuple of int, that of the kernel.
+        pattern: `tf_rigl.patterns.Block`, its own.
+    """
+    # Not subclasses: their `call` may do something else with the kernel.
+    if type(layer) not in _PLACES:
+        return f"no block-sparse form of {type(layer).__name__}"
+    if isinstance(layer, keras.layers.EinsumDense) and not layers.projects_last_axes(layer):
+        return "it does not project last axes"
+    if isinstance(layer, keras.layers.Conv2D) and not layers.is_pointwise(layer):
+        return "not a plain 1x1 convolution"
+    if getattr(layer, "kernel_constraint", None) is not None:
+        return "a kernel constraint"
+    # Others may need the whole kernel.
+    regularizer = getattr(layer, "kernel_regularizer", None)
+    if regularizer is not None and type(regularizer) not in _BY_ENTRY:
+        return f"a kernel regularizer {type(regularizer).__name__}"
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        return "LoRA or quantization"
+    matrix = pattern.layout(shape).size
+    if matrix[1] < pattern.rows or matrix[2] < pattern.cols:
+        return "smaller than a block"
+    return None
+
+
+def obstacle_in_place(found, pattern, attentions):
+    """Why a weight cannot be stored as blocks where it is in a model, or None if it can.
+
+    Args:
+        found: `tf_rigl.maskable.Maskable`.
+        pattern: its `tf_rigl.patterns.Block`.
+        attentions: what `by_projection` returns of the model.
+    """
+    inside = found.layers[:-1] if id(found.layer) in attentions else found.layers
+    if found.owner != inside:
+        return "inside another layer"
+    return obstacle(found.layer, tuple(found.weight.shape), pattern)
+
+
+def check(pattern, method):
+    """The pattern with a constant fan-in; raises if weights cannot be stored as its blocks."""
+    if not isinstance(pattern, Block):
+        raise ValueError(
+            "Argument `compute='sparse'` needs a pattern of blocks, such as "
+            f"pattern='block_32x32'. Received: pattern={pattern!r}"
+        )
+    if method.begins_dense or method.state_names:
+        raise ValueError(
+            "Argument `compute='sparse'` needs a method that begins sparse and keeps nothing of "
+            "gradients: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
+            f"Received: method={method!r}"
+        )
+    return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})
+
+
+def plan(model, recipe, method, seed):
+    """What each weight of a graph is to become.
+
+    Returns:
+        A dict of id(layer) to the function that makes the layer in its place; and a dict of
+        path to (number, `Target`) of the weights that are masked.
+    """
+    found = maskable.find(model, include_self=False)
+    wanted = targets.resolve(found, **recipe, scope=method.scope)
+    by_path = {each.path: each for each in found}
+    attentions = by_projection(model)
+    replaced, masked, far = {}, {}, []
+    reasons, asked_in_all, reached_in_all = [], 0.0, 0.0
+    for number, (path, target) in enumerate(wanted.items()):
+        each = by_path[path]
+        asked = reached = 1 - target.sparsity
+        reason = obstacle_in_place(each, target.pattern, attentions) if asked < 1 else "dense"
+        reasons.append(f"{path} ({reason})")
+        if reason is None:
+            holder = attentions.get(id(each.layer), each.layer)
+            item = MaskedWeight(path, each.weight, None, target.sparsity, target.pattern)
+            mask = method.initial_mask(item, seed, number)
+            _, blocks = replaced.setdefault(id(holder), (holder, {}))
+            blocks[each.layer.name] = (target.pattern, mask)
+            reached = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
+            if not asked / 2 <= reached <= 2 * asked:
+                far.append(f"{path} {reached:.3g} for {asked:.3g}")
+        else:
+            masked[path] = (number, target)
+        entries = each.weight.shape.num_elements()
+        asked_in_all, reached_in_all = (
+            asked_in_all + asked * entries,
+            reached_in_all + reached * entries,
+        )
+    if not replaced:
+        warnings.warn(
+            "No layer can store its kernel as blocks, so all compute is as for masks: "
+            f"{', '.join(reasons)}",
+            stacklevel=4,
+        )
+    elif far or reached_in_all > 1.25 * asked_in_all:
+        layers = f": {', '.join(far)}" if far else ""
+        warnings.warn(
+            f"A column of blocks has too few of them for the density asked for{layers}. In all "
+            f"weights together {reached_in_all / asked_in_all:.3g} times as many are left as were "
+            "asked for. Smaller blocks come closer.",
+            stacklevel=4,
+        )
+    return replaced, masked
+
+
+def by_projection(model):
+    """The attention layer of each of its projections, by their ids."""
+    return {
+        id(projection): layer
+        for layer in model._flatten_layers()
+        if type(layer) in (keras.layers.MultiHeadAttention, MultiHeadAttention)
+        for projection in layer._flatten_layers(include_self=False, recursive=False)
+        if projection.name in PROJECTIONS
+    }
+
+
+def replacement(layer, blocks):
+    """The layer that takes the place of a dense one, not built, and what fills it.
+
+    Args:
+        layer: a built `keras.layers.Layer`.
+        blocks: dict of its name, or of those of its projections, to the `Block` and the mask,
+            a boolean tensor, of the kernel.
+    """
+    own = {}
+    for name, (pattern, mask) in blocks.items():
+        shape = tuple(mask.shape)
+        density = int(pattern.active(mask)) / pattern.units(shape)
+        own[name] = {"block_size": (pattern.rows, pattern.cols), "density": density}
+    if type(layer) is keras.layers.MultiHeadAttention:
+        new = MultiHeadAttention.from_config({**layer.get_config(), "blocks": own})
+    else:
+        new = _PLACES[type(layer)].from_config({**layer.get_config(), **own[layer.name]})
+    return new, lambda: _fill(new, layer, {name: mask for name, (_, mask) in blocks.items()})
+
+
+def ordinary(layer):
+    """The dense layer in the place of a block-sparse one, not built, and what fills it."""
+    new = layer.ordinary()
+    return new, lambda: _fill(new, layer)
+
+
+def is_replacement(layer) -> bool:
+    """Whether a layer is one of `tf_rigl.block_sparse`, attention included."""
+    return weight.is_block_sparse(layer) or isinstance(layer, MultiHeadAttention)
+
+
+def _fill(new, old, masks=None):
+    """Gives a layer, and those in it, what another one has."""
+    for target, source in zip(new._flatten_layers(), old._flatten_layers(), strict=True):
+        target._trainable = source._trainable
+        packed = weight.is_block_sparse(target)
+        if not packed and not weight.is_block_sparse(source):
+            for variable, value in zip(_own(target), _own(source), strict=True):
+                variable.assign(value)
+            continue
+        kernel = tf.convert_to_tensor(source.kernel)
+        if packed:
+            target.places.assign(target.geometry.places(target.as_matrix(masks[target.name])))
+            kernel = target.geometry.pack(target.as_matrix(kernel), target.places.value)
+        values, old = (
+            layer.values if weight.is_block_sparse(layer) else layer.kernel
+            for layer in (target, source)
+        )
+        values.assign(kernel)
+        values.trainable = old.trainable
+        if source.bias is not None:
+            target.bias.assign(source.bias)
+            target.bias.trainable = source.bias.trainable
+
+
+def _own(layer):
+    """The variables of a layer without those of layers in it."""
+    states = [seed.state for seed in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *states]

@@ -1,0 +1,169 @@
+"""What `sparsify` makes: models that hold the masks of their weights beside their layers."""
+
+import functools
+
+import keras
+
+from tf_rigl._base import tensors
+from tf_rigl._base.delegation import show_call_of
+from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
+from tf_rigl.weights import maskable, targets
+from tf_rigl.weights.masks import Masks
+
+
+class _Sparsified:
+    """What both share: they hold the masks of all their weights.
+
+    A recipe says how the masks are to be made; once they are, their paths and sparsities
+    are part of the configuration.
+    """
+
+    def _create_masks(self, recipe):
+        found = maskable.find(self, include_self=False)
+        by_path = {m.path: m for m in found}
+        if "masked" in recipe:  # What others have decided.
+            numbered = recipe["masked"]
+        else:
+            wanted = targets.resolve(found, **recipe, scope=self.method.scope)
+            numbered = {path: (n, wanted[path]) for n, path in enumerate(wanted)}
+        with self.distribute_strategy.scope():
+            for path, (index, target) in numbered.items():
+                draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
+                self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
+            self._add_state()  # Masks may depend on it.
+            self._masks.settle()
+
+    def _recreate_masks(self, masked):
+        found = maskable.find(self, include_self=False)
+        for entry in masked:
+            match = self._match(entry, found)
+            if match is None:
+                raise ValueError(
+                    f"The file holds a mask for {entry['path']!r}, but the model has no such "
+                    f"weight. Its maskable weights: {[m.path for m in found]}"
+                )
+            pattern = keras.saving.deserialize_keras_object(entry["pattern"])
+            self._masks.add(match, entry["sparsity"], pattern)
+        self._add_state()
+
+    def _match(self, entry, found):
+        """The weight that an entry of the configuration means: a graph keeps its names."""
+        return next((m for m in found if m.path == entry["path"]), None)
+
+    def _sparse_config(self):
+        numbers = {id(m.weight): n for n, m in enumerate(maskable.find(self, include_self=False))}
+        masked = [
+            {
+                "path": item.path,
+                "number": numbers[id(item.weight)],
+                "shape": list(item.weight.shape),
+                "sparsity": item.target_sparsity,
+                "pattern": keras.saving.serialize_keras_object(item.pattern),
+            }
+            for item in self._masks.items
+        ]
+        return {**super()._sparse_config(), "masked": masked}
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
+    """A `SparseModel` over a graph of layers, with a mask for each of their weights."""
+
+    def __init__(self, *args, recipe=None, masked=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self._masks = Masks(name="masks")
+        # Older versions of Keras do not track layers outside the graph by themselves.
+        if not any(layer is self._masks for layer in self._layers):
+            self._layers.append(self._masks)
+        if recipe is not None:
+            self._create_masks(recipe)
+        self._recreate_masks(masked)
+
+
+@keras.saving.register_keras_serializable(package="tf_rigl")
+class SparsifiedModel(_Sparsified, SparseModel):
+    """A `SparseModel` around a model without a graph.
+
+    Args:
+        model: a subclassed `keras.Model`, or one that is not built yet: its masks are
+            then drawn on the first call.
+    """
+
+    def __new__(cls, model, *args, **kwargs):
+        self = super().__new__(cls, model, *args, **kwargs)
+        show_call_of(self, model)
+        return self
+
+    def __init__(self, model, *, recipe=None, masked=(), **kwargs):
+        kwargs.setdefault("name", model.name)
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(**kwargs)
+        self.autocast = model.autocast
+        self.model = model
+        self._masks = Masks(name="masks")
+        self._recipe = recipe
+        self._masked = list(masked)
+        if model.built:
+            self._make_masks()
+            self.built = True
+
+    def _make_masks(self):
+        if self._masks.items:
+            return
+        if self._masked:
+            self._recreate_masks(self._masked)
+        elif self._recipe is not None:
+            self._create_masks(self._recipe)
+
+    def _match(self, entry, found):
+        # Layers that were not given names have others each time the model is made.
+        numbered = found[entry["number"] : entry["number"] + 1]
+        return next((m for m in numbered if list(m.weight.shape) == entry["shape"]), None)
+
+    @property
+    def layers(self):
+        """The layers of the wrapped model."""
+        return self.model.layers
+
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build(input_shape)
+        if self.model.built:
+            self._make_masks()
+
+    # Tells Keras to build by a symbolic call first, with all the arguments of a call.
+    build._is_default = True
+
+    def __call__(self, *args, **kwargs):
+        if not self._masks.items:
+            if not self.model.built:
+                super().__call__(*tensors.symbolic(args), **tensors.symbolic(kwargs))
+            self._make_masks()
+        self._masks.settle()
+        return super().__call__(*args, **kwargs)
+
+    def get_build_config(self):
+        return {"model": self.model.get_build_config()} if self.model.built else None
+
+    def build_from_config(self, config):
+        if config.get("model") and not self.model.built:
+            self.model.build_from_config(config["model"])
+        if self.model.built:
+            self._make_masks()
+            self.built = True
+
+    def get_config(self):
+        config = {"name": self.name, "trainable": self.trainable}
+        config["model"] = keras.saving.serialize_keras_object(self.model)
+        if not self._masks.items and self._recipe is not None:
+            config["recipe"] = keras.saving.serialize_keras_object(self._recipe)
+        return {**config, **self._sparse_config()}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in {"model", "method", "recipe"} & set(config):
+            config[key] = keras.saving.deserialize_keras_object(
+                config[key], custom_objects=custom_objects
+            )
+        return cls(**config)

@@ -1,0 +1,1 @@
+"""The laboratory: data, models, runs, comparisons, plots and the command line."""

@@ -1,0 +1,126 @@
+"""Exactly the k largest entries of a score, as a boolean mask, without sorting.
+
+Floats are mapped to integers that order as they do; a histogram of the upper 16 bits
+finds the bucket that holds the k-th largest, a histogram of the lower 16 bits within
+that bucket finds its value. Entries equal to it are taken from the lowest index on,
+until the count is right. All shapes are static and there is no branching, so the
+same code compiles with XLA.
+"""
+
+import tensorflow as tf
+
+from tf_rigl._base import backend  # noqa: F401
+
+_ROW = 1024  # Ties are counted in rows first: a cumulative sum over all entries is slow.
+
+
+def top_k_mask(scores, k, among=None, first=None):
+    """Marks the `k` largest scores.
+
+    Args:
+        scores: tensor of any shape and any real dtype. NaN is lower than everything
+            else; 0.0 and -0.0 are equal.
+        k: int or integer scalar tensor, how many to mark. At most the number of
+            candidates.
+        among: boolean tensor of the shape of `scores`, the candidates. Defaults to
+            all entries.
+        first: boolean tensor of the shape of `scores`, candidates that are marked before
+            all others, whatever their scores.
+
+    Returns:
+        A boolean tensor of the shape of `scores` with exactly `k` entries set. Of
+        equal scores the one with the lower flat index wins.
+
+    Example:
+
+    >>> top_k_mask(tf.constant([1.0, 3.0, 3.0, 2.0]), 1).numpy()
+    array([False,  True, False, False])
+    """
+    scores = tf.convert_to_tensor(scores)
+    keys = ordered_integers(tf.reshape(scores, [-1]))
+    count = tf.cast(k, tf.int32)
+    if among is not None:
+        among = tf.reshape(among, [-1])
+    if first is not None:
+        first = tf.reshape(first, [-1])
+        ahead = tf.math.count_nonzero(first, dtype=tf.int32)
+        enough = count <= ahead  # The others are then no candidates, else these are in.
+        others = ~first if among is None else among & ~first
+        among = tf.where(enough, first, others)
+        count = tf.where(enough, count, count - ahead)
+    if among is not None:
+        if scores.dtype.is_integer:  # Floats leave the lowest integer free.
+            keys = tf.maximum(keys, keys.dtype.min + 1)
+        keys = tf.where(among, keys, keys.dtype.min)
+    threshold, at_threshold = _kth_largest(keys, count)
+    last = _index_of_nth(tf.equal(keys, threshold), at_threshold)
+    # keys >= threshold up to the last tie that is taken, keys > threshold after it.
+    position = tf.range(keys.shape[0])
+    chosen = (keys > threshold) | (tf.equal(keys, threshold) & (position <= last))
+    if first is not None:
+        chosen |= first & ~enough
+    return tf.reshape(chosen, scores.shape)
+
+
+def ordered_integers(scores):
+    """Maps scores to signed integers, of 32 or 64 bits, of the same order.
+
+    Floats leave the lowest integer free; NaN becomes the next one.
+    """
+    if scores.dtype == tf.uint64:
+        return tf.bitcast(tf.bitwise.bitwise_xor(scores, tf.constant(2**63, tf.uint64)), tf.int64)
+    if scores.dtype.is_integer:
+        wide = scores.dtype in (tf.int64, tf.uint32)
+        return tf.cast(scores, tf.int64 if wide else tf.int32)
+    if scores.dtype != tf.float64:
+        scores = tf.cast(scores, tf.float32)
+    integer = tf.int64 if scores.dtype == tf.float64 else tf.int32
+    infinity = tf.bitcast(tf.constant(float("inf"), scores.dtype), integer)
+    bits = tf.bitcast(scores, integer)
+    magnitude = tf.bitwise.bitwise_and(bits, integer.max)
+    # Sign and magnitude become two's complement: -0.0 turns into 0.
+    keys = tf.where(bits < 0, -magnitude, magnitude)
+    return tf.where(magnitude > infinity, tf.constant(integer.min + 1, integer), keys)
+
+
+def _kth_largest(keys, k):
+    """The k-th largest key, and how many of those equal to it belong to the k largest."""
+    bits = 8 * keys.dtype.size
+    threshold = tf.zeros([], keys.dtype)
+    inside = None  # Entries that agree with the threshold in the digits found so far.
+    for shift in range(bits - 16, -1, -16):
+        digit = tf.cast(tf.bitwise.right_shift(keys, tf.cast(shift, keys.dtype)), tf.int32)
+        if inside is None:
+            bucket_of = digit + 2**15  # The highest digit carries the sign.
+            size = 2**16
+        else:
+            digit = tf.bitwise.bitwise_and(digit, 2**16 - 1)
+            bucket_of = tf.where(inside, digit, 2**16)  # One more bucket, for the others.
+            size = 2**16 + 1
+        histogram = tf.raw_ops.DenseBincount(
+            input=bucket_of, size=tf.constant(size), weights=tf.constant([], tf.int32)
+        )[: 2**16]
+        del bucket_of  # Run eagerly, what has a name stays in memory.
+        at_least = tf.cumsum(histogram, reverse=True)
+        bucket = tf.reduce_sum(tf.cast(at_least >= k, tf.int32)) - 1
+        k -= tf.gather(at_least, bucket) - tf.gather(histogram, bucket)
+        found = bucket - 2**15 if inside is None else bucket
+        hit = tf.equal(digit, found)
+        del digit
+        inside = hit if inside is None else inside & hit
+        threshold += tf.bitwise.left_shift(tf.cast(found, keys.dtype), tf.cast(shift, keys.dtype))
+    return threshold, k
+
+
+def _index_of_nth(flags, n):
+    """The index of the n-th flag that is set (n from 1); -1 for n = 0."""
+    rows = -(-flags.shape[0] // _ROW)
+    padded = tf.pad(flags, [[0, rows * _ROW - flags.shape[0]]])
+    table = tf.cast(tf.reshape(padded, [rows, _ROW]), tf.int32)
+    in_row = tf.reduce_sum(table, axis=1)
+    up_to_row = tf.cumsum(in_row)
+    row = tf.minimum(tf.reduce_sum(tf.cast(up_to_row < n, tf.int32)), rows - 1)
+    before = tf.gather(up_to_row, row) - tf.gather(in_row, row)
+    up_to_column = tf.cumsum(tf.gather(table, row))
+    column = tf.reduce_sum(tf.cast(up_to_column < n - before, tf.int32))
+    return tf.where(n > 0, row * _ROW + column, -1)
