@@ -1,20 +1,21 @@
-"""Checks of arguments, with messages in the manner of Keras."""
+"""Checks of arguments. Messages say what must hold, then what was received, as in Keras."""
 
 import difflib
+import math
 import numbers
 
 
 def unknown_name(argument, received, allowed, *, or_object=True):
-    """The error for a string that names nothing, with the closest names.
+    """The error for an unknown name. Its message offers the closest known names.
 
     Args:
         argument: str, the argument's name.
-        received: what came in.
-        allowed: iterable of str, the names there are.
-        or_object: whether an object may stand in place of a name.
+        received: the value that was passed.
+        allowed: iterable of str, the known names.
+        or_object: bool, whether the argument also takes an object.
 
     Returns:
-        A `ValueError`, to be raised by the caller.
+        A `ValueError`; the caller raises it.
     """
     allowed = sorted(allowed)
     close = difflib.get_close_matches(str(received).lower(), allowed, n=3, cutoff=0.5)
@@ -27,14 +28,84 @@ def unknown_name(argument, received, allowed, *, or_object=True):
     )
 
 
+def check_number(
+    argument,
+    value,
+    *,
+    above=None,
+    at_least=None,
+    below=None,
+    at_most=None,
+    finite=True,
+    what="",
+):
+    """Checks a number against its bounds.
+
+    Args:
+        argument: str, the argument's name.
+        value: the number to check: int, float or any other real number, but not a bool.
+        above: number that the value must exceed (an open end), or None.
+        at_least: number that the value must reach (a closed end), or None.
+        below: number that the value must stay under (an open end), or None.
+        at_most: number that the value must not exceed (a closed end), or None.
+        finite: bool, whether infinity is refused. NaN always is.
+        what: str, the meaning of the number, for the message.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ValueError: if the value is not a number, or is out of bounds.
+
+    Example:
+
+    >>> check_number("momentum", 0.9, at_least=0, below=1)
+    0.9
+    >>> check_number("density", 2, above=0, at_most=1, what="the fraction of blocks kept")
+    ... # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Argument `density` must be a number in (0, 1]: the fraction of blocks kept...
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            result = float(value)
+        except OverflowError:  # An integer beyond the range of floats.
+            result = math.nan
+        if (
+            not math.isnan(result)
+            and (not finite or math.isfinite(result))
+            and (above is None or result > above)
+            and (at_least is None or result >= at_least)
+            and (below is None or result < below)
+            and (at_most is None or result <= at_most)
+        ):
+            return result
+    bounds = _bounds(above, at_least, below, at_most)
+    raise ValueError(
+        f"Argument `{argument}` must be {bounds}{': ' if what else ''}{what}. "
+        f"Received: {argument}={value!r}"
+    )
+
+
+def _bounds(above, at_least, below, at_most):
+    """The bounds in words: `a number in (0, 1]`, `a number of at least 1`."""
+    low = above if at_least is None else at_least
+    high = below if at_most is None else at_most
+    if low is not None and high is not None:
+        begin, end = "(" if at_least is None else "[", ")" if at_most is None else "]"
+        return f"a number in {begin}{low}, {high}{end}"
+    if low is not None:
+        if at_least is not None:
+            return f"a number of at least {low}"
+        return "a positive number" if low == 0 else f"a number above {low}"
+    if high is not None:
+        return f"a number below {high}" if at_most is None else f"a number of at most {high}"
+    return "a number"
+
+
 def check_sparsity(argument, value):
     """Returns `value` as a float in [0, 1), or raises."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
-        raise ValueError(
-            f"Argument `{argument}` must be a number in [0, 1): the fraction of zeros. "
-            f"Received: {argument}={value!r}"
-        )
-    return float(value)
+    return check_number(argument, value, at_least=0, below=1, what="the fraction of zeros")
 
 
 def check_integer(argument, value, minimum):
