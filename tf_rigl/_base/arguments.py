@@ -1,8 +1,12 @@
 """Checks of arguments. Messages say what must hold, then what was received, as in Keras."""
 
 import difflib
+import inspect
 import math
 import numbers
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def unknown_name(argument, received, allowed, *, or_object=True):
@@ -116,3 +120,48 @@ def check_integer(argument, value, minimum):
             f"Received: {argument}={value!r}"
         )
     return int(value)
+
+
+def constructor_arguments(cls):
+    """Returns the names of all arguments of a class's constructor, in the order of a call.
+
+    Where the constructor takes `*args` or `**kwargs`, the arguments of its base class count as
+    well: they come before its own keyword-only ones.
+
+    Example:
+
+    >>> class Base:
+    ...     def __init__(self, rate=0.1, steps=10): ...
+    >>> class Derived(Base):
+    ...     def __init__(self, *args, momentum=0.9, **kwargs): ...
+    >>> constructor_arguments(Derived)
+    ['rate', 'steps', 'momentum']
+    """
+    before, after = [], []
+    for base in cls.__mro__[:-1]:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        before += [p.name for p in parameters if p.kind in _POSITIONAL]
+        after = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] + after
+        if all(p.kind not in _VARIABLE for p in parameters):
+            break
+    return list(dict.fromkeys(before + after))
+
+
+def unknown_arguments(cls, received):
+    """The error for keyword arguments that a class's constructor does not have.
+
+    Args:
+        cls: the class.
+        received: dict of the unknown arguments, at least one.
+
+    Returns:
+        A `TypeError` that names the arguments there are; the caller raises it.
+    """
+    allowed = constructor_arguments(cls)
+    close = difflib.get_close_matches(next(iter(received)), allowed, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    values = ", ".join(f"{name}={value!r}" for name, value in received.items())
+    names = ", ".join(map(repr, allowed))
+    return TypeError(f"The arguments of `{cls.__name__}` are {names}.{hint} Received: {values}")
