@@ -36,6 +36,7 @@ setup(
         "numpy>=1.26",
         "wrapt>=1.14",
         "ai-edge-litert>=2.0",
+        "filelock>=3.12",
         *DATA,
     ],
     extras_require={
