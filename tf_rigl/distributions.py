@@ -1,8 +1,8 @@
-"""How sparse each layer is, computed from layer shapes alone (NumPy only).
+"""Distributions: how sparse each layer is, computed from kernel shapes with NumPy alone.
 
-Every function takes the shapes of the kernels in model order and the overall
-sparsity, and returns the sparsity of each layer. Sparsities do not move between
-layers during training.
+Each function takes the kernel shapes in model order and the overall sparsity, and returns the
+sparsity of each layer. Layer sparsities do not change during training.
+`tf_rigl._base.registry.DISTRIBUTIONS` lists their names.
 
 Reference:
 
@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from tf_rigl._base import registry
 from tf_rigl._base.arguments import check_sparsity, unknown_name
 
 Shapes = Mapping[str, Sequence[int]]
+NAMES = tuple(registry.DISTRIBUTIONS)
 
 
 def uniform(
@@ -27,21 +29,22 @@ def uniform(
     fixed: Mapping[str, float] | None = None,
     first_layer_dense: bool = True,
 ) -> dict[str, float]:
-    """The same sparsity in every layer, the first one dense.
+    """Gives every layer the same sparsity, except the first one, which stays dense.
 
     Args:
-        shapes: mapping of layer name to Keras kernel shape, in model order.
-        sparsity: float in [0, 1), the fraction of zeros in each layer.
-        fixed: mapping of layer name to a sparsity to keep as given.
-        first_layer_dense: whether the first layer has no zeros (the paper's
-            convention). A first layer named in `fixed` keeps what is given there.
+        shapes: mapping of layer name to kernel shape (a sequence of int, at least one axis), in
+            model order.
+        sparsity: float in [0, 1), the fraction of zeros in each sparse layer.
+        fixed: mapping of layer name to sparsity, for layers whose sparsity is given.
+        first_layer_dense: bool, whether the first layer stays dense, as in the paper. If `fixed`
+            names the first layer, `fixed` decides.
 
     Returns:
-        A dict of layer name to sparsity.
+        A dict of layer name to sparsity, a float in [0, 1).
 
     Raises:
-        ValueError: if a sparsity is outside [0, 1), a shape has an empty axis, or
-            `fixed` names a layer that `shapes` does not have.
+        ValueError: if a sparsity is outside [0, 1), a shape has no axis or an empty one, or
+            `fixed` names a layer that is not in `shapes`.
 
     Example:
 
@@ -59,7 +62,7 @@ def uniform(
 def uniform_all(
     shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The same sparsity in every layer, the first one included.
+    """Gives every layer the same sparsity, including the first one.
 
     Arguments, result and errors are those of `uniform`.
 
@@ -74,32 +77,38 @@ def uniform_all(
 def erdos_renyi(
     shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Density proportional to `(n_in + n_out) / (n_in * n_out)`.
+    """Sets densities by the number of channels (Erdős–Rényi).
 
-    `n_in` and `n_out` are the last two axes of the kernel: layers with few channels
-    keep more of their weights, and the number of connections grows with the number
-    of neurons, not with their product.
+    `density = factor * (n_in + n_out) / (n_in * n_out)`
+
+    `n_in` and `n_out` are the sizes of the kernel's last two axes. One factor for all layers
+    meets the overall sparsity. Layers with few channels become denser; the number of weights
+    grows with the number of channels, not with its square. A layer whose density would exceed
+    1 is dense, and the other layers become sparser instead.
 
     Args:
-        shapes: mapping of layer name to Keras kernel shape, in model order. Every
-            shape has at least two axes.
-        sparsity: float in [0, 1), the fraction of zeros over all layers not in
-            `fixed`.
-        fixed: mapping of layer name to a sparsity to keep as given; these layers are
-            left out of the balance.
+        shapes: mapping of layer name to kernel shape (a sequence of int, at least two axes), in
+            model order.
+        sparsity: float in [0, 1), the fraction of zeros over all layers not in `fixed`.
+        fixed: mapping of layer name to sparsity, for layers whose sparsity is given. They do
+            not count towards the overall sparsity.
 
     Returns:
-        A dict of layer name to sparsity. Layers that would need a density above 1
-        are dense, and the others make up for them.
+        A dict of layer name to sparsity, a float in [0, 1).
 
     Raises:
-        ValueError: as for `uniform`, if a shape has fewer than two axes, and if the
-            budget cannot be met.
+        ValueError: as for `uniform`; if a shape has fewer than two axes; or if the overall
+            sparsity cannot be met.
 
     Example:
 
-    >>> erdos_renyi({"a": (10, 10), "b": (10, 10)}, 0.5)
-    {'a': 0.5, 'b': 0.5}
+    >>> s = erdos_renyi({"a": (100, 100), "b": (100, 300)}, 0.8)
+    >>> {name: round(value, 3) for name, value in s.items()}
+    {'a': 0.733, 'b': 0.822}
+
+    Reference:
+
+    - [SET](https://arxiv.org/abs/1707.04780), equation 1.
     """
     for name, shape in shapes.items():
         if len(shape) < 2:
@@ -113,43 +122,53 @@ def erdos_renyi(
 def erdos_renyi_kernel(
     shapes: Shapes, sparsity: float, *, fixed: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Density proportional to `sum(shape) / prod(shape)` over the whole kernel (ERK).
+    """Sets densities by the number of channels and the kernel size (ERK).
 
-    For a 4-D convolution that is `(w + h + n_in + n_out) / (w * h * n_in * n_out)`;
-    for a dense kernel it is Erdős–Rényi.
+    `density = factor * sum(shape) / prod(shape)`
+
+    For the kernel of a 2-D convolution that is
+    `factor * (w + h + n_in + n_out) / (w * h * n_in * n_out)`; for a matrix it is
+    `erdos_renyi`. The factor is the same in all layers, as there.
 
     Args:
-        shapes: mapping of layer name to Keras kernel shape, in model order.
-        sparsity: float in [0, 1), the fraction of zeros over all layers not in
-            `fixed`.
-        fixed: mapping of layer name to a sparsity to keep as given; these layers are
-            left out of the balance.
+        shapes: mapping of layer name to kernel shape (a sequence of int, at least one axis), in
+            model order.
+        sparsity: float in [0, 1), the fraction of zeros over all layers not in `fixed`.
+        fixed: mapping of layer name to sparsity, for layers whose sparsity is given. They do
+            not count towards the overall sparsity.
 
     Returns:
-        A dict of layer name to sparsity.
+        A dict of layer name to sparsity, a float in [0, 1).
 
     Raises:
-        ValueError: as for `erdos_renyi`.
+        ValueError: as for `uniform`; or if the overall sparsity cannot be met.
 
     Example:
 
     >>> s = erdos_renyi_kernel({"a": (784, 300), "b": (300, 100), "c": (100, 10)}, 0.9)
     >>> {name: round(value, 3) for name, value in s.items()}
-    {'a': 0.922, 'b': 0.775, 'c': 0.074}
+    {'a': 0.92, 'b': 0.77, 'c': 0.0}
+
+    Reference:
+
+    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3, "Sparsity
+      distribution".
     """
     return _balanced(shapes, sparsity, fixed, lambda shape: sum(shape) / math.prod(shape))
 
 
 def zeros(sparsity, entries):
-    """How many zeros a layer has: `floor(sparsity * entries)`.
+    """Returns the number of zeros of a layer, `floor(sparsity * entries)`.
+
+    A product that should be a whole number, but is a little less because of rounding, counts as
+    that whole number.
 
     Args:
         sparsity: float or array, the fraction of zeros.
         entries: int or array, the number of entries (or blocks).
 
     Returns:
-        The number of zeros, a float or an array of floats. Products that only rounding
-        keeps from being whole numbers count as whole.
+        The number of zeros, a float or an array of floats, by NumPy's broadcasting.
 
     Example:
 
@@ -159,26 +178,18 @@ def zeros(sparsity, entries):
     return np.floor(np.multiply(sparsity, entries) + np.multiply(1e-12, entries))
 
 
-NAMES = {
-    "uniform": uniform,
-    "uniform_all": uniform_all,
-    "erdos_renyi": erdos_renyi,
-    "erk": erdos_renyi_kernel,
-}
-
-
 def get(identifier) -> Callable[..., dict[str, float]]:
     """Looks up a distribution.
 
     Args:
-        identifier: "uniform", "uniform_all", "erdos_renyi", "erk", or a function with
+        identifier: str, "uniform", "uniform_all", "erdos_renyi" or "erk"; or a function with
             the signature of `erdos_renyi`.
 
     Returns:
         The function.
 
     Raises:
-        ValueError: if the name is unknown; the message offers the closest ones.
+        ValueError: if the name is unknown. The message offers the closest ones.
 
     Example:
 
@@ -187,12 +198,13 @@ def get(identifier) -> Callable[..., dict[str, float]]:
     """
     if callable(identifier):
         return identifier
-    if isinstance(identifier, str) and identifier in NAMES:
-        return NAMES[identifier]
-    raise unknown_name("distribution", identifier, NAMES)
+    if isinstance(identifier, str) and identifier in registry.DISTRIBUTIONS:
+        return registry.DISTRIBUTIONS[identifier].load()
+    raise unknown_name("distribution", identifier, registry.DISTRIBUTIONS)
 
 
 def _check(shapes, sparsity, fixed):
+    """Checks the arguments of a distribution; returns `sparsity` and `fixed` as plain numbers."""
     sparsity = check_sparsity("sparsity", sparsity)
     fixed = {} if fixed is None else dict(fixed)
     for name, value in fixed.items():
@@ -209,7 +221,12 @@ def _check(shapes, sparsity, fixed):
 
 
 def _balanced(shapes, sparsity, fixed, raw_density):
-    """Scales raw densities by one factor so that the overall sparsity is met."""
+    """Scales raw densities by one factor that meets the overall sparsity.
+
+    Args:
+        shapes, sparsity, fixed: as in `erdos_renyi`.
+        raw_density: function of a shape; densities are proportional to its result.
+    """
     sparsity, fixed = _check(shapes, sparsity, fixed)
     names = [name for name in shapes if name not in fixed]
     raw = np.array([raw_density(tuple(shapes[name])) for name in names], np.float64)
@@ -229,9 +246,9 @@ def _balanced(shapes, sparsity, fixed, raw_density):
         if factor * largest <= 1:
             density = np.where(dense, 1.0, factor * raw)
             return result | {n: float(1 - d) for n, d in zip(names, density, strict=True)}
-        # Whatever shares the largest raw density saturates together.
+        # All layers with the largest raw density become dense together.
         dense |= raw == largest
     raise ValueError(
-        "The budget cannot be met: every layer would have to be dense. "
+        "The overall sparsity cannot be met: every layer would have to be dense. "
         f"Received: sparsity={sparsity}, fixed={fixed}, shapes={dict(shapes)}"
     )

@@ -1,7 +1,7 @@
-"""When masks are updated, and how much of them; how sparsity grows in gradual pruning.
+"""Schedules: when masks change and by how much, and how sparsity grows in gradual pruning.
 
-Plain arithmetic on Python numbers: the step counter lives on the host, so counts are
-exact on every device.
+These are plain functions of Python numbers. The step counter is on the host, so counts are exact
+on every device.
 
 Reference:
 
@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tf_rigl._base.arguments import check_integer, check_sparsity, unknown_name
+from tf_rigl._base.arguments import check_integer, check_number, check_sparsity, unknown_name
 
 Decay = Callable[[int, int], float]
 
 
 def cosine(step: int, end_step: int) -> float:
-    """Half a cosine wave, from 1 at step 0 to 0 at `end_step`.
+    """Decays from 1 to 0 along half a cosine wave: `(1 + cos(pi * step / end_step)) / 2`.
 
     Args:
         step: int, batches seen so far.
@@ -35,25 +35,29 @@ def cosine(step: int, end_step: int) -> float:
 
     Example:
 
-    >>> round(cosine(50, 100), 3)
-    0.5
+    >>> [round(cosine(step, 100), 3) for step in (0, 50, 100)]
+    [1.0, 0.5, 0.0]
+
+    Reference:
+
+    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3.
     """
     return 0.5 * (1 + math.cos(step * math.pi / end_step))
 
 
 def constant(step: int, end_step: int) -> float:
-    """Always 1. Arguments and result are those of `cosine`."""
+    """Does not decay: returns 1. Arguments and result are those of `cosine`."""
     del step, end_step
     return 1.0
 
 
 def linear(step: int, end_step: int) -> float:
-    """A straight line from 1 to 0. Arguments and result are those of `cosine`."""
+    """Decays linearly, `1 - step / end_step`. Arguments and result are those of `cosine`."""
     return 1 - step / end_step
 
 
 def inverse_power(step: int, end_step: int) -> float:
-    """The cube of the straight line. Arguments and result are those of `cosine`."""
+    """Decays as `(1 - step / end_step) ** 3`. Arguments and result are those of `cosine`."""
     return (1 - step / end_step) ** 3
 
 
@@ -69,15 +73,14 @@ def get_decay(identifier) -> Decay:
     """Looks up a decay.
 
     Args:
-        identifier: "cosine", "constant", "linear", "inverse_power", or a function of
-            `(step, end_step)` that returns the factor on the drop fraction, a float
-            in [0, 1].
+        identifier: str, "cosine", "constant", "linear" or "inverse_power"; or a function of
+            `(step, end_step)` that returns the factor on the drop fraction, a float in [0, 1].
 
     Returns:
         The function.
 
     Raises:
-        ValueError: if the name is unknown; the message offers the closest ones.
+        ValueError: if the name is unknown. The message offers the closest ones.
 
     Example:
 
@@ -92,16 +95,16 @@ def get_decay(identifier) -> Decay:
 
 
 def is_update_step(step: int, start_step: int, end_step: int, update_interval: int) -> bool:
-    """Whether masks change at `step`, counted in batches from 0.
+    """Tells whether masks change at a step.
 
     Args:
-        step: int, batches seen before this one.
+        step: int, batches seen before this one: the first batch is step 0.
         start_step: int, the first step at which masks may change.
-        end_step: int, the first step at which they may not any more.
-        update_interval: int, steps between changes.
+        end_step: int, the step from which masks no longer change.
+        update_interval: int, steps between two updates.
 
     Returns:
-        True when `start_step <= step < end_step` and `step` is a multiple of
+        True if `start_step <= step < end_step` and `step` is a multiple of
         `update_interval`.
 
     Example:
@@ -112,43 +115,67 @@ def is_update_step(step: int, start_step: int, end_step: int, update_interval: i
     return start_step <= step < end_step and step % update_interval == 0
 
 
+def check_end_step(value):
+    """Checks an `end_step`.
+
+    Args:
+        value: an integer (a step), or a float in (0, 1] (a fraction of the steps of `fit`).
+
+    Returns:
+        The value as an int or a float.
+
+    Raises:
+        ValueError: if it is neither.
+
+    Example:
+
+    >>> check_end_step(1), check_end_step(1.0)
+    (1, 1.0)
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    try:
+        return check_number("end_step", value, above=0, at_most=1)
+    except ValueError:
+        raise ValueError(
+            "Argument `end_step` must be an integer (a step) or a float in (0, 1] "
+            f"(a fraction of the steps that `fit` runs). Received: end_step={value!r}"
+        ) from None
+
+
 @dataclasses.dataclass(frozen=True)
 class _PruningSchedule:
-    """What pruning schedules share: when to prune.
+    """The base class of pruning schedules: it decides when to prune.
 
-    Called with the number of a batch, counted from 1, a schedule returns whether to prune
-    before it is trained on, and to what sparsity: the protocol, and the count, of
-    tensorflow-model-optimization's schedules.
+    A schedule receives the batch number, starting at 1. It returns whether to prune before that
+    batch, and to which sparsity. tensorflow-model-optimization's schedules do the same.
     """
 
     def __post_init__(self):
         check_integer("begin_step", self.begin_step, 0)
         check_integer("frequency", self.frequency, 1)
-        end = self.end_step
-        if isinstance(end, numbers.Integral) and not isinstance(end, bool):
-            if end != -1 and end < self.begin_step:
-                raise ValueError(
-                    "Argument `end_step` must not be less than `begin_step`. Received: "
-                    f"begin_step={self.begin_step}, end_step={end}"
-                )
-        elif not isinstance(end, numbers.Real) or isinstance(end, bool) or not 0 < end <= 1:
+        end = check_end_step(self.end_step)
+        if isinstance(end, int) and end != -1 and end < self.begin_step:
             raise ValueError(
-                "Argument `end_step` must be an integer (a step) or a float in (0, 1] "
-                f"(a fraction of the steps that `fit` runs). Received: end_step={end!r}"
+                "Argument `end_step` must not be less than `begin_step`. Received: "
+                f"begin_step={self.begin_step}, end_step={end}"
             )
 
     @property
     def needs_length(self) -> bool:
-        """Whether the end is a fraction of the steps that `fit` will run."""
+        """True if `end_step` is a fraction of the steps that `fit` runs."""
         return not isinstance(self.end_step, numbers.Integral)
 
     def over(self, first_step, run_steps):
-        """The schedule with its end as a step, for a run of `fit`.
+        """Returns this schedule for one run of `fit`, with its end as a step.
 
         Args:
-            first_step: int, the step at which the run began, from which a fraction, and
-                `begin_step` with it, counts.
-            run_steps: int, how many steps the run has.
+            first_step: int, the step at which the run began. If `end_step` is a fraction, it
+                and `begin_step` count from there.
+            run_steps: int, the number of steps of the run.
+
+        Raises:
+            ValueError: if the end comes before `begin_step` in this run.
         """
         if not self.needs_length:
             return self
@@ -156,13 +183,13 @@ class _PruningSchedule:
         end = first_step + int(self.end_step * run_steps)
         if end < begin:
             raise ValueError(
-                f"Argument `end_step` is {end} in this run of {run_steps} steps, which must not be "
+                f"Argument `end_step` is {end} in this run of {run_steps} steps. It must not be "
                 f"less than `begin_step`. Received: {self!r}"
             )
         return dataclasses.replace(self, begin_step=begin, end_step=end)
 
     def next_step(self, step):
-        """The first step from `step` on at which to prune, or None."""
+        """Returns the first batch number from `step` on at which to prune, or None."""
         waited = max(0, -(-(step - self.begin_step) // self.frequency))
         following = self.begin_step + waited * self.frequency
         if self.end_step < 0 or following <= self.end_step:
@@ -170,7 +197,7 @@ class _PruningSchedule:
         return self.end_step if step <= self.end_step and self._ends_pruned else None
 
     def is_due(self, step) -> bool:
-        """Whether to prune before batch `step`."""
+        """Tells whether to prune before batch `step`."""
         if step < self.begin_step or 0 <= self.end_step < step:
             return False
         return (step - self.begin_step) % self.frequency == 0 or (
@@ -178,7 +205,7 @@ class _PruningSchedule:
         )
 
     def get_config(self):
-        """The arguments of the constructor, for serialisation."""
+        """Returns the arguments of the constructor, for serialisation."""
         return dataclasses.asdict(self)
 
 
@@ -187,11 +214,11 @@ class ConstantSparsity(_PruningSchedule):
     """Prunes to the same sparsity every time.
 
     Args:
-        target_sparsity: float in [0, 1), or None for that of `tf_rigl.sparsify`.
-        begin_step: int, the first batch before which to prune, counted from 1.
-        end_step: int, the last; -1 for no end. Or float in (0, 1], that fraction of the
-            steps that `fit` will run.
-        frequency: int, batches from one time to the next.
+        target_sparsity: float in [0, 1), or None for the one given to `tf_rigl.sparsify`.
+        begin_step: int, number of the first batch to prune before; the first batch is 1.
+        end_step: int, number of the last batch to prune before, or -1 for no end; or float in
+            (0, 1], that fraction of the steps that `fit` runs.
+        frequency: int, batches between two prunings.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -207,7 +234,7 @@ class ConstantSparsity(_PruningSchedule):
     end_step: int | float = -1
     frequency: int = 100
 
-    _ends_pruned = False  # Nothing changes between times, so nothing is missed.
+    _ends_pruned = False  # The sparsity is constant, so the end needs no pruning of its own.
 
     def __post_init__(self):
         super().__post_init__()
@@ -220,35 +247,40 @@ class ConstantSparsity(_PruningSchedule):
         return self.target_sparsity
 
     def __call__(self, step):
-        """Whether to prune before batch `step`, and to what sparsity (1: all that is due)."""
+        """Returns whether to prune before batch `step`, and the sparsity.
+
+        Without `target_sparsity`, the second number is 1: the fraction of the target to reach.
+        """
         return self.is_due(step), 1.0 if self.target_sparsity is None else self.target_sparsity
 
     def density(self, step):
-        """What is left at `step`, as float32."""
+        """Returns the density at `step`, 1 - sparsity, as float32."""
         return np.float32(1) - np.float32(self(step)[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class PolynomialDecay(_PruningSchedule):
-    """Raises sparsity along a polynomial: steep at first, then slower and slower.
+    """Raises sparsity along a polynomial, fast at first and then more and more slowly.
 
-    `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power`, in
-    float32 and in the order of tensorflow-model-optimization's compiled graph, so that
-    counts agree but for rare ties. Unlike there, the last time is always at `end_step`,
-    whether or not `frequency` divides.
+    `s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power`
+
+    The formula is computed in float32, in the same order as tensorflow-model-optimization's
+    compiled graph, so that counts agree except for rare ties. One thing differs: the last pruning
+    is always at `end_step`, even if `frequency` does not divide the length.
 
     Args:
-        initial_sparsity: float in [0, 1), at `begin_step`.
-        final_sparsity: float in [0, 1), at `end_step`, or None for that of
-            `tf_rigl.sparsify`.
-        begin_step: int, the first batch before which to prune, counted from 1.
-        end_step: int, the last; or float in (0, 1], that fraction of the steps that `fit`
-            will run.
-        power: float, the exponent.
-        frequency: int, batches from one time to the next.
+        initial_sparsity: float in [0, 1), the sparsity at `begin_step`.
+        final_sparsity: float in [0, 1), the sparsity at `end_step`, or None for the one given
+            to `tf_rigl.sparsify`.
+        begin_step: int, number of the first batch to prune before; the first batch is 1.
+        end_step: int, number of the last batch to prune before; or float in (0, 1], that
+            fraction of the steps that `fit` runs.
+        power: float, the exponent, positive.
+        frequency: int, batches between two prunings.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, if `initial_sparsity` is more than
+            `final_sparsity`, or if `end_step` comes before `begin_step`.
 
     Example:
 
@@ -275,44 +307,40 @@ class PolynomialDecay(_PruningSchedule):
         check_sparsity("initial_sparsity", self.initial_sparsity)
         if self.final_sparsity is not None:
             check_sparsity("final_sparsity", self.final_sparsity)
-            if self.initial_sparsity > self.final_sparsity:  # What is pruned does not come back.
+            if self.initial_sparsity > self.final_sparsity:  # Pruned weights do not return.
                 raise ValueError(
                     "Argument `initial_sparsity` must not be more than `final_sparsity`. Received: "
                     f"initial_sparsity={self.initial_sparsity}, "
                     f"final_sparsity={self.final_sparsity}"
                 )
-        if (
-            isinstance(self.power, bool)
-            or not isinstance(self.power, numbers.Real)
-            or not self.power > 0
-        ):
-            raise ValueError(
-                f"Argument `power` must be a positive number. Received: power={self.power!r}"
-            )
+        check_number("power", self.power, above=0, finite=False)
         if self.end_step == -1:
-            raise ValueError("Argument `end_step` must not be -1: the polynomial has an end.")
+            raise ValueError(
+                "Argument `end_step` must not be -1: the polynomial needs an end. "
+                "Received: end_step=-1"
+            )
 
     def __call__(self, step):
-        """Whether to prune before batch `step`, and to what sparsity.
+        """Returns whether to prune before batch `step`, and the sparsity.
 
-        Without `final_sparsity`, it is the fraction of the way there.
+        Without `final_sparsity`, the second number is the fraction of the target to reach.
         """
         left, final = self._left(step)
         return self.is_due(step), float(left + np.float32(final))
 
     def density(self, step):
-        """What is left at `step`, as float32."""
+        """Returns the density at `step`, 1 - sparsity, as float32."""
         left, final = self._left(step)
         return (np.float32(1) - np.float32(final)) - left
 
     def _left(self, step):
-        """How far sparsity is from the final one (at most 0), and that."""
+        """Returns the sparsity at `step` minus the final one (at most 0), and the final one."""
         final = 1.0 if self.final_sparsity is None else self.final_sparsity
         one, length = np.float32(1), np.float32(max(1, self.end_step - self.begin_step))
-        # TensorFlow's graph optimizer makes products of quotients and of whole powers.
+        # TensorFlow's graph optimizer turns quotients and whole powers into products.
         way = np.float32(step - self.begin_step) * (one / length)
         if self.begin_step == self.end_step:
-            way = np.float32(step >= self.end_step)  # All at once.
+            way = np.float32(step >= self.end_step)  # All in one step.
         rest = one - min(one, max(np.float32(0), way))
         if self.power in (1, 2, 3):
             power = (rest, rest * rest, rest * (rest * rest))[int(self.power) - 1]

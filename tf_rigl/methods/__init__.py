@@ -1,54 +1,38 @@
-"""How masks begin and change: one small class for each method."""
+"""How masks start and change: one small class for each method.
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+`tf_rigl._base.registry.METHODS` lists the methods; their classes are loaded from there.
+"""
+
+from tf_rigl._base import (
+    backend,  # noqa: F401, first: checks that Keras runs on TensorFlow
+    registry,
+)
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.methods.base import Method
-from tf_rigl.methods.edge_popup import EdgePopup
-from tf_rigl.methods.magnitude import MagnitudePruning
-from tf_rigl.methods.rigl import RigL
-from tf_rigl.methods.set import SET
-from tf_rigl.methods.snfs import SNFS
-from tf_rigl.methods.snip import SNIP
-from tf_rigl.methods.static import Static
 from tf_rigl.schedules import ConstantSparsity, PolynomialDecay
 
-__all__ = [
-    "SET",
-    "SNFS",
-    "SNIP",
-    "ConstantSparsity",
-    "EdgePopup",
-    "MagnitudePruning",
-    "Method",
-    "PolynomialDecay",
-    "RigL",
-    "Static",
-    "get",
-]
-
-NAMES = {
-    "static": Static,
-    "snip": SNIP,
-    "set": SET,
-    "snfs": SNFS,
-    "rigl": RigL,
-    "magnitude": MagnitudePruning,
-    "edge_popup": EdgePopup,
+# All classes are loaded at once: Keras must know them to load a saved model.
+NAMES = {name: entry.load() for name, entry in registry.METHODS.items()}
+_CLASSES = {
+    cls.__name__: cls for cls in (*NAMES.values(), ConstantSparsity, Method, PolynomialDecay)
 }
+globals().update(_CLASSES)
+
+__all__ = [*sorted(_CLASSES), "get"]
 
 
 def get(identifier) -> Method:
     """Looks up a method.
 
     Args:
-        identifier: "static", "snip", "set", "snfs", "rigl", "magnitude", "edge_popup", or a
-            `Method`.
+        identifier: str, "static", "snip", "set", "snfs", "rigl", "magnitude" or "edge_popup";
+            or a `Method`, which is returned as it is.
 
     Returns:
-        The method.
+        The `Method`. A name gives a new one with default arguments.
 
     Raises:
-        ValueError: if the name is unknown; the message offers the closest ones.
+        ValueError: if the name is unknown. The message offers the closest ones.
 
     Example:
 

@@ -11,16 +11,20 @@ from tf_rigl.methods.set import SET
 class RigL(SET):
     """Drops the active weights of smallest magnitude and grows those of largest gradient.
 
+    With the dense gradient g of the loss with respect to the weight w, an update keeps the
+    entries of largest |w|, then adds those of largest |g| among all that it did not keep.
+
     Args:
-        drop_fraction, update_interval, start_step, end_step, decay, grow_initializer,
-            apply_optimizer_on_update: those of `SET`.
-        gradient_batches: int, from how many batches the gradient is averaged: those up
-            to and including the one of the update step. More than one helps where
-            batches are small; it costs the dense gradient of as many steps, and memory
-            for one number for each weight.
+        *args, **kwargs: the arguments of `SET`: drop_fraction=0.3, update_interval=100,
+            start_step=None, end_step=0.75, decay="cosine", grow_initializer="zeros",
+            apply_optimizer_on_update=False.
+        gradient_batches: int, number of batches whose gradients are averaged: the batch of the
+            update step and those just before it. More than one helps if batches are small. It
+            costs the dense gradient on as many steps, and memory for one number per weight.
 
     Raises:
-        ValueError: as for `SET`; if `gradient_batches` is more than `update_interval`.
+        ValueError: as for `SET`; or if `gradient_batches` is more than `update_interval`.
+        TypeError: if an argument does not exist.
 
     Example:
 
@@ -33,53 +37,39 @@ class RigL(SET):
       algorithm 1.
     """
 
-    def __init__(
-        self,
-        drop_fraction=0.3,
-        update_interval=100,
-        start_step=None,
-        end_step=0.75,
-        decay="cosine",
-        grow_initializer="zeros",
-        apply_optimizer_on_update=False,
-        gradient_batches=1,
-    ):
-        super().__init__(
-            drop_fraction,
-            update_interval,
-            start_step,
-            end_step,
-            decay,
-            grow_initializer,
-            apply_optimizer_on_update,
-        )
+    def __init__(self, *args, gradient_batches=1, **kwargs):
+        super().__init__(*args, **kwargs)
         self.gradient_batches = check_integer("gradient_batches", gradient_batches, 1)
         if self.gradient_batches > self.update_interval:
             raise ValueError(
                 "Argument `gradient_batches` must be at most `update_interval`. Received: "
-                f"gradient_batches={gradient_batches}, update_interval={update_interval}"
+                f"gradient_batches={gradient_batches}, update_interval={self.update_interval}"
             )
         if self.gradient_batches > 1:
             self.state_names = ("gradient",)
 
     def observation(self, step, first_step=0, run_steps=None):
-        """The mean over the batches before an update, in equal parts."""
+        """Averages the gradients of the last `gradient_batches` batches before an update."""
         if self.gradient_batches == 1:
             return None
         following = self.next_update(step, first_step, run_steps)
         if following is None or following - step >= self.gradient_batches:
             return None
-        # What an earlier run has left of another window does not belong to the mean.
+        # The mean starts anew in each run: it leaves out gradients from an earlier run.
         seen = step - max(following - self.gradient_batches + 1, first_step)
         return seen / (seen + 1)
 
     def grow_scores(self, weight, gradient, mask, seed):
-        """The magnitude of the dense gradient."""
+        """Returns the magnitude of the dense gradient."""
         del weight, mask, seed
         return tf.abs(gradient)
 
     def train_flops(self, report, steps=None):
-        """The dense gradient is computed once in an interval, or for each batch averaged."""
+        """Counts `gradient_batches` dense gradients in each interval.
+
+        With f_S FLOPs of a sparse and f_D of a dense forward pass, an interval of D ordinary
+        steps and one update, and b batches: `(3 f_S (D + 1 - b) + (2 f_S + f_D) b) / (D + 1)`.
+        """
         del steps
         sparse, dense = report.flops, report.dense_flops
         ordinary = self.update_interval + 1 - self.gradient_batches
@@ -88,4 +78,5 @@ class RigL(SET):
         )
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {**super().get_config(), "gradient_batches": self.gradient_batches}

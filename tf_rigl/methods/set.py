@@ -1,12 +1,10 @@
-"""Sparse Evolutionary Training: drop the smallest weights, grow at random."""
-
-import numbers
+"""Sparse Evolutionary Training: drop the smallest weights, grow others at random."""
 
 import keras
 import tensorflow as tf
 
 from tf_rigl import schedules
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import check_integer, check_number, unknown_arguments
 from tf_rigl.methods.base import Method, deserialize_function, serialize_function
 
 
@@ -14,38 +12,41 @@ from tf_rigl.methods.base import Method, deserialize_function, serialize_functio
 class SET(Method):
     """Drops the active weights of smallest magnitude and grows as many at random.
 
-    At step t, counted in batches from 0, masks change when
-    `start_step <= t < end_step` and t is a multiple of `update_interval`, instead of
-    an optimizer step. A layer with n active entries drops and grows
-    `int(drop_fraction * decay(t, end_step) * n)` of them.
+    Steps t count batches from 0. Step t is an update step if
+    `start_step <= t < end_step` and t is a multiple of `update_interval`. On an update step the
+    masks change and the optimizer is not applied. A weight with n active units drops and grows
+    k of them:
+
+    `k = int(drop_fraction * decay(t, end_step) * n)`
 
     Args:
-        drop_fraction: float in (0, 1], the fraction of active entries that move at
-            step 0, before decay.
-        update_interval: int, steps between changes.
+        drop_fraction: float in (0, 1], the fraction of active units that move if the decay
+            is 1.
+        update_interval: int, steps between two updates.
         start_step: int, the first step at which masks may change. Defaults to
             `update_interval`.
-        end_step: int, the step from which masks stay as they are; or float in
-            (0, 1], that fraction of the steps that `fit` will run.
+        end_step: int, the step from which masks no longer change; or float in (0, 1], that
+            fraction of the steps that `fit` runs.
         decay: "cosine", "constant", "linear", "inverse_power", or a function of
-            `(step, end_step)` that returns a factor in [0, 1]. Functions are saved by
-            name: register them with `keras.saving.register_keras_serializable`.
-        grow_initializer: str or `keras.initializers.Initializer`, the values at which
-            newly grown entries start: "zeros", "random_normal", ...
-        apply_optimizer_on_update: bool, whether the optimizer is applied on update steps
-            too, before masks change. The paper's algorithm leaves it out there.
+            `(step, end_step)` that returns a factor in [0, 1]. Functions are saved by name:
+            register yours with `keras.saving.register_keras_serializable`.
+        grow_initializer: str or `keras.initializers.Initializer`, the initial values of grown
+            weights: "zeros", "random_normal", ...
+        apply_optimizer_on_update: bool, whether update steps apply the optimizer too, before
+            masks change. The paper's algorithm does not.
 
     Raises:
         ValueError: if an argument is out of range, or `decay` is unknown.
+        TypeError: if an argument does not exist.
 
     Example:
 
-    >>> SET(update_interval=50).plan(100, active=[1000], first_step=0, run_steps=400)
-    [(775, 225)]
+    >>> SET(decay="constant").plan(100, active=[1000], run_steps=400)
+    [(700, 300)]
 
     Reference:
 
-    - [SET](https://arxiv.org/abs/1707.04780); drop fraction and schedule after
+    - [SET](https://arxiv.org/abs/1707.04780); drop fraction and schedule from
       [Rigging the Lottery](https://arxiv.org/abs/1911.11134), algorithm 1.
     """
 
@@ -58,24 +59,16 @@ class SET(Method):
         decay="cosine",
         grow_initializer="zeros",
         apply_optimizer_on_update=False,
+        **unknown,
     ):
-        if not _is_number(drop_fraction) or not 0 < drop_fraction <= 1:
-            raise ValueError(
-                "Argument `drop_fraction` must be a number in (0, 1]. "
-                f"Received: drop_fraction={drop_fraction!r}"
-            )
-        self.drop_fraction = float(drop_fraction)
+        if unknown:  # Subclasses pass everything on that they do not take themselves.
+            raise unknown_arguments(type(self), unknown)
+        self.drop_fraction = check_number("drop_fraction", drop_fraction, above=0, at_most=1)
         self.update_interval = check_integer("update_interval", update_interval, 1)
         self.start_step = None if start_step is None else check_integer("start_step", start_step, 0)
-        if isinstance(end_step, numbers.Integral):
-            self.end_step = check_integer("end_step", end_step, 0)
-        elif _is_number(end_step) and 0 < end_step <= 1:
-            self.end_step = float(end_step)
-        else:
-            raise ValueError(
-                "Argument `end_step` must be an integer (a step) or a float in (0, 1] "
-                f"(a fraction of the steps that `fit` runs). Received: end_step={end_step!r}"
-            )
+        self.end_step = schedules.check_end_step(end_step)
+        if not self.needs_length:
+            check_integer("end_step", self.end_step, 0)
         self._start = self.update_interval if self.start_step is None else self.start_step
         self.decay = decay
         self._decay = schedules.get_decay(decay)
@@ -85,28 +78,31 @@ class SET(Method):
 
     @property
     def needs_length(self) -> bool:
+        """True if `end_step` is a fraction of the steps that `fit` runs."""
         return isinstance(self.end_step, float)
 
     def last_step(self, first_step=0, run_steps=None) -> int:
-        """The step from which masks stay as they are."""
+        """Returns the step from which masks no longer change."""
         if not self.needs_length:
             return self.end_step
         return first_step + int(self.end_step * run_steps)
 
     def next_update(self, step, first_step=0, run_steps=None):
+        """Returns the first update step from `step` on, or None; see `Method.next_update`."""
         following = -(-max(self._start, step) // self.update_interval) * self.update_interval
         return following if following < self.last_step(first_step, run_steps) else None
 
     def fraction(self, step, end_step) -> float:
-        """The fraction of active entries that move at a step."""
+        """Returns the fraction of active units that move at a step."""
         return self.drop_fraction * self._decay(step, end_step)
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
+        """Returns the units to keep and to grow in each weight, or None; see `Method.plan`."""
         del items
         end = self.last_step(first_step, run_steps)
         if not schedules.is_update_step(step, self._start, end, self.update_interval):
             return None
-        # A length of `fit` counts from its beginning, and so does the decay.
+        # If the end is a fraction of this run, the decay starts with the run too.
         first_step = first_step if self.needs_length else 0
         fraction = self.fraction(step - first_step, end - first_step)
         if not 0 <= fraction <= 1:
@@ -118,22 +114,24 @@ class SET(Method):
         return [(n - k, k) for n, k in zip(active, moved, strict=True)]
 
     def grow_scores(self, weight, gradient, mask, seed):
-        """Random scores: every entry that is not kept is as likely as any other."""
+        """Returns random scores: every entry that is not kept is equally likely to grow."""
         del gradient, mask
-        # Named, Philox is the same everywhere, and fast: XLA's own choice on CPUs is not.
+        # Philox is the same on every device, and fast. XLA's default on CPUs is slow.
         return tf.random.stateless_uniform(weight.shape, seed, None, None, tf.int32, alg="philox")
 
     def new_values(self, weight, seed):
+        """Returns values drawn from `grow_initializer`, different ones at each update."""
         values = tf.cast(self.grow_initializer(weight.shape), weight.dtype)
         if hasattr(self.grow_initializer, "seed"):
-            # A Keras initializer draws the same each time: another place to begin reading
-            # makes other values of them at each update.
+            # A Keras initializer returns the same values each time. Rolling them by a random
+            # offset gives each entry another value at each update.
             flat = tf.reshape(values, [-1])
             shift = tf.random.stateless_uniform([], seed, 0, flat.shape[0], tf.int32, "philox")
             values = tf.reshape(tf.roll(flat, shift, 0), weight.shape)
         return values
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {
             "drop_fraction": self.drop_fraction,
             "update_interval": self.update_interval,
@@ -146,19 +144,16 @@ class SET(Method):
 
     @classmethod
     def from_config(cls, config):
+        """Creates the method from the result of `get_config`."""
         return cls(**{**config, "decay": deserialize_function(config["decay"])})
 
 
 def _seeded(initializer):
-    """An initializer that draws the same in each process.
+    """Returns an initializer that draws the same values in each process.
 
-    What tells its draws apart is the model's seed: see `SET.new_values`.
+    `SET.new_values` then varies them by the model's seed.
     """
     config = initializer.get_config() if hasattr(initializer, "get_config") else {}
     if "seed" in config and config["seed"] is None:
         return type(initializer).from_config({**config, "seed": 0})
     return initializer
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,33 +1,37 @@
 """Sparse Networks From Scratch: grow where the momentum of the gradient is largest."""
 
-import numbers
-
 import keras
 import tensorflow as tf
 
+from tf_rigl._base.arguments import check_number
 from tf_rigl.methods.set import SET
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class SNFS(SET):
-    """Drops the smallest weights and grows those whose dense gradient has most momentum.
+    """Drops the smallest weights and grows those whose gradient has the largest momentum.
 
-    The momentum m of the dense gradient g of every weight, masked or not, is kept from
-    the first step to the last update: `m = momentum * m + (1 - momentum) * g`.
-    That costs a dense backward pass at every step. As in the RigL paper's comparison,
-    sparsity is not moved between layers.
+    The method keeps a momentum m of the dense gradient g for every entry, masked or not, from
+    the first step to the last update:
+
+    `m = momentum * m + (1 - momentum) * g`
+
+    This costs a dense backward pass at every step. As in the RigL paper's comparison, sparsity
+    does not move between layers.
 
     Args:
-        drop_fraction, update_interval, start_step, end_step, decay, grow_initializer,
-            apply_optimizer_on_update: those of `SET`.
+        *args, **kwargs: the arguments of `SET`: drop_fraction=0.3, update_interval=100,
+            start_step=None, end_step=0.75, decay="cosine", grow_initializer="zeros",
+            apply_optimizer_on_update=False.
         momentum: float in [0, 1).
 
     Raises:
-        ValueError: as for `SET`, and if `momentum` is out of range.
+        ValueError: as for `SET`; or if `momentum` is out of range.
+        TypeError: if an argument does not exist.
 
     Example:
 
-    >>> SNFS(momentum=0.9).momentum
+    >>> SNFS(momentum=0.9).observation(0, run_steps=1000)
     0.9
 
     Reference:
@@ -38,51 +42,26 @@ class SNFS(SET):
 
     state_names = ("gradient",)
 
-    def __init__(
-        self,
-        drop_fraction=0.3,
-        update_interval=100,
-        start_step=None,
-        end_step=0.75,
-        decay="cosine",
-        grow_initializer="zeros",
-        apply_optimizer_on_update=False,
-        momentum=0.9,
-    ):
-        super().__init__(
-            drop_fraction,
-            update_interval,
-            start_step,
-            end_step,
-            decay,
-            grow_initializer,
-            apply_optimizer_on_update,
-        )
-        if (
-            isinstance(momentum, bool)
-            or not isinstance(momentum, numbers.Real)
-            or not 0 <= momentum < 1
-        ):
-            raise ValueError(
-                f"Argument `momentum` must be a number in [0, 1). Received: momentum={momentum!r}"
-            )
-        self.momentum = float(momentum)
+    def __init__(self, *args, momentum=0.9, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.momentum = check_number("momentum", momentum, at_least=0, below=1)
 
     def observation(self, step, first_step=0, run_steps=None):
-        """Every batch, as long as there is an update to come."""
+        """Returns `momentum` on every step until the last update."""
         if self.next_update(step, first_step, run_steps) is None:
             return None
         return self.momentum
 
     def grow_scores(self, weight, gradient, mask, seed):
-        """The magnitude of the momentum, which is what `observation` puts for the gradient."""
+        """Returns the magnitude of the momentum, which `gradient` holds here."""
         del weight, mask, seed
         return tf.abs(gradient)
 
     def train_flops(self, report, steps=None):
-        """The dense gradient is computed at every step."""
+        """Counts a dense gradient at every step."""
         del steps
         return 2.0 * report.flops + report.dense_flops
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {**super().get_config(), "momentum": self.momentum}

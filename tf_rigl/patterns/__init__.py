@@ -1,53 +1,38 @@
-"""Which entries of a weight live and die together.
+"""The shape of sparsity: which entries of a weight are kept or dropped together.
 
-A pattern turns scores of a weight's shape and a count into a mask. Methods and the
-training step know nothing else of it.
+A pattern turns scores (a tensor of the weight's shape) and a count into a mask. Methods and the
+training step use nothing else of it. `tf_rigl._base.registry.PATTERNS` lists the patterns; their
+classes are loaded from there.
 """
 
-import functools
-import re
-
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import (
+    backend,  # noqa: F401, first: checks that Keras runs on TensorFlow
+    registry,
+)
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.patterns.base import Pattern
-from tf_rigl.patterns.block import Block
-from tf_rigl.patterns.litert import LiteRT
-from tf_rigl.patterns.nm import NM
-from tf_rigl.patterns.unstructured import Unstructured
 
-__all__ = ["NM", "Block", "LiteRT", "Pattern", "Unstructured", "get"]
+# All classes are loaded at once: Keras must know them to load a saved model.
+_CLASSES = {"Pattern": Pattern, **registry.load_all(registry.PATTERNS)}
+globals().update(_CLASSES)
 
-# Expression -> the class, which is called with the numbers in the name.
-_NAMES = {
-    r"unstructured": Unstructured,
-    r"litert": LiteRT,
-    r"block_(\d+)x(\d+)": Block,
-    r"constant_fan_in_(\d+)x(\d+)": functools.partial(Block, constant_fan_in=True),
-    r"(\d+):(\d+)": NM,
-}
-_EXAMPLES = (
-    "unstructured",
-    "litert",
-    "block_4x1",
-    "block_16x1",
-    "constant_fan_in_32x32",
-    "2:4",
-)
+__all__ = [*sorted(_CLASSES), "get"]
 
 
 def get(identifier) -> Pattern:
     """Looks up a pattern.
 
     Args:
-        identifier: "unstructured"; "block_16x1" or other blocks of rows by columns;
-            "constant_fan_in_32x32", such blocks of which each column keeps as many; "2:4"
-            or other n:m; "litert"; or a `Pattern`.
+        identifier: str, "unstructured", "litert", "block_16x1" (blocks of 16 inputs by 1 output;
+            any sizes), "constant_fan_in_32x32" (such blocks, the same number in each column),
+            or "2:4" (any n:m); or a `Pattern`, which is returned as it is.
 
     Returns:
-        The pattern.
+        The `Pattern`.
 
     Raises:
-        ValueError: if the name is unknown; the message offers the closest ones.
+        ValueError: if the name is unknown, or a number in it is out of range. The message
+            offers the closest names.
 
     Example:
 
@@ -56,11 +41,10 @@ def get(identifier) -> Pattern:
     """
     if isinstance(identifier, Pattern):
         return identifier
-    for expression, cls in _NAMES.items() if isinstance(identifier, str) else ():
-        found = re.fullmatch(expression, identifier)
-        if found:
-            return cls(*map(int, found.groups()))
-    raise ValueError(
-        f"{unknown_name('pattern', identifier, _EXAMPLES)} (Any sizes will do: "
-        "'block_ROWSxCOLUMNS', such as 'block_64x64'.)"
-    )
+    found = registry.find(registry.PATTERNS, identifier) if isinstance(identifier, str) else None
+    if found:
+        entry, numbers = found
+        return entry.load()(*numbers, **entry.options)
+    sized = [repr(name) for name, entry in registry.PATTERNS.items() if entry.examples]
+    error = unknown_name("pattern", identifier, registry.example_names(registry.PATTERNS))
+    raise ValueError(f"{error} (Any sizes work in {', '.join(sized)}.)")
