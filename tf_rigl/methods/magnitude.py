@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: from dense to sparse while training."""
+"""Gradual magnitude pruning: from dense to sparse during training."""
 
 import functools
 import importlib
@@ -19,35 +19,37 @@ _EXACT_IN_FLOAT32 = 2**24
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class MagnitudePruning(Pruning):
-    """Takes away the weights of smallest magnitude while the network trains.
+    """Prunes the weights of smallest magnitude during training.
 
-    Before the batches that the schedule names, counted from 1, each weight is pruned to
-    the sparsity that it gives, and then the batch is trained on: the steps, and the
-    counts, of `prune_low_magnitude` in tensorflow-model-optimization: at sparsity s a
-    weight of N entries keeps `max(1, round(N (1 - s)))` where the schedule names its final
-    sparsity, and `N - floor(s N)`, as all methods do, where it leaves that to
-    `tf_rigl.sparsify`. What was pruned does not come back.
+    The schedule receives the batch number, starting at 1, and says whether to prune before that
+    batch, and to which sparsity s. The batch is then trained on. Pruned weights do not return.
+    Steps and counts are those of `prune_low_magnitude` in tensorflow-model-optimization. A
+    weight of N units keeps
 
-    A schedule says how sparsity grows, `tf_rigl.sparsify` how sparse each layer becomes: a
-    layer of target sparsity t is pruned to `t * s / final` when the schedule, which ends at
-    `final`, is at s. So every distribution goes with every schedule. The s of a function
-    that gives 0 in the far future is taken as it is in every layer that is not dense.
+    - `max(1, round(N * (1 - s)))` units if the schedule has a final sparsity of its own,
+    - `N - floor(s * N)` units, as with all methods, if it takes that from `tf_rigl.sparsify`.
+
+    The schedule sets how sparsity grows, and `tf_rigl.sparsify` how sparse each layer becomes: if
+    the schedule is at s and ends at `final`, a layer of target sparsity t is pruned to
+    `t * s / final`. So every distribution works with every schedule. If a function gives
+    sparsity 0 for the last possible batch, its final sparsity is unknown; then every layer that
+    is not dense is pruned to s itself.
 
     Args:
-        schedule: `tf_rigl.schedules.PolynomialDecay` (the default) or
-            `ConstantSparsity`; any `PruningSchedule` of
-            tensorflow-model-optimization; or a function of the number of the batch that
-            returns whether to prune and to what sparsity. If it names a sparsity to end
-            at, that is the default of `tf_rigl.sparsify`.
-        scope: str, "layer" (each weight to its own sparsity) or "global" (magnitudes of
-            all weights are compared).
+        schedule: `tf_rigl.schedules.PolynomialDecay` (the default) or `ConstantSparsity`; any
+            `PruningSchedule` of tensorflow-model-optimization; or a function of the batch number
+            that returns whether to prune, and the sparsity. Its final sparsity, if it has one,
+            is the default of `tf_rigl.sparsify`.
+        scope: str, "layer": each weight is pruned to its own sparsity. "global": the magnitudes
+            of all weights are compared.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if `schedule` is not a pruning schedule, or `scope` is unknown.
 
     Example:
 
-    >>> MagnitudePruning(PolynomialDecay(end_step=5000)).schedule(5000)
+    >>> schedule = tf_rigl.schedules.PolynomialDecay(end_step=5000)
+    >>> MagnitudePruning(schedule).schedule(5000)  # Prune now, all the way to the target.
     (True, 1.0)
 
     Reference:
@@ -62,8 +64,8 @@ class MagnitudePruning(Pruning):
         schedule = schedules.PolynomialDecay() if schedule is None else schedule
         if not _is_schedule(schedule):
             raise ValueError(
-                "Argument `schedule` must be a pruning schedule: a function of the number of the "
-                "batch that returns whether to prune and to what sparsity, such as "
+                "Argument `schedule` must be a pruning schedule: a function of the batch number "
+                "that returns whether to prune, and the sparsity, such as "
                 "`tf_rigl.schedules.PolynomialDecay()`. "
                 f"Received: schedule={schedule!r}"
             )
@@ -71,17 +73,19 @@ class MagnitudePruning(Pruning):
 
     @property
     def needs_length(self):
+        """True if the schedule ends at a fraction of the steps that `fit` runs."""
         return getattr(self.schedule, "needs_length", False)
 
     @property
     def final_sparsity(self):
-        """The sparsity at which the schedule ends, or None if it does not say."""
+        """The sparsity at which the schedule ends, or None if that is unknown."""
         for name in ("final_sparsity", "target_sparsity"):
             if hasattr(self.schedule, name):
                 return getattr(self.schedule, name)
         return _read(self.schedule(_LAST_STEP))[1] or None
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
+        """Returns the units that each weight keeps, or None if nothing is pruned."""
         schedule = _in_run(self.schedule, first_step, run_steps)
         sparsity = _asked(schedule, step + 1)
         if sparsity is None:
@@ -99,15 +103,15 @@ class MagnitudePruning(Pruning):
         return [(n, 0) for n in keep] if sum(keep) < sum(active) else None
 
     def _kept(self, item, sparsity, density, final):
-        """How many units of a weight are kept where the schedule is at `sparsity`."""
+        """Returns the units that a weight keeps, rounded to a number that its pattern allows."""
         return item.pattern.possible(item.shape, self._nearest(item, sparsity, density, final))
 
     def _nearest(self, item, sparsity, density, final):
-        """The same, whatever numbers the pattern allows."""
+        """Returns the units that a weight keeps when the schedule is at `sparsity`."""
         units, target = item.pattern.units(item.shape), item.target_sparsity
-        if self._is_open(final):  # A fraction of the target, at last the counts of all methods.
+        if self._is_open(final):  # `sparsity` is the fraction of the target reached so far.
             return units - int(distributions.zeros(target * sparsity, units))
-        # Rounded as tensorflow-model-optimization does it, while that is exact.
+        # Rounds in float32 as tensorflow-model-optimization does, as long as that is exact.
         number = np.float32 if units < _EXACT_IN_FLOAT32 else np.float64
         if final and target != final:
             density = number(1) - number(target * (sparsity / final))
@@ -116,13 +120,14 @@ class MagnitudePruning(Pruning):
         return max(1, int(np.round(number(units) * density)))
 
     def _is_open(self, final):
-        """Whether the schedule gives fractions of a target that it leaves to others."""
+        """True if the schedule gives fractions of the target that `sparsify` sets."""
         return final is None and type(self.schedule) in _OWN.values()
 
     def next_update(self, step, first_step=0, run_steps=None):
+        """Returns the first step from `step` on that may prune, or None."""
         schedule = _in_run(self.schedule, first_step, run_steps)
         if not hasattr(schedule, "next_step"):
-            return step  # Nothing is known of it.
+            return step  # A function may prune at any step.
         following = schedule.next_step(step + 1)
         ended = (
             run_steps is not None and following is not None and following > first_step + run_steps
@@ -130,11 +135,19 @@ class MagnitudePruning(Pruning):
         return None if following is None or ended else following - 1
 
     def train_flops(self, report, steps=None):
-        """The mean over training, layer by layer: dense at first, then ever less."""
+        """Averages the cost over training, which falls as sparsity grows.
+
+        With s(t) the sparsity at step t of T steps, a layer of target sparsity t_l and F_l dense
+        FLOPs saves `mean(s(t)) / final * t_l * F_l`. The result is
+        `3 * (dense FLOPs - what all layers save)`.
+
+        Raises:
+            ValueError: if `steps` is not an integer of at least 1.
+        """
         if steps is None:
             raise ValueError(
-                "Argument `steps` must be an integer, how many steps training has: the cost of "
-                "gradual pruning changes on the way. Received: steps=None"
+                "Argument `steps` must be an integer, the number of training steps: the cost of "
+                "gradual pruning changes during training. Received: steps=None"
             )
         check_integer("steps", steps, 1)
         final = self.final_sparsity
@@ -150,15 +163,17 @@ class MagnitudePruning(Pruning):
         return 3.0 * (report.dense_flops - mean * saved)
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {"schedule": _serialize(self.schedule), **super().get_config()}
 
     @classmethod
     def from_config(cls, config):
+        """Creates the method from the result of `get_config`."""
         return cls(**{**config, "schedule": _deserialize(config["schedule"])})
 
 
 def _is_schedule(schedule):
-    """Whether it gives what a pruning schedule gives."""
+    """True if an object can be called as a pruning schedule."""
     if isinstance(schedule, type) or not callable(schedule):
         return False
     if type(schedule) in _OWN.values():
@@ -171,7 +186,7 @@ def _is_schedule(schedule):
 
 
 def _in_run(schedule, first_step, run_steps):
-    """The schedule as it is in a run of `fit`: its end a step, tfmot's as our own."""
+    """Returns the schedule for one run of `fit`: its end is a step, and tfmot's become ours."""
     if getattr(schedule, "needs_length", False):
         return _ended(schedule, first_step, run_steps)
     return _own(schedule) if _is_tfmot(schedule) else schedule
@@ -179,24 +194,25 @@ def _in_run(schedule, first_step, run_steps):
 
 @functools.lru_cache
 def _ended(schedule, first_step, run_steps):
+    """Returns the schedule with its end as a step, computed once for each run."""
     return schedule.over(first_step, run_steps)
 
 
 @functools.lru_cache
 def _own(schedule):
-    """A schedule of tfmot, made of TensorFlow operations, as one that takes no time."""
+    """Returns our equivalent of a tfmot schedule, which runs no TensorFlow operations."""
     cls = {"PolynomialDecay": _PolynomialDecay}.get(type(schedule).__name__)
     return (cls or schedules.ConstantSparsity)(**schedule.get_config()["config"])
 
 
 class _PolynomialDecay(schedules.PolynomialDecay):
-    """tfmot's: it misses the end where `frequency` does not divide."""
+    """Does not prune at `end_step` if `frequency` does not divide the length, as in tfmot."""
 
     _ends_pruned = False
 
 
 def _asked(schedule, step):
-    """The sparsity to which a schedule prunes before batch `step`, or None."""
+    """Returns the sparsity to which a schedule prunes before batch `step`, or None."""
     if hasattr(schedule, "is_due") and not schedule.is_due(step):
         return None
     due, sparsity = _read(schedule(step))
@@ -204,12 +220,13 @@ def _asked(schedule, step):
 
 
 def _read(answer):
-    """What a schedule returns, tensors included, as Python numbers."""
+    """Converts the result of a schedule, which may hold tensors, to a bool and a float."""
     due, sparsity = answer
     return bool(due), float(sparsity)
 
 
 def _is_tfmot(schedule):
+    """True if a schedule is one of tensorflow-model-optimization's own."""
     cls = type(schedule)
     return cls.__module__.startswith("tensorflow_model_optimization") and (
         cls.__name__ in _TFMOT_SCHEDULES
@@ -217,6 +234,7 @@ def _is_tfmot(schedule):
 
 
 def _serialize(schedule):
+    """Returns a schedule as JSON: ours by name, tfmot's as tfmot does, others as Keras does."""
     if type(schedule) in _OWN.values():
         return {"class_name": type(schedule).__name__, "config": schedule.get_config()}
     if _is_tfmot(schedule):
@@ -224,11 +242,12 @@ def _serialize(schedule):
     value = keras.saving.serialize_keras_object(schedule)
     config = value.get("config") if isinstance(value, dict) else None
     if isinstance(config, dict) and set(config) == {"class_name", "config"}:
-        value["config"] = config["config"]  # tfmot's convention for schedules of one's own.
+        value["config"] = config["config"]  # Subclasses of tfmot's base class nest their config.
     return value
 
 
 def _deserialize(value):
+    """The inverse of `_serialize`."""
     if not isinstance(value, dict):
         return value
     name = value.get("class_name")

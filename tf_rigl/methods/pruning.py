@@ -1,4 +1,4 @@
-"""What methods that prune a dense network share."""
+"""The base class of methods that start dense and prune."""
 
 import tensorflow as tf
 
@@ -10,12 +10,12 @@ SCOPES = ("layer", "global")
 
 
 class Pruning(Method):
-    """Begins with all weights and only ever takes away those of the lowest score.
+    """Starts with all entries active and removes those of lowest score; nothing grows.
 
     Args:
-        scope: str, "layer": each weight is pruned to its own sparsity. "global": scores of
-            all masked weights are compared with each other, so that layer sparsities
-            come out of them.
+        scope: str, "layer": each weight is pruned to its own sparsity. "global": the scores of
+            all masked weights are compared with each other, and layer sparsities follow from
+            the scores.
 
     Raises:
         ValueError: if `scope` is unknown.
@@ -29,12 +29,15 @@ class Pruning(Method):
         self.scope = scope
 
     def initial_mask(self, item, seed, index):
-        """All ones."""
+        """Returns a mask of ones: training starts dense."""
         del seed, index
         return tf.ones(item.weight.shape, tf.bool)
 
     def share(self, counts, scored, patterns):
-        """With a global scope, as many units for each weight as it has in the best of all."""
+        """Divides the total among the weights by score, if the scope is global.
+
+        Each weight then keeps as many units as it has among the best of all weights.
+        """
         if self.scope == "layer" or not counts:
             return counts
         parts = [
@@ -58,10 +61,11 @@ class Pruning(Method):
         ]
 
     def update(self, weight, gradient, mask, keep, grow, pattern, seed):
-        """Drops; nothing grows."""
+        """Drops all but the `keep` best units of the mask; see `Method.update`."""
         del grow
         kept = pattern.select(self.drop_scores(weight, gradient, mask, seed), keep, among=mask)
         return kept, tf.where(kept, weight, tf.zeros([], weight.dtype))
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {"scope": self.scope}

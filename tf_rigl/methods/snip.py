@@ -1,4 +1,4 @@
-"""SNIP: prune once, before training, what the loss is least sensitive to."""
+"""SNIP: prune once, before training, the weights to which the loss is least sensitive."""
 
 import keras
 import tensorflow as tf
@@ -11,17 +11,18 @@ from tf_rigl.methods.pruning import Pruning
 class SNIP(Pruning):
     """Keeps the weights of largest |weight x gradient| at initialisation.
 
-    The model is dense until the first `batches` batches of `fit` have been scored; they
-    are not trained on. After that the mask never changes. A layer that is frozen by then is
-    pruned by the first batch after it is not.
+    The score of a weight w with loss gradient g is `|w * g|`. `fit` uses its first `batches`
+    batches to compute the scores and does not train on them. Then it prunes, and the masks never
+    change again. A layer that is frozen at that time is pruned on the first batch after it
+    becomes trainable.
 
     Args:
-        scope: str, "layer" (each weight keeps the sparsity that the distribution gives
-            it) or "global" (scores of all weights are compared, as in the SNIP paper).
-        batches: int, from how many batches the gradient is averaged.
+        scope: str, "layer": each weight gets the sparsity that the distribution gives it.
+            "global": the scores of all weights are compared, as in the SNIP paper.
+        batches: int, number of batches whose gradients are averaged.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if `scope` is unknown, or `batches` is not an integer of at least 1.
 
     Example:
 
@@ -41,12 +42,13 @@ class SNIP(Pruning):
             self.state_names = ("gradient",)
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
+        """Prunes each whole weight after the last batch that is scored; see `Method.plan`."""
         del first_step, run_steps
         pairs = list(zip(items, active, strict=True))
         surplus = [n - item.target_active() if _is_whole(item, n) else 0 for item, n in pairs]
         if self.scope == "global":
-            # A weight may also be whole because it has won all its units: what is left over
-            # in all tells. One that is frozen and whole has not been pruned yet.
+            # A whole weight may have been pruned already and kept all its units. So the surplus
+            # of all weights together decides. A frozen whole weight does not count yet.
             excess = sum(
                 n - item.target_active()
                 for item, n in pairs
@@ -58,32 +60,33 @@ class SNIP(Pruning):
         keep = [n - extra for n, extra in zip(active, surplus, strict=True)]
         if keep == active:
             return None
-        if step < self.batches - 1:  # Nothing changes yet, and nothing is trained.
+        if step < self.batches - 1:  # An update that changes nothing: the batch is not trained on.
             keep = active
-        # At later steps too: gradients may have overflowed, or a layer been frozen till now.
+        # May come later than `batches`: after gradients overflowed, or a layer was frozen.
         return [(n, 0) for n in keep]
 
     def observation(self, step, first_step=0, run_steps=None):
-        """The mean over the first batches, in equal parts."""
+        """Averages the gradients of the first `batches` batches."""
         del first_step, run_steps
         if self.batches == 1 or step >= self.batches:
             return None
         return step / (step + 1)
 
     def drop_scores(self, weight, gradient, mask, seed):
-        """The sensitivity of the loss to the connection."""
+        """Returns the sensitivity of the loss to each weight, `|weight * gradient|`."""
         del mask, seed
         return tf.abs(weight * gradient)
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {**super().get_config(), "batches": self.batches}
 
 
 def _is_whole(item, active):
-    """Whether a weight could be pruned, and has not been."""
+    """True if a weight is to be pruned, is trainable, and has all its units."""
     return item.is_sparse and item.weight.trainable and _has_all(item, active)
 
 
 def _has_all(item, active):
-    """Whether all units of a weight are active."""
+    """True if all units of a weight are active."""
     return active == item.pattern.units(item.shape)

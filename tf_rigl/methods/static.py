@@ -1,4 +1,4 @@
-"""Static sparse training: the baseline that never moves a connection."""
+"""Static sparse training: the baseline whose masks never change."""
 
 import keras
 
@@ -7,12 +7,12 @@ from tf_rigl.methods.base import Method
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class Static(Method):
-    """A random mask, never changed.
+    """Draws a random mask and never changes it.
 
     Example:
 
-    >>> Static()
-    Static()
+    >>> Static().plan(100, active=[1000]) is None
+    True
 
     Reference:
 
