@@ -13,24 +13,25 @@ SCORES = ("sum", "mean", "max")
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class Block(Pattern):
-    """Blocks of `rows` inputs by `cols` outputs, which live and die as a whole.
+    """Blocks of `rows` inputs by `cols` outputs, kept or dropped as a whole.
 
-    Rows run along a kernel's input axis, columns along its output axis; each spatial
-    position of a convolution has blocks of its own. Where a size does not divide, the last
-    block is smaller. "block_16x1" is `Block(16, 1)`, the blocks that LiteRT runs fastest.
+    Rows run along a kernel's input axis, columns along its output axis. Each spatial position of
+    a convolution has its own blocks. If a size does not divide its axis, the last block is
+    smaller. A weight of I inputs and O outputs has `ceil(I / rows) * ceil(O / cols)` blocks.
+    "block_16x1" is `Block(16, 1)`, the blocks that LiteRT runs fastest.
 
     Args:
-        rows: int, inputs in a block.
-        cols: int, outputs in a block.
-        score: str, the score of a block from those of its entries: "sum", "mean" or
-            "max". They differ in the choice of blocks, "sum" and "mean" only where blocks
-            are of several sizes. A block with a NaN has the lowest score.
-        constant_fan_in: bool, whether each column of blocks keeps the same number of them,
-            at least one, so that every output has as many inputs. The sparsity of a
-            weight is then rounded to that.
-        axes: the weight's input axes and its output axes, two tuples of int. Defaults to
-            the last but one and the last. `tf_rigl.sparsify` sets it for layers whose
-            kernels are laid out otherwise.
+        rows: int, number of inputs in a block.
+        cols: int, number of outputs in a block.
+        score: str, how the scores of the entries give the score of a block: "sum", "mean" or
+            "max". "sum" and "mean" select the same blocks if all blocks have one size. A
+            block with a NaN has the lowest score.
+        axes: the weight's input axes and its output axes, two tuples of int. Defaults to the
+            last axis but one and the last axis. `tf_rigl.sparsify` sets it for layers whose
+            kernels have another layout.
+        constant_fan_in: bool, whether each column of blocks keeps the same number of blocks, at
+            least one, so that every output has the same number of inputs. The sparsity of a
+            weight is rounded accordingly.
 
     Raises:
         ValueError: if a size is not a positive integer, or `score` is unknown.
@@ -39,6 +40,12 @@ class Block(Pattern):
 
     >>> Block(16, 1).units((784, 300))
     14700
+    >>> scores = tf.constant([[9.0, 1.0], [8.0, 1.0], [7.0, 2.0], [6.0, 2.0]])
+    >>> Block(2, 1, constant_fan_in=True).select(scores, 2).numpy()
+    array([[ True, False],
+           [ True, False],
+           [False,  True],
+           [False,  True]])
     """
 
     def __init__(self, rows, cols, score="sum", axes=None, constant_fan_in=False):
@@ -51,34 +58,35 @@ class Block(Pattern):
         self.constant_fan_in = bool(constant_fan_in)
 
     def fitted(self, layer, shape, axes):
-        """The same blocks along the axes of the weight."""
+        """Returns the same blocks along the axes of the weight."""
         del layer, shape
         return type(self)(**{**self.get_config(), "axes": axes})
 
     def layout(self, shape) -> Layout:
-        """How a weight of this shape is seen as matrices."""
+        """Returns the layout of a weight of this shape as matrices of inputs by outputs."""
         return Layout(tuple(shape), self.axes)
 
     def _grid(self, shape):
-        """Matrices, block rows and block columns."""
+        """Returns the numbers of matrices, of block rows and of block columns."""
         matrices, inputs, outputs = self.layout(shape).size
         return matrices, -(-inputs // self.rows), -(-outputs // self.cols)
 
     def units(self, shape) -> int:
-        """The number of blocks."""
+        """Returns the number of blocks."""
         matrices, down, across = self._grid(shape)
         return matrices * down * across
 
     def step(self, shape) -> int:
-        """With a constant fan-in the number of block columns."""
+        """Returns the number of block columns if the fan-in is constant, else 1."""
         matrices, _, across = self._grid(shape)
         return matrices * across if self.constant_fan_in else 1
 
     def select(self, scores, count, among=None, kept=None):
-        """See `Pattern.select`; with a constant fan-in every column of blocks is filled up.
+        """Selects the `count` blocks of highest score; see `Pattern.select`.
 
-        What is chosen makes, with what is kept, as many blocks in each column: `count` more
-        in all, or the nearest number that makes them as many.
+        With a constant fan-in, selected and kept blocks together give each column the same
+        number of blocks. The total is `count` more than are kept, or the nearest number that
+        divides evenly among the columns.
         """
         if not self.constant_fan_in:
             return super().select(scores, count, among, kept)
@@ -88,13 +96,13 @@ class Block(Pattern):
             kept = tf.zeros(scores.shape, tf.bool)
         kept = tf.cast(tf.reshape(self.unit_mask(kept), self._grid(scores.shape)), tf.int32)
         total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
-        # Rounded as `possible` does; but of nothing nothing is made.
+        # Rounds as `possible` does, except that a total of 0 stays 0.
         each = tf.cast(tf.round(total / self.step(scores.shape)), tf.int32)
         room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
         keys = ordered_integers(flat)
-        if flat.dtype.is_integer:  # Floats leave the lowest integer free.
+        if flat.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
             keys = tf.maximum(keys, keys.dtype.min + 1)
-        # Turned round, so that the stable sort has the upper one of equals first.
+        # Inverted, so that the stable sort puts the lower index first among equal scores.
         keys = tf.where(allowed, ~keys, keys.dtype.max)
         keys = tf.reshape(keys, self._grid(scores.shape))
         order = tf.argsort(keys, axis=1, stable=True)
@@ -103,11 +111,16 @@ class Block(Pattern):
         return self.expand(tf.reshape(chosen, [-1]), scores.shape)
 
     def keep(self, scores, count, mask):
-        """The best blocks of a mask, whatever their columns: growing fills these up."""
+        """Selects the best blocks of a mask, whatever their columns; growing fills the columns."""
         return super().select(scores, count, among=mask)
 
     def _blocks(self, tensor, filling):
-        """The entries of each block on the axes 2 and 4, those that it lacks filled in."""
+        """Splits a tensor of the weight's shape into blocks.
+
+        Returns:
+            A tensor of shape (matrices, block rows, rows, block columns, cols). `filling` pads
+            smaller blocks.
+        """
         layout = self.layout(tensor.shape)
         (_, inputs, outputs), (matrices, down, across) = layout.size, self._grid(tensor.shape)
         tensor = layout.matrices(tensor)
@@ -118,16 +131,19 @@ class Block(Pattern):
         return tf.reshape(tensor, [matrices, down, self.rows, across, self.cols])
 
     def unit_scores(self, scores):
-        """The score of each block; the sum of integers, which methods draw at random."""
+        """Returns the score of each block, a tensor of shape (units,).
+
+        Integer scores are random numbers; the score of a block is then always their sum.
+        """
         if scores.dtype.is_integer:
-            # Sums may wrap around, and are as random as the draws; the mean or the highest
-            # would prefer blocks of one size to those of another.
+            # A sum that wraps around is as random as its terms. A mean or a maximum would
+            # prefer blocks of one size.
             return tf.reshape(tf.reduce_sum(self._blocks(scores, 0), axis=(2, 4)), [-1])
         if scores.dtype.size < 4:
             scores = tf.cast(scores, tf.float32)
         if self.score == "max":
             highest = tf.reduce_max(self._blocks(scores, float("-inf")), axis=(2, 4))
-            # Not every device lets NaN through.
+            # On some devices `reduce_max` loses NaN.
             bad = tf.reduce_any(self._blocks(tf.math.is_nan(scores), False), axis=(2, 4))
             nan = tf.constant(float("nan"), highest.dtype)
             return tf.reshape(tf.where(bad, nan, highest), [-1])
@@ -138,11 +154,11 @@ class Block(Pattern):
         return tf.reshape(total, [-1])
 
     def unit_mask(self, mask):
-        """Which blocks are kept."""
+        """Tells which blocks a mask keeps, a boolean tensor of shape (units,)."""
         return tf.reshape(tf.reduce_any(self._blocks(mask, False), axis=(2, 4)), [-1])
 
     def expand(self, units, shape):
-        """Each unit's block."""
+        """Returns the mask of the weight's shape that keeps the given blocks."""
         layout = self.layout(shape)
         (_, inputs, outputs), (matrices, down, across) = layout.size, self._grid(shape)
         blocks = tf.reshape(units, [matrices, down, 1, across, 1])
@@ -151,6 +167,7 @@ class Block(Pattern):
         return layout.restore(blocks[:, :inputs, :outputs])
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         config = {"rows": self.rows, "cols": self.cols, "score": self.score, "axes": self.axes}
         if self.constant_fan_in:
             config["constant_fan_in"] = True

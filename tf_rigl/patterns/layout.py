@@ -1,4 +1,4 @@
-"""Weights of any rank as matrices of inputs by outputs."""
+"""The layout of weights of any rank as matrices of inputs by outputs."""
 
 import dataclasses
 import math
@@ -8,13 +8,18 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a weight is seen as a stack of matrices of inputs by outputs.
+    """Views a weight as a stack of matrices of inputs by outputs.
 
     Attributes:
-        shape: tuple of int, that of the weight.
-        axes: its input axes and its output axes, two tuples of int; None for the last but
-            one and the last, as in kernels of Dense and convolutions. All other axes, such
-            as the spatial ones of a convolution, are stacked.
+        shape: tuple of int, the shape of the weight.
+        axes: the weight's input axes and its output axes, two tuples of int. None means the
+            last axis but one and the last axis, as in kernels of Dense and convolutions. All
+            other axes, such as the spatial axes of a convolution, are stacked.
+
+    Example:
+
+    >>> Layout((3, 3, 16, 32)).size
+    (9, 16, 32)
     """
 
     shape: tuple[int, ...]
@@ -22,6 +27,7 @@ class Layout:
 
     @property
     def _order(self):
+        """The stacked axes, the input axes and the output axes, three tuples of int."""
         rank = len(self.shape)
         if self.axes is None:
             groups = [(rank - 2,), (rank - 1,)] if rank > 1 else [tuple(range(rank)), ()]
@@ -33,25 +39,26 @@ class Layout:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """How many matrices there are, and how many inputs and outputs each has."""
+        """The numbers of matrices, of inputs and of outputs."""
         return tuple(math.prod(self.shape[axis] for axis in group) for group in self._order)
 
     def matrices(self, tensor):
-        """The tensor, of the weight's shape, in the shape `size`."""
+        """Rearranges a tensor of the weight's shape into the shape `size`."""
         order = sum(self._order, ())
         return tf.reshape(_transposed(tensor, order), self.size)
 
     def restore(self, matrices):
-        """The inverse of `matrices`."""
+        """Rearranges a tensor of shape `size` into the weight's shape; inverts `matrices`."""
         order = sum(self._order, ())
         tensor = tf.reshape(matrices, [self.shape[axis] for axis in order])
         return _transposed(tensor, [order.index(axis) for axis in range(len(order))])
 
 
 def _transposed(tensor, order):
+    """Transposes a tensor, unless its axes are in order already."""
     return tensor if list(order) == sorted(order) else tf.transpose(tensor, order)
 
 
 def as_axes(axes):
-    """Axes as two tuples, from what JSON makes of them."""
+    """Converts axes to two tuples; JSON makes lists of them. None stays None."""
     return None if axes is None else tuple(tuple(group) for group in axes)

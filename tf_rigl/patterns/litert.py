@@ -1,4 +1,4 @@
-"""The pattern that LiteRT has fast kernels for, layer by layer."""
+"""For each layer, the pattern for which LiteRT has a fast kernel."""
 
 import keras
 
@@ -7,7 +7,7 @@ from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.layout import Layout
 from tf_rigl.patterns.unstructured import Unstructured
 
-# Layers whose kernel LiteRT multiplies by as a matrix of inputs by outputs.
+# Layers for which LiteRT computes a product with a matrix of inputs by outputs.
 MATRICES = (
     keras.layers.Dense,
     keras.layers.EinsumDense,
@@ -19,12 +19,12 @@ MATRICES = (
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class LiteRT(Pattern):
-    """For each layer the pattern that LiteRT runs fast, where there is one.
+    """Gives each layer the pattern that LiteRT runs fast, if there is one.
 
-    Layers that multiply by a matrix (`Dense`, `EinsumDense`, the projections of attention
-    and recurrent cells) get blocks of 16 inputs, or of 4 where 16 does not divide their
-    inputs. All other weights, and those whose inputs 4 does not divide, are unstructured,
-    which makes the file smaller but no faster. `tf_rigl.report` shows which got which.
+    Layers that multiply by a matrix (`Dense`, `EinsumDense`, the projections of attention and
+    recurrent cells) get blocks of 16 inputs by 1 output. If 16 does not divide the number of
+    inputs, they get blocks of 4 by 1. All other weights are unstructured: the file becomes
+    smaller, but the model does not run faster. `tf_rigl.report` shows the pattern of each weight.
 
     Example:
 
@@ -34,7 +34,7 @@ class LiteRT(Pattern):
     """
 
     def fitted(self, layer, shape, axes):
-        """The pattern for one weight."""
+        """Returns a `Block` or `Unstructured` for one weight; see `Pattern.fitted`."""
         if isinstance(layer, MATRICES):
             matrices, inputs, _ = Layout(tuple(shape), axes).size
             for rows in (16, 4):

@@ -1,4 +1,4 @@
-"""N:M sparsity: at most n of every m."""
+"""N:M sparsity: at most n of every m entries."""
 
 import keras
 import tensorflow as tf
@@ -11,20 +11,20 @@ from tf_rigl.patterns.unstructured import Unstructured
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class NM(Unstructured):
-    """At most `n` of every `m` entries in a row along a kernel's input axis are kept.
+    """Keeps at most `n` entries in each group of `m` consecutive ones along the input axis.
 
-    At a sparsity of 1 - n/m it is exactly n where m divides the inputs; above it, fewer; a
-    sparse weight cannot have less. "2:4" is `NM(2, 4)`. A method that begins dense takes
-    away first what is not among the n best of its group, so that at most n are left as
-    soon as the sparsity is 1 - n/m.
+    The sparsity of a sparse weight is at least `1 - n / m`. At exactly that sparsity each group
+    keeps n entries, if m divides the number of inputs; at a higher sparsity some keep fewer.
+    "2:4" is `NM(2, 4)`. A method that starts dense first removes entries that are not among the n
+    best of their group. So each group has at most n entries once the sparsity is `1 - n / m`.
 
     Args:
-        n: int, how many may be kept.
-        m: int, of how many; more than `n`.
+        n: int, number of entries that a group may keep.
+        m: int, size of a group; more than `n`.
         axes: as for `tf_rigl.patterns.Block`.
 
     Raises:
-        ValueError: if the numbers are not integers, or not 1 <= n < m.
+        ValueError: if `n` or `m` is not an integer, or not 1 <= n < m.
 
     Example:
 
@@ -47,23 +47,24 @@ class NM(Unstructured):
 
     @property
     def min_sparsity(self) -> float:
-        """1 - n/m."""
+        """The lowest possible sparsity, `1 - n / m`."""
         return 1 - self.n / self.m
 
     def fitted(self, layer, shape, axes):
-        """The same groups along the input axes of the weight."""
+        """Returns the same pattern, with groups along the input axes of the weight."""
         del layer, shape
         return type(self)(self.n, self.m, axes)
 
     def first(self, scores, allowed, kept, shape):
-        """The best of each group, as many as there is room for beside what is kept."""
+        """Tells the best units of each group, up to n per group including the kept ones."""
         layout = Layout(tuple(shape), self.axes)
         keys = ordered_integers(scores)
         keys = self._groups(tf.where(allowed, keys, keys.dtype.min), layout, keys.dtype.min)
         allowed = self._groups(allowed, layout, False)
         kept = self._groups(kept, layout, False)
         room = self.n - tf.reduce_sum(tf.cast(kept, tf.int32), axis=2, keepdims=True)
-        # How many of its group go before each: the better ones, of equals those above.
+        # Counts, for each entry, the entries of its group that come before it: those with a
+        # higher score, and those with the same score and a lower index.
         position = tf.reshape(tf.range(self.m), [1, 1, self.m, 1])
         ahead = tf.zeros_like(keys, tf.int32)
         for other in range(self.m):
@@ -76,7 +77,7 @@ class NM(Unstructured):
         return tf.reshape(layout.restore(best), [-1])
 
     def _groups(self, flat, layout, filling):
-        """A flat tensor of the weight as (matrices, groups, m, outputs)."""
+        """Rearranges a flat tensor into shape (matrices, groups, m, outputs), padded."""
         tensor = layout.matrices(tf.reshape(flat, layout.shape))
         matrices, inputs, outputs = layout.size
         groups = -(-inputs // self.m)
@@ -86,6 +87,7 @@ class NM(Unstructured):
         return tf.reshape(tensor, [matrices, groups, self.m, outputs])
 
     def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
         return {"n": self.n, "m": self.m, "axes": self.axes}
 
     def __str__(self):

@@ -1,35 +1,33 @@
-"""Exactly the k largest entries of a score, as a boolean mask, without sorting.
+"""Selects exactly the k largest scores, as a boolean mask, without sorting.
 
-Floats are mapped to integers that order as they do; a histogram of the upper 16 bits
-finds the bucket that holds the k-th largest, a histogram of the lower 16 bits within
-that bucket finds its value. Entries equal to it are taken from the lowest index on,
-until the count is right. All shapes are static and there is no branching, so the
-same code compiles with XLA.
+Scores are mapped to integers of the same order. A histogram of the upper 16 bits finds the bucket
+of the k-th largest score; a histogram of the lower 16 bits within that bucket finds its value.
+Among scores equal to it, those of lowest index are taken until the count is right. All shapes are
+static and nothing branches, so the same code compiles with XLA.
 """
 
 import tensorflow as tf
 
 from tf_rigl._base import backend  # noqa: F401
 
-_ROW = 1024  # Ties are counted in rows first: a cumulative sum over all entries is slow.
+_ROW = 1024  # Counts ties by rows first, because a cumulative sum over all entries is slow.
 
 
 def top_k_mask(scores, k, among=None, first=None):
-    """Marks the `k` largest scores.
+    """Selects the `k` largest scores.
 
     Args:
-        scores: tensor of any shape and any real dtype. NaN is lower than everything
-            else; 0.0 and -0.0 are equal.
-        k: int or integer scalar tensor, how many to mark. At most the number of
+        scores: tensor of any shape and any real dtype. NaN is the lowest score; 0.0 and -0.0
+            are equal.
+        k: int or integer scalar tensor, number of entries to select, at most the number of
             candidates.
-        among: boolean tensor of the shape of `scores`, the candidates. Defaults to
-            all entries.
-        first: boolean tensor of the shape of `scores`, candidates that are marked before
-            all others, whatever their scores.
+        among: boolean tensor of the shape of `scores`, the candidates. Defaults to all entries.
+        first: boolean tensor of the shape of `scores`, candidates to select before all others,
+            whatever their scores.
 
     Returns:
-        A boolean tensor of the shape of `scores` with exactly `k` entries set. Of
-        equal scores the one with the lower flat index wins.
+        A boolean tensor of the shape of `scores` with exactly `k` entries set. Of equal scores,
+        the one with the lower flat index wins.
 
     Example:
 
@@ -44,17 +42,17 @@ def top_k_mask(scores, k, among=None, first=None):
     if first is not None:
         first = tf.reshape(first, [-1])
         ahead = tf.math.count_nonzero(first, dtype=tf.int32)
-        enough = count <= ahead  # The others are then no candidates, else these are in.
+        enough = count <= ahead  # Then only these are candidates; otherwise all of these are in.
         others = ~first if among is None else among & ~first
         among = tf.where(enough, first, others)
         count = tf.where(enough, count, count - ahead)
     if among is not None:
-        if scores.dtype.is_integer:  # Floats leave the lowest integer free.
+        if scores.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
             keys = tf.maximum(keys, keys.dtype.min + 1)
         keys = tf.where(among, keys, keys.dtype.min)
     threshold, at_threshold = _kth_largest(keys, count)
     last = _index_of_nth(tf.equal(keys, threshold), at_threshold)
-    # keys >= threshold up to the last tie that is taken, keys > threshold after it.
+    # Takes keys >= threshold up to the last selected tie, and keys > threshold after it.
     position = tf.range(keys.shape[0])
     chosen = (keys > threshold) | (tf.equal(keys, threshold) & (position <= last))
     if first is not None:
@@ -63,9 +61,21 @@ def top_k_mask(scores, k, among=None, first=None):
 
 
 def ordered_integers(scores):
-    """Maps scores to signed integers, of 32 or 64 bits, of the same order.
+    """Maps scores to signed integers of 32 or 64 bits in the same order.
 
-    Floats leave the lowest integer free; NaN becomes the next one.
+    No float becomes the lowest integer; NaN becomes the second lowest.
+
+    Args:
+        scores: tensor of any shape and any real dtype.
+
+    Returns:
+        An int32 or int64 tensor of the same shape.
+
+    Example:
+
+    >>> keys = ordered_integers(tf.constant([-1.0, -0.0, 0.0, 2.0]))
+    >>> keys.numpy().argsort(kind="stable").tolist(), bool(keys[1] == keys[2])
+    ([0, 1, 2, 3], True)
     """
     if scores.dtype == tf.uint64:
         return tf.bitcast(tf.bitwise.bitwise_xor(scores, tf.constant(2**63, tf.uint64)), tf.int64)
@@ -78,29 +88,29 @@ def ordered_integers(scores):
     infinity = tf.bitcast(tf.constant(float("inf"), scores.dtype), integer)
     bits = tf.bitcast(scores, integer)
     magnitude = tf.bitwise.bitwise_and(bits, integer.max)
-    # Sign and magnitude become two's complement: -0.0 turns into 0.
+    # Converts sign and magnitude to two's complement; -0.0 becomes 0.
     keys = tf.where(bits < 0, -magnitude, magnitude)
     return tf.where(magnitude > infinity, tf.constant(integer.min + 1, integer), keys)
 
 
 def _kth_largest(keys, k):
-    """The k-th largest key, and how many of those equal to it belong to the k largest."""
+    """Returns the k-th largest key, and how many keys equal to it are among the k largest."""
     bits = 8 * keys.dtype.size
     threshold = tf.zeros([], keys.dtype)
-    inside = None  # Entries that agree with the threshold in the digits found so far.
+    inside = None  # True for keys that equal the threshold in the digits found so far.
     for shift in range(bits - 16, -1, -16):
         digit = tf.cast(tf.bitwise.right_shift(keys, tf.cast(shift, keys.dtype)), tf.int32)
         if inside is None:
-            bucket_of = digit + 2**15  # The highest digit carries the sign.
+            bucket_of = digit + 2**15  # The highest digit is signed.
             size = 2**16
         else:
             digit = tf.bitwise.bitwise_and(digit, 2**16 - 1)
-            bucket_of = tf.where(inside, digit, 2**16)  # One more bucket, for the others.
+            bucket_of = tf.where(inside, digit, 2**16)  # An extra bucket for all other keys.
             size = 2**16 + 1
         histogram = tf.raw_ops.DenseBincount(
             input=bucket_of, size=tf.constant(size), weights=tf.constant([], tf.int32)
         )[: 2**16]
-        del bucket_of  # Run eagerly, what has a name stays in memory.
+        del bucket_of  # In eager mode, a tensor stays in memory as long as a name refers to it.
         at_least = tf.cumsum(histogram, reverse=True)
         bucket = tf.reduce_sum(tf.cast(at_least >= k, tf.int32)) - 1
         k -= tf.gather(at_least, bucket) - tf.gather(histogram, bucket)
@@ -113,7 +123,7 @@ def _kth_largest(keys, k):
 
 
 def _index_of_nth(flags, n):
-    """The index of the n-th flag that is set (n from 1); -1 for n = 0."""
+    """Returns the index of the n-th flag that is set, n starting at 1; -1 for n = 0."""
     rows = -(-flags.shape[0] // _ROW)
     padded = tf.pad(flags, [[0, rows * _ROW - flags.shape[0]]])
     table = tf.cast(tf.reshape(padded, [rows, _ROW]), tf.int32)

@@ -1,4 +1,4 @@
-"""Every entry on its own."""
+"""The unstructured pattern: every entry is a unit of its own."""
 
 import math
 
@@ -10,7 +10,7 @@ from tf_rigl.patterns.base import Pattern
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class Unstructured(Pattern):
-    """Every entry on its own.
+    """Keeps or drops every entry by itself.
 
     Example:
 
@@ -19,19 +19,19 @@ class Unstructured(Pattern):
     """
 
     def units(self, shape) -> int:
-        """The number of entries."""
+        """Returns the number of entries."""
         return math.prod(shape)
 
     def unit_scores(self, scores):
-        """The scores themselves."""
+        """Returns the scores, flat."""
         return tf.reshape(scores, [-1])
 
     def unit_mask(self, mask):
-        """The mask itself."""
+        """Returns the mask, flat."""
         return tf.reshape(mask, [-1])
 
     def expand(self, units, shape):
-        """The units themselves."""
+        """Returns the units in the weight's shape."""
         return tf.reshape(units, shape)
 
     def __str__(self):
