@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tests.helpers import compiled, equal_masks, fit, mlp, random_data, sparsify
 from tf_rigl import methods
-from tf_rigl.methods import SET, Method, RigL, Static
+from tf_rigl._base.arguments import constructor_arguments
+from tf_rigl.methods import SET, SNFS, Method, RigL, Static
 from tf_rigl.patterns import Unstructured
 
 MOVING = [SET, RigL]
@@ -72,6 +73,48 @@ def test_config_round_trip(method):
 
 def test_repr_shows_the_arguments():
     assert repr(RigL(update_interval=7)).startswith("RigL(drop_fraction=0.3, update_interval=7,")
+    assert repr(RigL(gradient_batches=3)).endswith(", gradient_batches=3)")
+    assert repr(SNFS(momentum=0.5)).endswith("apply_optimizer_on_update=False, momentum=0.5)")
+
+
+@pytest.mark.parametrize("cls", [SET, RigL, SNFS])
+def test_arguments_by_position_are_those_of_set(cls):
+    given = (0.5, 10, 20, 99, "linear", "ones", True)
+    method = cls(*given)
+    assert isinstance(method.grow_initializer, keras.initializers.Ones)
+    config = {**method.get_config(), "grow_initializer": "ones"}
+    assert tuple(config.values())[:7] == given
+
+
+class Patient(RigL):
+    """Has an argument of its own."""
+
+    def __init__(self, *args, patience=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.patience = patience
+
+
+def test_arguments_of_a_subclass_come_after_those_of_its_base():
+    names = constructor_arguments(Patient)
+    assert names == [*constructor_arguments(RigL), "patience"]
+    assert names[:2] == ["drop_fraction", "update_interval"]
+    assert names[-2:] == ["gradient_batches", "patience"]
+    assert repr(Patient(patience=3)).endswith("gradient_batches=1, patience=3)")
+
+
+@pytest.mark.parametrize(
+    ("cls", "unknown", "message"),
+    [
+        (SET, {"fraction": 0.5}, "of `SET` are 'drop_fraction', .*Received: fraction=0.5"),
+        (RigL, {"update_intervall": 7}, "of `RigL` .*Did you mean 'update_interval'"),
+        (RigL, {"momentum": 0.9}, "of `RigL` are .*'gradient_batches'.* Received: momentum=0.9"),
+        (SNFS, {"gradient_batches": 2}, "of `SNFS` are .*'momentum'. Received: gradient_batches=2"),
+        (Patient, {"patients": 2}, "of `Patient` .*Did you mean 'patience'. Received: patients=2"),
+    ],
+)
+def test_unknown_arguments_are_named_with_those_there_are(cls, unknown, message):
+    with pytest.raises(TypeError, match=message):
+        cls(**unknown)
 
 
 def test_rigl_plans_and_drops_as_set_does():
