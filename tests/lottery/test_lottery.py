@@ -360,11 +360,14 @@ def test_more_rounds_are_done_in_the_same_folder(folder, tmp_path):
     [
         ({"model": {"seed": 1}}, "differs in weights"),
         ({"model": {"activation": "relu"}}, "differs in layers"),
-        ({"prune_fraction": 0.3}, r"fractions \(a round prunes 0.3 of 'head/kernel', there 0.2\)"),
-        ({"rates": {"head": 0.1}}, r"fractions \(a round prunes 0.1 of 'head/kernel', there 0.2\)"),
-        ({"exclude": ["head"]}, r"fractions \(a round prunes None of 'head/kernel', there 0.2\)"),
-        ({"scope": "global"}, "differs in scope"),
-        ({"rewind_step": 1, "seed": 2}, "differs in rewind_step, seed"),
+        ({"prune_fraction": 0.3}, r"fractions\['hidden/kernel'\] \(0.2 there, 0.3 here\)"),
+        ({"rates": {"head": 0.1}}, r"fractions\['head/kernel'\] \(0.2 there, 0.1 here\)"),
+        ({"exclude": ["head"]}, r"fractions\['head/kernel'\] \(0.2 there, None here\)"),
+        ({"scope": "global"}, r"differs in scope \('layer' there, 'global' here\)"),
+        (
+            {"rewind_step": 1, "seed": 2},
+            r"differs in rewind_step \(0 there, 1 here\), seed \(0 there, 2 here\)",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -393,7 +396,7 @@ def test_rounds_of_another_search_are_refused(folder, tmp_path):
     shutil.copytree(folder[0], tmp_path, dirs_exist_ok=True)
     for one, other in (("round_02.npz", "round_01.npz"), ("round_01.npz", "round_02.npz")):
         shutil.copy(folder[0] / one, tmp_path / other)
-        with pytest.raises(ValueError, match=f"{other}' holds another ticket"):
+        with pytest.raises(ValueError, match=f"{other}' cannot be used: it holds another"):
             stored(tmp_path)
         shutil.copy(folder[0] / other, tmp_path / other)
     path = tmp_path / "round_00.npz"

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import numbers
 import warnings
 from collections.abc import Mapping
 
@@ -11,12 +10,14 @@ import keras
 import numpy as np
 
 from tf_rigl import distributions, patterns
-from tf_rigl._base import files
-from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl._base import files, store
+from tf_rigl._base.arguments import check_integer, check_number, unknown_name
 from tf_rigl.convert import copies, sparsifying
 from tf_rigl.lottery.ticket import Ticket, dense_weights, values
 from tf_rigl.patterns.selection import top_k_mask
 from tf_rigl.weights import maskable, targets
+
+_DESCRIPTION = "search.json"
 
 
 def find_ticket(
@@ -89,7 +90,7 @@ def find_ticket(
     rounds = check_integer("rounds", rounds, 0)
     rewind_step = check_integer("rewind_step", rewind_step, 0)
     seed = check_integer("seed", seed, 0)
-    _check_fraction("prune_fraction", prune_fraction)
+    prune_fraction = _check_fraction("prune_fraction", prune_fraction)
     if scope not in ("layer", "global"):
         raise unknown_name("scope", scope, ("layer", "global"), or_object=False)
     if not isinstance(model, keras.Model) or not model.built:
@@ -108,14 +109,14 @@ def find_ticket(
         "weights": _digest(model.weights),
         "layers": _layers(model),
     }
-    store = _Store(folder, settings)
+    finished = _Rounds(folder, settings)
     found = {each.path: each.weight for each in maskable.find(model, include_self=False)}
     masks = {path: np.ones(tuple(found[path].shape), bool) for path in fractions}
     places = {id(variable): place for place, variable in enumerate(model.weights)}
     ticket, tickets = Ticket(masks, values(model.weights)), []
     before = values(copies.state(model))
     for number in range(rounds + 1):
-        done = store.load(ticket)
+        done = finished.load(ticket)
         if done is None:
             try:
                 done = _train(model, ticket, fit, rounds, rewind_step, seed)
@@ -123,7 +124,7 @@ def find_ticket(
                 # A model that cannot be cloned is the one that was trained.
                 for variable, value in zip(copies.state(model), before, strict=True):
                     variable.assign(value)
-            store.save(done)
+            finished.save(done)
         tickets.append(done)
         if number < rounds:
             scores = {path: np.abs(done.trained[places[id(found[path])]]) for path in fractions}
@@ -136,11 +137,8 @@ def find_ticket(
 
 
 def _check_fraction(argument, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
-        raise ValueError(
-            f"Argument `{argument}` must be a number in (0, 1): the fraction that a round prunes. "
-            f"Received: {argument}={value!r}"
-        )
+    what = "the fraction that a round prunes"
+    return check_number(argument, value, above=0, below=1, what=what)
 
 
 def _fractions(model, prune_fraction, scope, rates, exclude):
@@ -152,7 +150,6 @@ def _fractions(model, prune_fraction, scope, rates, exclude):
         )
     for name, value in (rates or {}).items():
         _check_fraction(f"rates[{name!r}]", value)
-    prune_fraction = float(prune_fraction)
     targets.check_exclude(exclude)
     found = maskable.find(model, include_self=False)
     recipe = {"pattern": patterns.get("unstructured"), "exclude": sorted(exclude)}
@@ -316,63 +313,58 @@ def _is_simple(value):
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-class _Store:
-    """The folder of a search: what is searched, and a file for each round that has ended."""
+class _Rounds:
+    """The rounds of a search that are finished, in a folder; without a folder, nothing is kept.
+
+    Args:
+        folder: str or path, or None.
+        settings: dict that describes the search.
+    """
 
     def __init__(self, folder, settings):
-        self.folder = folder
+        self._store = None
         if folder is None:
             return
-        self.folder = files.check_folder(folder, ("search.json",))
-        text, path = files.to_json({"settings": settings}), self.folder / "search.json"
-        if not path.exists():
-            files.write_text(path, text)
-            return
-        stored, wanted = (json.loads(t)["settings"] for t in (path.read_text("utf-8"), text))
-        if stored != wanted:
-            names = [name for name in wanted if stored.get(name) != wanted[name]]
-            more = ""
-            if "fractions" in names:  # Of `prune_fraction`, `rates` and `exclude`.
-                there, here = stored["fractions"], wanted["fractions"]
-                paths = sorted(there.keys() | here.keys())
-                path = next(each for each in paths if there.get(each) != here.get(each))
-                more = f" (a round prunes {here.get(path)} of {path!r}, there {there.get(path)})"
-            raise ValueError(
-                f"Argument `folder` holds another search: it differs in {', '.join(names)}{more}. "
-                f"Received: folder={str(folder)!r}"
-            )
-
-    def _path(self, ticket):
-        return self.folder / f"round_{ticket.round:02}.npz"
+        folder = files.check_folder(folder, (_DESCRIPTION,))
+        path = folder / _DESCRIPTION
+        if not store.read_description(path, settings):
+            store.write_json(path, {"settings": settings})
+        self._store = store.Store(
+            folder,
+            ending=".npz",
+            read=Ticket.load,
+            write=lambda path, ticket: ticket.save(path),
+            remedy="Delete it, and those of later rounds, to have them done again.",
+        )
 
     def load(self, ticket):
-        """The same ticket after its training, if that has ended, or None."""
-        if self.folder is None or not self._path(ticket).exists():
+        """The same ticket after its training, if that is finished, or None."""
+        if self._store is None:
             return None
-        path = self._path(ticket)
-        try:
-            stored = Ticket.load(path)
-        except ValueError as error:
-            raise ValueError(
-                f"{error} Delete it, and those of later rounds, to have them done again."
-            ) from error
-        same = stored.masks.keys() == ticket.masks.keys() and all(
-            np.array_equal(stored.masks[name], mask) for name, mask in ticket.masks.items()
-        )
-        shapes = [np.shape(value) for value in ticket.weights]
-        if (
-            not same
-            or stored.round != ticket.round
-            or [np.shape(value) for value in stored.weights] != shapes
-            or [np.shape(value) for value in stored.trained or ()] != shapes
-        ):
-            raise ValueError(
-                f"The file {str(path)!r} holds another ticket than this search has found. Delete "
-                "it, and those of later rounds, to have them done again."
-            )
-        return stored
+        name = _name(ticket)
+        return self._store.get(name, check=lambda stored: _check_same(stored, ticket))
 
     def save(self, ticket):
-        """Stores a round that has ended."""
-        if self.folder is not None:
-            ticket.save(self._path(ticket))
+        """Stores a round that is finished."""
+        if self._store is not None:
+            self._store.add(_name(ticket), ticket)
+
+
+def _name(ticket):
+    """The name of a round in its folder."""
+    return f"round_{ticket.round:02}"
+
+
+def _check_same(stored, ticket):
+    """Raises if a stored ticket is not this one after its training."""
+    same = stored.masks.keys() == ticket.masks.keys() and all(
+        np.array_equal(stored.masks[path], mask) for path, mask in ticket.masks.items()
+    )
+    shapes = [np.shape(value) for value in ticket.weights]
+    if (
+        not same
+        or stored.round != ticket.round
+        or [np.shape(value) for value in stored.weights] != shapes
+        or [np.shape(value) for value in stored.trained or ()] != shapes
+    ):
+        raise ValueError("it holds another ticket than this search has found")
