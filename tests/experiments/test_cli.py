@@ -1,6 +1,7 @@
 """`tf-rigl`, in one process but for the one run that shows it works from a shell."""
 
 import csv
+import dataclasses
 import json
 import runpy
 import subprocess
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 import tf_rigl
-from tf_rigl import distributions, models
-from tf_rigl._base import files
+from tf_rigl import distributions, methods, models
+from tf_rigl._base import files, registry
 from tf_rigl.experiments import cli, runs
-from tf_rigl.experiments.settings import METHODS, Settings
+from tf_rigl.experiments.settings import Settings
+from tf_rigl.experiments.ticket_settings import TicketSettings
 
 FILES = {"result.json", "model.keras", "masks.png", "sparsity.csv"}
 QUICK = ["train", "--epochs", "2", "--batch-size", "256"]
@@ -221,23 +223,78 @@ def test_bad_files_and_options_are_one_line(arguments, message, trained, in_empt
     assert sorted(in_empty_folder.iterdir()) == before
 
 
-def test_the_help_knows_all_names():
-    assert set(cli.METHODS) == set(METHODS)
-    assert all(name in cli._MODELS for name in models.NAMES)
-    assert all(name in cli._DISTRIBUTIONS for name in distributions.NAMES)
+def help_of(command):
+    """The help of a command, and that of each option."""
+    parser = cli._parser()._subparsers._group_actions[0].choices[command]
+    return parser.format_help(), {action.dest: action for action in parser._actions}
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_help_knows_all_names(command):
+    text, _ = help_of(command)
+    for names in (methods.NAMES, models.NAMES, distributions.NAMES, registry.PATTERNS, ["dense"]):
+        assert all(f"\n  {name} " in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "more"),
+    [
+        ("train", Settings, {"beside_dense", "data_dir", "output"}),
+        ("tickets", TicketSettings, {"rounds", "seeds", "controls", "densities"}),
+    ],
+)
+def test_options_are_the_fields_of_the_settings(command, settings, more):
+    _, options = help_of(command)
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    assert fields.keys() | more | {"help", "data_dir", "output"} == options.keys()
+    for name, field in fields.items():
+        if "help" in field.metadata:
+            assert options[name].default == field.default
+            assert field.metadata["help"] in options[name].help
 
 
 @pytest.mark.parametrize(
     ("command", "known"), [("train", "--sparsity"), ("compare", "snip(scope=global)")]
 )
 def test_help_needs_no_tensorflow(command, known):
+    assert known in without_tensorflow([command, "--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --method rigel", "Did you mean 'rigl'"),
+        ("train --model lenet", "`model`"),
+        ("train --pattern block_4", "`pattern`"),
+        ("train --sparsity 1", "sparsity=1.0"),
+        ("train --update-interval 0", "update_interval=0"),
+        ("train --option decay", "name=value"),
+        ("compare --seeds 0", "seeds=0"),
+        ("compare --epochs 0", "epochs=0"),
+        ("compare --sparsities 0.9 1.5", "sparsity=1.5"),
+        ("compare --distributions erk erq", "Did you mean 'erk'"),
+        ("compare --methods rigel", "Did you mean 'rigl'"),
+        ("tickets --rounds -1", "rounds=-1"),
+        ("tickets --densities 2", "densities=2.0"),
+        ("tickets --controls randm", "Did you mean 'random'"),
+        ("tickets --optimizer adm", "Did you mean 'adam'"),
+        ("report none.keras", "There is no such file"),
+        ("export none.keras out.tflite --batch-size 0", "batch_size=0"),
+        ("export none.keras out.h5", "must end in .tflite"),
+    ],
+)
+def test_names_and_numbers_are_checked_before_tensorflow_is_imported(arguments, message):
+    assert message in without_tensorflow(arguments.split()).stderr
+
+
+def without_tensorflow(arguments):
+    """Runs a command in a process of its own, and sees that TensorFlow is not imported there."""
     code = (
-        "import sys\nfrom tf_rigl import cli\n"
-        f"try:\n    cli.main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
-        "assert 'tensorflow' not in sys.modules"
+        "import sys\nfrom tf_rigl.experiments import cli\n"
+        f"try:\n    cli.main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert known in run.stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
 @pytest.mark.parametrize("module", ["tf_rigl", "tf_rigl.experiments.cli", "tf_rigl.cli"])

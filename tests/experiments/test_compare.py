@@ -16,6 +16,7 @@ from tf_rigl.experiments import cli, compare
 from tf_rigl.experiments import runs as runs_module
 from tf_rigl.experiments.settings import Settings
 from tf_rigl.experiments.specs import Spec, parse, parse_value
+from tf_rigl.experiments.store import Store
 
 DRAW = compare._draw
 BASE = Settings(epochs=2, batch_size=256)
@@ -294,33 +295,47 @@ def test_stored_files_that_are_not_right(content, message, runs, in_empty_folder
     assert len(runs) == 3
 
 
+HOLD = """
+import sys
+from tf_rigl._base.store import Store
+with Store(sys.argv[1]).claim(sys.argv[2]) as mine:
+    print(mine, flush=True)
+    input()
+"""
+
+
 @pytest.fixture
-def process():
-    """A process that lives until it is ended."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    yield process
-    process.kill()
-    process.communicate()
+def hold():
+    """A function that starts a process that claims a run, and lives until it is ended."""
+    started = []
+
+    def start(folder, name):
+        command = [sys.executable, "-c", HOLD, str(folder), name]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline().strip() == b"True"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_runs_of_other_processes_are_left_to_them(runs, process, in_empty_folder, capsys):
+def test_runs_of_other_processes_are_left_to_them(runs, hold, in_empty_folder, capsys):
     name = Settings(method="set", epochs=2, batch_size=256).name
-    lock = in_empty_folder / "out" / "runs" / f"{name}.running"
-    lock.parent.mkdir(parents=True)
-    lock.write_text(f"{process.pid}\n")
+    folder = in_empty_folder / "out" / "runs"
+    process = hold(folder, name)
     rows = compare.compare(["set"], [0.9], [0, 1], folder="out", base=BASE)
     assert len(runs) == 1
     assert rows[0]["seeds"] == [1]
-    assert lock.exists()
-    assert (
-        f"1 of 2 runs are being done elsewhere (process {process.pid})" in capsys.readouterr().out
-    )
+    assert "1 of 2 runs are being done elsewhere" in capsys.readouterr().out
 
     process.kill()
     process.communicate()
     compare.compare(["set"], [0.9], [0, 1], folder="out", base=BASE)
     assert runs[1:] == [name]
-    assert not list(lock.parent.glob("*running*"))
+    assert not list(folder.glob("*running*"))
 
 
 @pytest.mark.parametrize(
@@ -328,23 +343,23 @@ def test_runs_of_other_processes_are_left_to_them(runs, process, in_empty_folder
     ["", "nonsense", str(os.getpid()), "-1", "9" * 30],
     ids=["empty", "nonsense", "own", "negative", "large"],  # The same in each process of xdist.
 )
-def test_locks_of_nobody_are_taken_over(content, runs, in_empty_folder):
+def test_claims_of_version_0_1_hold_nothing_up(content, runs, in_empty_folder):
+    """That version wrote its process number into the file, and kept no lock on it."""
     name = Settings(method="set", epochs=2, batch_size=256).name
-    lock = in_empty_folder / "out" / "runs" / f"{name}.running"
-    lock.parent.mkdir(parents=True)
-    lock.write_text(content)
-    os.utime(lock, (0, 0))
+    claim = in_empty_folder / "out" / "runs" / f"{name}.running"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(content)
     compare.compare(["set"], [0.9], [0], folder="out", base=BASE)
     assert runs == [name]
-    assert [path.name for path in lock.parent.iterdir()] == [f"{name}.json"]
+    assert [path.name for path in claim.parent.iterdir()] == [f"{name}.json"]
 
 
-def test_a_lock_that_is_being_made_is_respected(runs, in_empty_folder, capsys):
-    name = Settings(method="set", epochs=2, batch_size=256).name
-    lock = in_empty_folder / "out" / "runs" / f"{name}.running"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    compare.compare(["set"], [0.9], [0], folder="out", base=BASE)
+def test_a_run_is_not_done_twice_in_one_process(runs, in_empty_folder, capsys):
+    store = Store(in_empty_folder / "out" / "runs", [Settings("digits", method="set", epochs=2)])
+    base = dataclasses.replace(BASE, batch_size=64)
+    with store.claim(store.wanted[0]) as mine:
+        assert mine
+        compare.compare(["set"], [0.9], [0], folder="out", base=base)
     assert runs == []
     assert "1 of 1 runs are being done elsewhere" in capsys.readouterr().out
 
@@ -452,8 +467,8 @@ def test_pictures(specs, sparsities, distributions, pictures, runs, in_empty_fol
 
 def test_without_matplotlib_there_is_a_table(runs, in_empty_folder, monkeypatch, capsys):
     monkeypatch.setattr(compare, "_draw", DRAW)
-    monkeypatch.setitem(sys.modules, "tf_rigl.plots", None)
-    monkeypatch.delattr("tf_rigl.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "tf_rigl.experiments.plots", None)
+    monkeypatch.delattr("tf_rigl.experiments.plots", raising=False)
     compare.compare(["set"], [0.9], [0], folder="out", base=BASE)
     assert "pip install 'tf_rigl[plots]'" in capsys.readouterr().out
     assert {p.name for p in (in_empty_folder / "out").iterdir()} == {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tf_rigl import data, lottery, models, plots
-from tf_rigl.experiments import cli
+from tf_rigl.experiments import cli, ticket_table, ticket_training
 from tf_rigl.experiments import tickets as experiment
+from tf_rigl.experiments.ticket_settings import CONTROLS
 from tf_rigl.experiments.tickets import TicketSettings, compared_rounds, tickets
 
 COMMAND = ["tickets", "--rounds", "3", "--seeds", "2", "--densities", "0.64", "0.5"]
@@ -45,8 +46,8 @@ def trainings(monkeypatch):
 
     arrays = tuple(np.zeros((24, 2, 2, 1), "float32") for _ in "ab"), np.arange(24) % 3
     images = {"train": (arrays[0][0], arrays[1]), "test": (arrays[0][1], arrays[1])}
-    monkeypatch.setattr(experiment, "_arrays", lambda *_: images)
-    monkeypatch.setattr(experiment, "_train", train)
+    monkeypatch.setattr(ticket_training, "arrays", lambda *_: images)
+    monkeypatch.setattr(ticket_training, "train", train)
     monkeypatch.setattr(plots, "draw_tickets", lambda rows, path: path.write_text("drawn"))
     return done
 
@@ -113,17 +114,17 @@ def test_the_numbers_of_the_rows(trainings, in_empty_folder):
     text = (in_empty_folder / "out" / "table.md").read_text()
     assert "| 100.0 | dense | 85.00 ± 7.07 | 1005 ± 7 | 40.00 ± 0.00 | 2 |" in text
     assert "| random | 85.00 ± 7.07 |" in text
-    one = tickets.table(tickets(TicketSettings(), 0, [0], folder="one", controls=[]))
+    one = experiment.table(tickets(TicketSettings(), 0, [0], folder="one", controls=[]))
     assert "| 100.0 | dense | 80.00 | 1000 | 40.00 | 1 |" in one
 
 
 def test_a_loss_that_is_no_number_is_never_the_least():
     history = {"val_loss": [np.nan, 0.5, np.nan], "test_accuracy": [1, 2, 3], "step": [4, 5, 6]}
-    assert experiment._stopped(history) == (2, 5)
+    assert ticket_table.stopped(history) == (2, 5)
 
 
 def test_cut_off_in_the_middle_it_goes_on(trainings, monkeypatch, in_empty_folder, capsys):
-    train = experiment._train
+    train = ticket_training.train
 
     def until(number):
         def one(*args, **kwargs):
@@ -134,11 +135,11 @@ def test_cut_off_in_the_middle_it_goes_on(trainings, monkeypatch, in_empty_folde
         return one
 
     for number in (2, 6, 9):  # In a search, in the controls, in the search of the next seed.
-        monkeypatch.setattr(experiment, "_train", until(number))
+        monkeypatch.setattr(ticket_training, "train", until(number))
         assert cli.main(COMMAND) == 130
         assert "same command goes on" in capsys.readouterr().err
         assert len(trainings) == number
-    monkeypatch.setattr(experiment, "_train", train)
+    monkeypatch.setattr(ticket_training, "train", train)
     assert cli.main(COMMAND) == 0
     assert len(trainings) == 16
     assert [seed for _, seed in trainings] == 8 * [0] + 8 * [1]
@@ -171,7 +172,7 @@ def test_rows_stay_while_further_ones_are_made(trainings, monkeypatch, in_empty_
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_train", fail)
+    monkeypatch.setattr(ticket_training, "train", fail)
     with pytest.raises(KeyboardInterrupt):
         tickets(TicketSettings(), 2, [0], [], folder="out")
     assert json.loads(path.read_text())["rows"] == rows != []
@@ -199,7 +200,9 @@ def test_a_rewind_step_after_the_end_is_seen_before_anything_is_trained(training
 def test_a_folder_with_other_settings_is_refused(trainings):
     tickets(TicketSettings(), 1, [0], [], folder="out")
     other = TicketSettings(learning_rate=0.1, epochs=3)
-    with pytest.raises(ValueError, match=r"other settings: learning_rate=0\.0012, epochs=60"):
+    with pytest.raises(
+        ValueError, match=r"learning_rate \(0\.0012 there, 0\.1 here\), epochs \(60 there"
+    ):
         tickets(other, 1, [0], [], folder="out")
     assert len(trainings) == 2
 
@@ -253,18 +256,18 @@ def test_a_rewind_step_that_training_does_not_reach():
 
 def test_what_is_held_out_is_not_trained_on():
     x, y = np.arange(120), np.arange(120) % 7
-    parts = experiment._split({"train": (x, y), "test": (x[:5], y[:5])}, seed=3)
+    parts = ticket_training.split({"train": (x, y), "test": (x[:5], y[:5])}, seed=3)
     assert len(parts["val"][0]) == 10
     assert sorted([*parts["val"][0], *parts["train"][0]]) == list(range(120))
     for images, labels in parts.values():
         np.testing.assert_array_equal(labels, images % 7)
-    other = experiment._split({"train": (x, y), "test": (x[:5], y[:5])}, seed=4)
+    other = ticket_training.split({"train": (x, y), "test": (x[:5], y[:5])}, seed=4)
     assert set(other["val"][0]) != set(parts["val"][0])
 
 
 def test_weights_are_glorots_normal_and_the_output_layer_is_pruned_half_as_fast():
     images = {"train": (np.zeros((3, 8, 8, 1)), np.array([0, 9, 1]))}
-    model = experiment._dense(TicketSettings(), images)
+    model = ticket_training.dense(TicketSettings(), images)
     assert [type(layer.kernel_initializer) for layer in model.layers[1:]] == 3 * [
         keras.initializers.GlorotNormal
     ]
@@ -281,7 +284,7 @@ def test_pictures_of_one_seed_and_of_the_dense_network_alone(in_empty_folder):
     dense = {"kind": "ticket", "round": 0, "density": 1.0, **shared}
     others = [
         {"kind": kind, "round": n, "density": 0.8**n, **shared}
-        for kind in ("ticket", *experiment.CONTROLS)
+        for kind in ("ticket", *CONTROLS)
         for n in (1, 3)
     ]
     for number, rows in enumerate([[dense], [dense, *others]]):

@@ -1,4 +1,4 @@
-"""Comparisons: methods by sparsities by seeds, each run done once and kept."""
+"""Comparisons: methods by sparsities by seeds. Each run is done once, and its result is kept."""
 
 import dataclasses
 import statistics
@@ -6,9 +6,9 @@ import time
 
 import keras
 
-from tf_rigl._base import files
-from tf_rigl.experiments import data, runs
-from tf_rigl.experiments.settings import Settings
+from tf_rigl._base import files, tables
+from tf_rigl.experiments import data, pictures, runs
+from tf_rigl.experiments.settings import SEEDS, Settings
 from tf_rigl.experiments.specs import parse
 from tf_rigl.experiments.store import Store
 
@@ -17,7 +17,7 @@ RUNS, TABLE, RESULT = "runs", "table.md", "comparison.json"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A row of the table: runs that differ by their seeds only.
+    """A row of the table: runs that differ only in their seeds.
 
     Attributes:
         spec: str.
@@ -35,20 +35,20 @@ class Cell:
 
 
 def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
-    """Everything that a comparison has to train.
+    """Lists all runs of a comparison.
 
     Args:
         specs: iterable of str or `Spec`.
         sparsities: iterable of float; a spec that gives its own is trained at that one.
         distributions: iterable of str; likewise.
         seeds: iterable of int.
-        base: `Settings`, for all that the specs do not say.
+        base: `Settings`, which hold where a spec says nothing else.
 
     Returns:
         A list of `Cell`, in the order given.
 
     Raises:
-        ValueError: if there is nothing to do, or a run is not possible.
+        ValueError: if there is no run, or the settings of a run are invalid.
     """
     result = {}
     specs = [parse(spec) if isinstance(spec, str) else spec for spec in specs]
@@ -56,7 +56,7 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
     for spec in specs:
         for distribution in _axis(spec, "distribution", distributions):
             for sparsity in _axis(spec, "sparsity", sparsities):
-                # What "dense" does not use is the same for all its runs.
+                # "dense" ignores these: equal values make its runs equal.
                 place = {"sparsity": sparsity or 0.0, "distribution": distribution or "erk"}
                 if spec.method == "dense":
                     place["pattern"] = "unstructured"
@@ -81,21 +81,21 @@ def _axis(spec, name, values):
 
 def compare(
     specs,
-    sparsities=(0.9,),
-    seeds=(0, 1, 2),
+    sparsities=(Settings.sparsity,),
+    seeds=SEEDS,
     *,
     folder,
-    distributions=("erk",),
+    distributions=(Settings.distribution,),
     base=None,
     data_dir=None,
     command=None,
 ):
-    """Trains what is not trained yet, and writes a table, its rows as JSON, and pictures.
+    """Trains all runs that are not finished, and writes a table, its rows as JSON, and pictures.
 
-    Every finished run is stored at once as `<folder>/runs/<its name>.json`, so that a
-    comparison that was cut off goes on where it was, and one with further methods or
-    seeds in the same folder does only those. Several processes may work in one folder:
-    each takes runs that no other has.
+    Every finished run is stored at once as `<folder>/runs/<its name>.json`. The same
+    comparison continues after an interruption, and one with more methods or seeds in the same
+    folder trains only those. Several processes can share a folder: each run belongs to one
+    process.
 
     Args:
         specs: iterable of str, see `tf_rigl.experiments.specs.parse`.
@@ -103,16 +103,16 @@ def compare(
         seeds: iterable of int.
         folder: str or path; absent, empty, or that of an earlier comparison.
         distributions: iterable of str.
-        base: `Settings`, for all that the specs do not say. Defaults to `Settings()`.
+        base: `Settings`, which hold where a spec says nothing else. Defaults to `Settings()`.
         data_dir: see `tf_rigl.data.load`.
-        command: str, kept with the rows, to say how they were made.
+        command: str, the command that made the rows; it is stored with them.
 
     Returns:
         A list of dict, the rows of the table.
 
     Raises:
-        ValueError: if a spec, a setting or the folder is not possible, or a stored run is
-            not what its name says.
+        ValueError: if a spec, a setting or the folder is invalid, or a stored result is
+            damaged or belongs to another run.
 
     Example:
 
@@ -138,7 +138,7 @@ def compare(
 
 
 def _check_methods(store, data_dir):
-    """Raises if a method cannot be made for the number of steps that its run will have."""
+    """Raises if a method's arguments do not fit the number of steps of its run."""
     steps = {}
     for settings in (each for each in store.unfinished() if each.method != "dense"):
         key = settings.dataset, settings.batch_size
@@ -151,25 +151,25 @@ def _check_methods(store, data_dir):
 
 
 def _train(store, data_dir):
-    """Does the unfinished runs that no other process does, and yields after each."""
+    """Does the runs that are unfinished and unclaimed, and yields after each."""
     total, before = len(store.wanted), store.unfinished()
     if len(before) < total:
         print(f"{total - len(before)} of {total} runs are there already.", flush=True)
     began, found = time.perf_counter(), True
-    while found:  # A process may have died over a run that it had claimed.
+    while found:  # Another process may end without finishing a run that it had claimed.
         found = False
         for settings in store.unfinished():
             with store.claim(settings) as mine:
                 if not mine:
                     continue
                 found = True
-                keras.backend.clear_session()  # Names of layers begin anew in each run.
+                keras.backend.clear_session()  # Keras numbers layers anew in each run.
                 try:
                     _, result = runs.run(settings, data_dir=data_dir, verbose=0)
                 except ValueError as error:
                     raise ValueError(f"{settings.name}: {error}") from error
                 store.add(settings, result)
-            # What other processes have stored meanwhile counts for the pace too.
+            # Runs that other processes have stored meanwhile count for the pace too.
             left = store.unfinished()
             done = sum(s.epochs for s in before) - sum(s.epochs for s in left)
             seconds = (time.perf_counter() - began) / done * sum(s.epochs for s in left)
@@ -180,17 +180,15 @@ def _train(store, data_dir):
             )
             yield
     if left := store.unfinished():
-        pids = sorted({pid for settings in left if (pid := store.claimed(settings))})
         print(
-            f"{len(left)} of {total} runs are being done elsewhere (process "
-            f"{', '.join(map(str, pids)) or 'gone just now'}) and are not waited for; the table "
-            "counts what is finished. The same command again completes it.",
+            f"{len(left)} of {total} runs are being done elsewhere and are not waited for; the "
+            "table counts the finished runs. Run the same command again to complete it.",
             flush=True,
         )
 
 
 def _row(cell, store):
-    """What is known of a cell: a row of the table."""
+    """A row of the table: the figures of a cell's finished runs."""
     done = [settings for settings in cell.runs if store.get(settings) is not None]
     results = [store.get(settings) for settings in done]
     accuracies = [result["accuracy"] for result in results]
@@ -221,25 +219,23 @@ def _row(cell, store):
 
 
 def _draw(folder, plan, rows, store):
-    """Writes the pictures, where matplotlib is installed."""
-    try:
-        from tf_rigl.experiments import plots
-    except ModuleNotFoundError as error:
-        print(f"No pictures are drawn ({error}): pip install 'tf_rigl[plots]'", flush=True)
+    """Writes the pictures."""
+    plots = pictures.drawing()
+    if plots is None:
         return
-    pictures = {
+    wanted = {
         "accuracy_flops.png": (plots.draw_accuracy_flops, rows),
         "accuracy_sparsity.png": (plots.draw_accuracy_sparsity, rows),
         "input_pixels.png": (plots.draw_input_pixels, _moving(plan, store)),
     }
-    for name, (draw, what) in pictures.items():
-        if what:
+    for name, (draw, content) in wanted.items():
+        if content:
             with files.beside(folder / name) as scratch:
-                draw(what, scratch)
+                draw(content, scratch)
 
 
 def _moving(plan, store):
-    """For each method that moves masks the first finished run at the highest sparsity."""
+    """The first finished run at the highest sparsity, of each method that moves masks."""
     result = {}
     for spec in dict.fromkeys(cell.spec for cell in plan):
         runs = [settings for cell in plan if cell.spec == spec for settings in cell.runs]
@@ -253,7 +249,7 @@ def _moving(plan, store):
 
 
 def table(rows) -> str:
-    """The rows of a comparison as a Markdown table, aligned for reading as text.
+    """The rows of a comparison as a Markdown table, padded for reading as text.
 
     Args:
         rows: list of dict, from `compare`.
@@ -263,18 +259,10 @@ def table(rows) -> str:
     """
     head = ["method", "sparsity", "distribution", "pattern", "test accuracy, %", "seeds"]
     head += ["training FLOPs", "inference FLOPs", "size", "kB"]
-    lines = [head, *(_line(row) for row in rows)]
+    lines = [head, *map(_line, rows)]
     if all(row["pattern"] == "unstructured" for row in rows):
         lines = [line[:3] + line[4:] for line in lines]
-        head = lines[0]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-
-    def join(line):
-        others = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
-        return f"| {' | '.join([line[0].ljust(widths[0]), *others])} |"
-
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])])
-    body = "\n".join([join(head), f"|{rule}|", *map(join, lines[1:])])
+    body = "\n".join(tables.markdown(lines[0], lines[1:], padded=True))
     note = (
         "Test accuracy after the last epoch, mean ± sample standard deviation over seeds. FLOPs "
         "and size\nare relative to the dense network. Training FLOPs are relative to training it "
@@ -284,11 +272,9 @@ def table(rows) -> str:
 
 
 def _line(row):
-    """The texts of a row."""
+    """The cells of a row."""
     number, wanted = len(row["accuracies"]), row["seeds_wanted"]
-    accuracy = f"{100 * row['mean']:.2f}" if number else "-"
-    if number > 1:
-        accuracy += f" ± {100 * row['std']:.2f}"
+    accuracy = tables.mean_and_spread(row["accuracies"], scale=100) if number else "-"
     ratios = [row["train_flops"], row["inference_flops"], row["size"]]
     return [
         row["method"],

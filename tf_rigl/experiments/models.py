@@ -1,12 +1,13 @@
-"""Models to experiment with, dense: `tf_rigl.sparsify` makes them sparse.
+"""Dense models to experiment with; `tf_rigl.sparsify` makes them sparse.
 
-All end in logits, one for each class.
+The outputs of all are logits, one for each class. `model_names.MODELS` lists them.
 """
 
 import keras
 from keras import layers
 
 from tf_rigl._base.arguments import unknown_name
+from tf_rigl.experiments.model_names import MODELS
 
 
 def lenet_300_100(input_shape, num_classes) -> keras.Model:
@@ -36,14 +37,14 @@ def lenet_300_100(input_shape, num_classes) -> keras.Model:
 
 
 def lenet_300_100_normalized(input_shape, num_classes) -> keras.Model:
-    """LeNet-300-100 with every pixel brought to zero mean and unit variance first.
+    """LeNet-300-100 with every pixel normalised to zero mean and unit variance first.
 
-    The gradient of a first-layer weight is in proportion to its pixel, so that without
-    this, RigL grows connections to bright pixels rather than to telling ones. Arguments
-    and result are those of `lenet_300_100`.
+    The gradient of a first-layer weight is proportional to its pixel. Without normalisation,
+    RigL therefore grows connections to bright pixels rather than to informative ones.
+    Arguments and result are those of `lenet_300_100`.
     """
     plain = lenet_300_100(input_shape, num_classes)
-    # Pixels that hardly ever change are left small.
+    # Epsilon keeps pixels small that hardly ever change.
     normalize = layers.BatchNormalization(center=False, scale=False, epsilon=0.01)
     inputs = keras.Input(input_shape)
     flatten, *others = plain.layers
@@ -105,7 +106,7 @@ def small_cnn(input_shape, num_classes) -> keras.Model:
 
 
 def small_vgg(input_shape, num_classes) -> keras.Model:
-    """Six 3x3 convolutions of 32 to 128 channels with batch normalisation, in the form of VGG.
+    """Six 3x3 convolutions of 32 to 128 channels with batch normalisation, as in VGG.
 
     Two of each size, then max pooling; a global average at the end. Arguments and result are
     those of `lenet_300_100`.
@@ -126,9 +127,9 @@ def small_vgg(input_shape, num_classes) -> keras.Model:
 
 
 def small_mobilenet(input_shape, num_classes) -> keras.Model:
-    """Eight depthwise-separable convolutions of 64 to 512 channels, in the form of MobileNet.
+    """Eight depthwise-separable convolutions of 64 to 512 channels, as in MobileNet.
 
-    It keeps to what XNNPACK runs sparse on images of 3 channels: see
+    It has only layers that XNNPACK runs sparse on images of 3 channels: see
     `tf_rigl.export.advise`. Arguments and result are those of `lenet_300_100`.
 
     Reference:
@@ -188,8 +189,8 @@ def wide_resnet_22_2(input_shape, num_classes) -> keras.Model:
 def resnet_50(input_shape, num_classes) -> keras.Model:
     """ResNet-50 v1.5: a downsampling block has its stride in the 3x3 convolution.
 
-    Arguments and result are those of `lenet_300_100`; the figures that papers print are
-    those of `resnet_50((224, 224, 3), 1000)`.
+    Arguments and result are those of `lenet_300_100`. Papers report the figures of
+    `resnet_50((224, 224, 3), 1000)`.
 
     Reference:
 
@@ -220,17 +221,7 @@ def resnet_50(input_shape, num_classes) -> keras.Model:
     return keras.Model(inputs, layers.Dense(num_classes, name="logits")(x), name="resnet_50")
 
 
-NAMES = {
-    "lenet-300-100": lenet_300_100,
-    "lenet-300-100-normalized": lenet_300_100_normalized,
-    "lenet-5": lenet_5,
-    "mlp-1024": mlp_1024,
-    "resnet-50": resnet_50,
-    "small-cnn": small_cnn,
-    "small-mobilenet": small_mobilenet,
-    "small-vgg": small_vgg,
-    "wide-resnet-22-2": wide_resnet_22_2,
-}
+NAMES = {name: globals()[entry.name] for name, entry in MODELS.items()}
 
 
 def get(identifier):

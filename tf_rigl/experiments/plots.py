@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-# Twelve that are told apart, in an order in which neighbours differ most.
+# Twelve distinguishable colours; neighbours differ most.
 _COLORS = ("#4878a8", "#e1812c", "#3a923a", "#c03d3e", "#8d69b8", "#85584e")
 _COLORS += ("#e377c2", "#a9a533", "#17becf", "#7f7f7f", "#1b2a6b", "#7ccd7c")
 _MARKERS = "osD^vP"
@@ -57,10 +57,11 @@ def draw_run(result, path):
 
 
 def draw_accuracy_flops(rows, path):
-    """Draws accuracy against what training costs: a marker for each method and sparsity.
+    """Draws accuracy against training FLOPs: a marker for each method and sparsity.
 
     Args:
-        rows: list of dict, from `tf_rigl.experiments.compare.compare`, of which one at least has a run.
+        rows: list of dict, from `tf_rigl.experiments.compare.compare`; at least one has a
+            finished run.
         path: str or path of the PNG file.
     """
     rows = _finished(rows)
@@ -109,13 +110,14 @@ def draw_accuracy_flops(rows, path):
 
 
 def draw_accuracy_sparsity(rows, path):
-    """Draws accuracy against sparsity, a line with a band of a standard deviation a method.
+    """Draws accuracy against sparsity: a line for each method, with a band of a standard deviation.
 
-    Dense networks are a level with its band. The axis is that of the logarithm of the
-    density, on which 0.9, 0.95 and 0.98 are apart.
+    Dense networks are horizontal lines. The axis is logarithmic in the density, which
+    separates 0.9, 0.95 and 0.98.
 
     Args:
-        rows: list of dict, from `tf_rigl.experiments.compare.compare`, of which one at least has a run.
+        rows: list of dict, from `tf_rigl.experiments.compare.compare`; at least one has a
+            finished run.
         path: str or path of the PNG file.
     """
     rows = _finished(rows)
@@ -134,7 +136,7 @@ def draw_accuracy_sparsity(rows, path):
         own.sort(key=lambda row: row["sparsity"])
         sparsity, accuracy, spread = _numbers(own, "sparsity")
         density = 1 - sparsity
-        if len(shown) == 1:  # Side by side: they would hide each other.
+        if len(shown) == 1:  # Side by side, so that they do not hide each other.
             density = density * 1.1 ** (1 - 2 * (number + 0.5) / len(colors))
         style = {"color": color, "label": _wrapped(label, 28)}
         axes.plot(density, accuracy, marker="o", markersize=5, **style)
@@ -155,11 +157,11 @@ def draw_accuracy_sparsity(rows, path):
 
 
 def draw_input_pixels(results, path):
-    """Draws how many connections each pixel of the input has, in the course of training.
+    """Draws the number of connections of each input pixel in the course of training.
 
     Args:
-        results: mapping of a label to a dict from `tf_rigl.experiments.runs.run` that has
-            "input_connections"; each is a row of pictures.
+        results: mapping of label to a dict from `tf_rigl.experiments.runs.run` with
+            "input_connections"; each becomes a row of pictures.
         path: str or path of the PNG file.
     """
     maps = {label: result["input_connections"] for label, result in results.items()}
@@ -171,7 +173,7 @@ def draw_input_pixels(results, path):
     figure = Figure(figsize=(1.45 * columns + 1.6, 1.6 * len(maps) + 0.7), layout="constrained")
     grid = figure.subplots(len(maps), columns, squeeze=False)
     for row, (label, own) in zip(grid, images.items(), strict=True):
-        # What begins dense would outshine all that follows: the end sets the scale.
+        # The last picture sets the scale: the first can be dense, and far brighter.
         brightest = max(1, np.percentile(own[-1], 99.5))
         for axes, image, epoch in zip(row, own, maps[label]["epochs"], strict=False):
             picture = axes.imshow(image, vmin=0, vmax=brightest, cmap="magma")
@@ -188,7 +190,7 @@ def draw_input_pixels(results, path):
 
 
 def draw_mask_distances(distances, path, *, drawn=None, first=0):
-    """Draws the distances between the channel masks of all epochs: light where they are equal.
+    """Draws the distances between the channel masks of all epochs; equal masks are light.
 
     Args:
         distances: array of shape (epochs, epochs), from `EarlyBird.distances`.
@@ -199,7 +201,7 @@ def draw_mask_distances(distances, path, *, drawn=None, first=0):
     distances = np.asarray(distances)
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.size:
         raise ValueError(
-            "Argument `distances` must be a square matrix of an epoch at least. "
+            "Argument `distances` must be a square matrix of at least one epoch. "
             f"Received: distances of shape {distances.shape}"
         )
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -222,10 +224,10 @@ def draw_mask_distances(distances, path, *, drawn=None, first=0):
 def draw_tickets(rows, path):
     """Draws accuracy and early-stopping step against the weights left, with bands over seeds.
 
-    Dense networks are levels. Bands are of a standard deviation to both sides.
+    Dense networks are horizontal lines. Bands are a standard deviation to both sides.
 
     Args:
-        rows: list of dict, from `tf_rigl.lottery.experiment.tickets`.
+        rows: list of dict, from `tf_rigl.experiments.tickets.tickets`.
         path: str or path of the PNG file.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -260,7 +262,7 @@ def draw_tickets(rows, path):
 
 
 def _wrapped(text, width):
-    """Long labels on several lines, broken where there is a space."""
+    """Breaks long labels at spaces."""
     return textwrap.fill(text, width, break_long_words=False)
 
 
@@ -276,7 +278,7 @@ def _finished(rows):
 
 
 def _label(row, rows):
-    """What a row is called: with its distribution where there are several."""
+    """The label of a row, with its distribution if there are several."""
     several = len({r["distribution"] for r in rows} - {None}) > 1
     named = several and row["distribution"] is not None
     return f"{row['method']}, {row['distribution']}" if named else row["method"]
@@ -290,7 +292,7 @@ def _colors(rows):
 
 
 def _numbers(rows, key):
-    """Values of the rows, and accuracies with their standard deviations in percent."""
+    """Values of the rows; accuracies and their standard deviations are in percent."""
     return (
         np.array([row[key] for row in rows]),
         np.array([100 * row["mean"] for row in rows]),

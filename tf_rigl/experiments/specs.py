@@ -1,4 +1,4 @@
-"""Specs: what is compared, as it is written on the command line."""
+"""Specs: methods with their arguments, as the command line takes them."""
 
 import ast
 import dataclasses
@@ -17,12 +17,12 @@ _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is to be compared: a method, and what is particular about it.
+    """A method to compare, with its own settings.
 
     Attributes:
         method: str, as in `tf_rigl.experiments.settings.Settings`.
-        arguments: dict of settings by name, and of options of the method.
-        times: float, how many times the comparison's epochs it is trained for.
+        arguments: dict of settings and of options of the method, by name.
+        times: float, the epochs of its runs over those of the comparison.
     """
 
     method: str
@@ -38,14 +38,14 @@ class Spec:
         """The settings of a run.
 
         Args:
-            base: `Settings`, for all that is not said otherwise.
-            **others: settings by name, which the spec's own take precedence over.
+            base: `Settings`, which hold where nothing else is given.
+            **others: settings by name; the spec's own come first.
 
         Returns:
             A `Settings`.
 
         Raises:
-            ValueError: if a name or a value in the spec is not possible.
+            ValueError: if a name or a value in the spec is invalid.
         """
         others |= {k: v for k, v in self.arguments.items() if k in _FIELDS}
         options = {k: v for k, v in self.arguments.items() if k not in _FIELDS}
@@ -65,8 +65,8 @@ def parse(text) -> Spec:
     """Reads a spec.
 
     Args:
-        text: str, a method's name, then in parentheses whatever is particular, then how
-            much longer it is trained: `rigl`, `rigl@2x`, `snip(scope=global)`,
+        text: str, the name of a method, its arguments in parentheses, and the factor of its
+            epochs: `rigl`, `rigl@2x`, `snip(scope=global)`,
             `rigl(drop_fraction=0.5, gradient_batches=4)@2x`. Values are Python literals;
             words need no quotes.
 
@@ -90,7 +90,7 @@ def parse(text) -> Spec:
     spec = Spec(name, _arguments(text, inner or ""), float(times or 1))
     for key in spec.arguments:
         if key == "seed":
-            raise _unreadable(text, "seeds are the same for all that is compared")
+            raise _unreadable(text, "seeds are the same for all methods")
         if (key in OF_METHODS and key not in method_arguments(name)) or (
             name == "dense" and key in ("sparsity", "distribution", "pattern")
         ):
@@ -99,7 +99,7 @@ def parse(text) -> Spec:
 
 
 def parse_value(text):
-    """Reads a value as it stands in a spec: a Python literal, or a word without quotes.
+    """Reads a value of a spec: a Python literal, or a word without quotes.
 
     Raises:
         ValueError: if it is neither.
@@ -121,7 +121,7 @@ def parse_value(text):
 
 
 def _arguments(text, inner):
-    """What stands between the parentheses of a spec, as a dict."""
+    """The arguments in the parentheses of a spec, as a dict."""
     result = {}
     for part in _split(inner):
         name, equals, value = part.partition("=")
@@ -136,9 +136,9 @@ def _arguments(text, inner):
 
 
 def _split(inner):
-    """The parts between the commas that are in no brackets and no quotes.
+    """Splits at the commas outside brackets and quotes.
 
-    Python's own parser is of no use here: `global` is one of its keywords.
+    Python's own parser cannot do it: `global` is one of its keywords.
     """
     parts, depth = [""], 0
     for token in _TOKEN.findall(inner):
@@ -158,7 +158,7 @@ def _unreadable(text, reason):
 
 
 def _text(value):
-    """A value as it is written in a spec."""
+    """A value in the form that specs have."""
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _CONSTANTS:
         return value
     return repr(value)

@@ -1,0 +1,257 @@
+"""The commands of `tf-rigl`: each a function of its parsed options, which returns the exit code.
+
+Options are checked as far as possible before TensorFlow is imported.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+import tempfile
+
+from tf_rigl._base.arguments import check_integer
+from tf_rigl.experiments import fields, specs
+from tf_rigl.experiments.settings import Settings
+from tf_rigl.experiments.ticket_settings import TicketSettings, rounds_with_controls
+
+
+def train(options):
+    """Trains a network, and a dense one beside it if wanted."""
+    options.options = _method_options(options.options)
+    settings = _settings(Settings, options)
+
+    from tf_rigl._base import files
+    from tf_rigl.experiments import pictures, runs
+
+    folder = files.check_folder(options.output or os.path.join("runs", settings.name))
+    plots = pictures.drawing(sys.stderr) if settings.method != "dense" else None
+    verbose = 1 if sys.stdout.isatty() else 2
+
+    dense = None
+    if options.beside_dense and settings.method != "dense":
+        print(f"Training dense, {settings.model} on {settings.dataset}", flush=True)
+        twin = dataclasses.replace(settings, method="dense", options={})
+        _, dense = runs.run(twin, data_dir=options.data_dir, verbose=verbose)
+    print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        csv = pathlib.Path(scratch, "sparsity.csv")
+        model, result = runs.run(settings, data_dir=options.data_dir, verbose=verbose, csv=csv)
+        figures = csv.read_text(encoding="utf-8") if csv.exists() else None
+    if dense is not None:
+        result["dense"] = {key: dense[key] for key in ("accuracy", "loss", "parameters", "seconds")}
+    files.write_run(folder, model, result, plots and plots.draw_run, figures)
+
+    print()
+    if dense is not None:
+        print(runs.summary(dense))
+    print(runs.summary(result))
+    _print_written(folder)
+    return 0
+
+
+def _settings(cls, options):
+    """The settings among parsed options."""
+    return cls(**_given(cls, options))
+
+
+def _given(cls, options):
+    """The parsed options that are fields of the settings, as a dict."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def _method_options(texts):
+    """The dict for `--option name=value ...`."""
+    result = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option must be given as name=value. Received: {text!r}")
+        result[name.strip()] = specs.parse_value(value)
+    return result
+
+
+def compare(options):
+    """Compares methods at several sparsities with several seeds."""
+    _check_seeds(options.seeds)
+    # One by one, before Keras is imported.
+    values = list(_given(Settings, options).items())
+    values += [("sparsity", each) for each in options.sparsities]
+    values += [("distribution", each) for each in options.distributions]
+    for name, value in values:
+        fields.check(Settings, name, value)
+    parsed = [specs.parse(spec) for spec in options.methods]
+    base = _settings(Settings, options)
+
+    from tf_rigl.experiments import compare as comparison
+
+    name = f"compare-{base.dataset}-{base.model}-epochs{base.epochs}"
+    if base.pattern != "unstructured":
+        name += f"-{base.pattern.replace(':', '-of-')}"
+    folder = options.output or os.path.join("runs", name)
+    return _resumable(
+        lambda: comparison.compare(
+            parsed,
+            options.sparsities,
+            range(options.seeds),
+            distributions=options.distributions,
+            base=base,
+            folder=folder,
+            data_dir=options.data_dir,
+            command=_command(options),
+        ),
+        comparison.table,
+        folder,
+    )
+
+
+def tickets(options):
+    """Searches for lottery tickets, and trains controls."""
+    _check_seeds(options.seeds)
+    settings = _settings(TicketSettings, options)
+    rounds_with_controls(settings, options.rounds, options.controls, options.densities)
+
+    from tf_rigl.experiments import tickets as experiment
+
+    name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
+    folder = options.output or os.path.join("runs", name)
+    return _resumable(
+        lambda: experiment.tickets(
+            settings,
+            options.rounds,
+            range(options.seeds),
+            options.controls,
+            options.densities,
+            folder=folder,
+            data_dir=options.data_dir,
+            command=_command(options),
+        ),
+        experiment.table,
+        folder,
+    )
+
+
+def _check_seeds(count):
+    if not 1 <= count <= 10_000:
+        raise ValueError(f"--seeds must be from 1 to 10,000. Received: seeds={count}")
+
+
+def _command(options):
+    """The command line, to be stored with results."""
+    return shlex.join(["tf-rigl", *options.arguments])
+
+
+def _resumable(train_all, table, folder):
+    """Trains, and prints a table of the rows; an interruption keeps the finished trainings."""
+    try:
+        rows = train_all()
+    except KeyboardInterrupt:
+        print(
+            f"tf-rigl: interrupted; the finished trainings are kept in {folder}, and the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    print(f"\n{table(rows)}")
+    _print_written(folder)
+    return 0
+
+
+def _print_written(folder):
+    print(f"Written to {os.path.relpath(folder)}: {', '.join(sorted(os.listdir(folder)))}")
+
+
+def report(options):
+    """Prints the report of a model file."""
+    _check_file(options.file)
+
+    import tf_rigl
+    from tf_rigl._base.files import to_json
+
+    model = _load(options.file)
+    found = tf_rigl.report(model)
+    advice = tf_rigl.export.advise(model) if options.advice else None
+    if options.json:
+        result = found.to_dict()
+        if advice is not None:
+            result["advice"] = advice.to_dict()
+        print(to_json(result), end="")
+        return 0
+    print(found)
+    if advice is not None:
+        print(f"\n{advice}")
+    return 0
+
+
+def export(options):
+    """Exports a model file to LiteRT or to a SavedModel."""
+    to_litert = options.path.lower().endswith(".tflite")
+    if not to_litert:
+        _check_saved_model(options)
+    elif options.batch_size is not None:
+        check_integer("batch_size", options.batch_size, 1)
+    _check_file(options.file)
+
+    import tf_rigl
+
+    model = _load(options.file)
+    if not to_litert:
+        print(tf_rigl.export_saved_model(model, options.path, packed=not options.unpacked))
+        return 0
+    images = None
+    if options.representative_dataset is not None:
+        data = tf_rigl.data.load(options.representative_dataset, data_dir=options.data_dir)
+        images = data.train
+    info = tf_rigl.export_tflite(
+        model,
+        options.path,
+        quantization=options.quantization,
+        representative_dataset=images,
+        batch_size=options.batch_size,
+        packed=not options.unpacked,
+    )
+    print(info)
+    return 0
+
+
+def _check_saved_model(options):
+    """Raises if the path or an option of an export is not one for a SavedModel."""
+    if options.path.lower().endswith((".lite", ".keras", ".h5", ".pb")):
+        raise ValueError(
+            "The path must end in .tflite, or be that of a folder for a SavedModel. "
+            f"Received: {options.path!r}"
+        )
+    given = {
+        "--quantization": options.quantization,
+        "--representative-dataset": options.representative_dataset,
+        "--batch-size": options.batch_size,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is for LiteRT, a path that ends in .tflite. "
+                f"Received: path={options.path!r}"
+            )
+
+
+def _check_file(path):
+    """Raises if there is no such file."""
+    if os.path.isdir(path):
+        inside = os.path.join(path, "model.keras")
+        hint = f" Did you mean {inside!r}?" if os.path.isfile(inside) else ""
+        raise ValueError(f"A .keras file is needed, not a folder.{hint} Received: {path!r}")
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no such file. Received: {path!r}")
+
+
+def _load(path):
+    """Loads a model; Keras's safe mode stays on."""
+    import keras
+
+    import tf_rigl.convert.sparsified  # noqa: F401, so that Keras knows our classes
+
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # A damaged file can make Keras raise anything.
+        raise ValueError(f"Keras cannot load {path!r}: {error}") from error

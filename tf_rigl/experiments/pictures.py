@@ -1,0 +1,18 @@
+"""Drawing where matplotlib is installed, and a message where it is not."""
+
+import sys
+
+
+def drawing(file=None):
+    """The module `tf_rigl.experiments.plots`, or None after a message if matplotlib is missing.
+
+    Args:
+        file: where the message is printed; standard output by default.
+    """
+    try:
+        from tf_rigl.experiments import plots
+    except ModuleNotFoundError as error:
+        message = f"No pictures are drawn ({error}): pip install 'tf_rigl[plots]'"
+        print(message, file=file or sys.stdout, flush=True)
+        return None
+    return plots
