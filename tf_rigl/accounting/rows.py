@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tf_rigl._base import tables
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
@@ -101,7 +103,7 @@ class Report:
             ]
         rest = self.bias_flops + self.activation_flops
         flops, dense = self.flops + rest, self.dense_flops + rest
-        lines = table(header, rows, left={0, 1, 8, 9})
+        lines = tables.text(header, rows, left={0, 1, 8, 9})
         lines.insert(-1, lines[1])
         lines += [
             "",
@@ -143,23 +145,6 @@ def _compute(row):
     if row.compute == "dense":
         return ""
     return f"{row.compute} ({row.obstacle})" if row.obstacle else row.compute
-
-
-def table(header, rows, left) -> list[str]:
-    """The lines of a table of strings.
-
-    Args:
-        header: tuple of str.
-        rows: list of tuples of str.
-        left: set of int, the columns that begin at the left; others end at the right.
-    """
-    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-    lines = []
-    for row in (header, ["-" * width for width in widths], *rows):
-        cells = zip(row, widths, strict=True)
-        text = [c.ljust(w) if n in left else c.rjust(w) for n, (c, w) in enumerate(cells)]
-        lines.append("  ".join(text).rstrip())
-    return lines
 
 
 def _ratio(part, whole):

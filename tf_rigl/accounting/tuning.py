@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
-import statistics
-import time
 import warnings
 
 import keras
@@ -13,7 +10,8 @@ import tensorflow as tf
 
 import tf_rigl
 from tf_rigl import patterns
-from tf_rigl._base.arguments import check_integer, check_sparsity
+from tf_rigl._base import tables, timing
+from tf_rigl._base.arguments import check_integer, check_number, check_sparsity
 from tf_rigl.weights import maskable, targets
 
 
@@ -52,14 +50,18 @@ class Tuning:
         return min(self.rows, key=lambda row: row.milliseconds).block_size
 
     def __str__(self):
-        lines = [f"{'block size':>10} {'ms':>9} {'times faster':>13} {'sparsity':>9}  layers"]
-        for row in self.rows:
-            name = row.block_size or "dense"
-            sparsity = "" if row.block_size is None else f"{row.sparsity:.3f}"
-            lines.append(
-                f"{name:>10} {row.milliseconds:9.2f} {row.times_faster:13.2f} {sparsity:>9}  "
-                + _listed(row.layers)
+        header = ("block size", "ms", "times faster", "sparsity", "layers")
+        cells = [
+            (
+                str(row.block_size or "dense"),
+                f"{row.milliseconds:.2f}",
+                f"{row.times_faster:.2f}",
+                "" if row.block_size is None else f"{row.sparsity:.3f}",
+                _listed(row.layers),
             )
+            for row in self.rows
+        ]
+        lines = tables.text(header, cells, left={4}, rule=False)
         best = (
             "the dense model" if self.best is None else f"pattern='block_{self.best}x{self.best}'"
         )
@@ -124,11 +126,9 @@ def tune(
         )
     batch_size = check_integer("batch_size", batch_size, 1)
     rounds, steps = check_integer("rounds", rounds, 1), check_integer("steps", steps, 1)
-    is_number = isinstance(density, numbers.Real) and not isinstance(density, bool)
-    if not is_number or not 0 < density < 1:
-        raise ValueError(
-            f"Argument `density` must be a number in (0, 1). Received: density={density!r}"
-        )
+    density = check_number(
+        "density", density, above=0, below=1, what="the fraction of weights kept"
+    )
     if not isinstance(block_sizes, (tuple, list)):
         raise ValueError(
             "Argument `block_sizes` must be a tuple or list of integers. "
@@ -161,7 +161,7 @@ def tune(
         wanted = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
         inputs = keras.tree.map_structure(lambda x: _example(x, batch_size), wanted)
     runners = {size: _step(each, inputs, optimizer, jit_compile) for size, each in models.items()}
-    times = in_turns(runners, rounds, steps)
+    times = timing.in_turns(runners, rounds, steps, wait=_wait)
     rows = []
     for size, each in models.items():
         weights = [] if size is None else each.masked_weights
@@ -175,29 +175,6 @@ def tune(
             )
         )
     return Tuning(rows)
-
-
-def in_turns(runners, rounds, steps):
-    """The median seconds of each of several functions, which take turns.
-
-    Args:
-        runners: dict of anything to a function that returns a tensor.
-        rounds: int, how often each takes its turn.
-        steps: int, how often it is called then.
-    """
-    times = {name: [] for name in runners}
-    for runner in runners.values():  # Traces and warms up.
-        runner().numpy()
-    for number in range(rounds):
-        # Another one goes first each time: the first of a round finds other caches.
-        turn = number % len(runners)
-        for name in [*runners][turn:] + [*runners][:turn]:
-            began = time.perf_counter()
-            for _ in range(steps):
-                result = runners[name]()
-            result.numpy()
-            times[name].append((time.perf_counter() - began) / steps)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _fits(model, size) -> bool:
@@ -246,6 +223,11 @@ def _step(model, inputs, optimizer, jit_compile):
     # TensorFlow warns of many functions of one code; a partial has none.
     step = tf.function(functools.partial(step), autograph=False, jit_compile=jit_compile)
     return lambda: step(inputs)
+
+
+def _wait(loss):
+    """Waits until a loss is computed."""
+    return loss.numpy()
 
 
 def _listed(paths):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 from keras.src.models.functional import Functional
 
-from tf_rigl.accounting.rows import table
+from tf_rigl._base import tables
 from tf_rigl.block_sparse.weight import is_block_sparse
 from tf_rigl.export import _encoding, _source
 from tf_rigl.patterns.block import Block
@@ -73,7 +73,7 @@ class Advice:
             + (row.runs, row.why, row.change)
             for row in self.layers
         ]
-        lines = table(header, rows, left={0, 1, 3, 4, 5})
+        lines = tables.text(header, rows, left={0, 1, 3, 4, 5})
         note = (
             "For float32 and one example at a time; sparsity here is of the weights, in which "
             "active entries may be zero too."

@@ -1,35 +1,33 @@
-"""How long LiteRT takes for one batch, several files side by side."""
+"""Latency of LiteRT files, measured side by side."""
 
 import os
-import statistics
-import time
 
 import numpy as np
 
+from tf_rigl._base import timing
 from tf_rigl._base.arguments import check_integer
 
-_SECONDS = 0.05  # That a round of one file should take.
+_SECONDS = 0.05  # The length of a file's turn.
 
 
 def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> list[float]:
-    """Measures LiteRT files side by side: in each round every file has its turn.
+    """Measures the latency of LiteRT files side by side: in each round every file has its turn.
 
-    Compare figures of one call with each other only: machines differ from one minute to
-    the next.
+    Compare figures of one call only with each other: the speed of a machine differs from one
+    minute to the next.
 
     Args:
         paths: list of str or path, LiteRT files.
-        batch_size: int, of files with a free batch axis.
-        rounds: int, how many turns each file has.
-        num_threads: int, for LiteRT.
-        xnnpack: bool, whether LiteRT may use XNNPACK, as it does by itself, for what is
-            dense.
+        batch_size: int, for files with a free batch axis.
+        rounds: int, the number of turns of each file.
+        num_threads: int, the number of LiteRT's threads.
+        xnnpack: bool, whether LiteRT may run dense operations by XNNPACK, its default.
 
     Returns:
-        For each file the median over its turns of the seconds for one batch.
+        A list with the median seconds for one batch of each file.
 
     Raises:
-        ValueError: if a path is not that of a file, or a number is not a positive integer.
+        ValueError: if a path is not a file, or a number is not a positive integer.
 
     Example:
 
@@ -46,23 +44,12 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> l
         ("num_threads", num_threads),
     ):
         check_integer(name, value, 1)
-    runners = [_runner(path, batch_size, num_threads, xnnpack) for path in paths]
-    repeats = []
-    for run in runners:
-        run()  # The first call allocates what the others use.
-        began = time.perf_counter()
-        run()
-        repeats.append(max(1, int(_SECONDS / (time.perf_counter() - began))))
-    times = [[] for _ in runners]
-    for number in range(rounds):
-        # Another one goes first each time: the first of a round finds other caches.
-        start = number % len(runners)
-        for index in [*range(start, len(runners)), *range(start)]:
-            began = time.perf_counter()
-            for _ in range(repeats[index]):
-                runners[index]()
-            times[index].append((time.perf_counter() - began) / repeats[index])
-    return [statistics.median(turns) for turns in times]
+    runners = {
+        number: _runner(path, batch_size, num_threads, xnnpack) for number, path in enumerate(paths)
+    }
+    # These calls also allocate what the later ones use.
+    calls = {number: timing.calls_for(run, _SECONDS) for number, run in runners.items()}
+    return list(timing.in_turns(runners, rounds, calls, warm_up=0).values())
 
 
 def _runner(path, batch_size, num_threads, xnnpack):

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import numbers
 from typing import NamedTuple
 
 import keras
 
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import check_integer, check_number
 from tf_rigl.accounting import reporting
 from tf_rigl.convert import copies, sparsifying
 from tf_rigl.lottery.controls import redrawn, reinitialised
@@ -75,11 +74,8 @@ def scratch_b(pruned, dense, fit, epochs, seed=0, at_most=2.0) -> Trained:
 def scratch_b_epochs(pruned, dense, epochs, at_most=2.0) -> int:
     """Epochs times dense FLOPs over pruned FLOPs, rounded; see `scratch_b`."""
     epochs = check_integer("epochs", epochs, 1)
-    if isinstance(at_most, bool) or not isinstance(at_most, numbers.Real) or not at_most >= 1:
-        raise ValueError(
-            "Argument `at_most` must be a number of at least 1: the most that epochs are "
-            f"multiplied with. Received: at_most={at_most!r}"
-        )
+    what = "the largest factor of the epochs"
+    at_most = check_number("at_most", at_most, at_least=1, finite=False, what=what)
     if isinstance(_checked(pruned), Ticket):
         report = reporting.report(pruned.model(dense))
         flops, dense_flops = report.flops, report.dense_flops
