@@ -1,4 +1,4 @@
-"""What training in blocks costs beside dense training, side by side in one run.
+"""The cost of training in blocks beside dense training, side by side in one run.
 
     python benchmarks/block_sparse.py
 
@@ -7,10 +7,10 @@ prints, and writes beside this file as JSON and as a plot:
 - the time per training step with `compute="sparse"` over dense, plain and with
   `jit_compile=True`, of an MLP and of a Transformer with wide feed-forward blocks: at each
   of several densities and block sizes, in rounds in which they take turns, the ratio of the
-  medians. RigL moves the blocks: of 100 steps one is an update, whose time is measured by
-  itself. In the Transformer all block sizes are measured at density 0.1 alone;
+  medians. RigL moves the blocks: one step in 100 is an update, which is timed
+  separately. In the Transformer all block sizes are measured at density 0.1 alone;
 - the memory of weights and of Adam's slots over dense;
-- the time per step of two layers of many widths, beside what perfect scaling would make.
+- the time per step of two layers of many widths, beside perfect scaling.
 """
 
 import argparse
@@ -19,8 +19,6 @@ import gc
 import json
 import os
 import pathlib
-import statistics
-import time
 
 import keras
 import matplotlib
@@ -28,7 +26,8 @@ import numpy as np
 import tensorflow as tf
 
 import tf_rigl
-from tf_rigl.accounting.tuning import in_turns
+from tf_rigl._base import tables
+from tf_rigl._base.timing import in_turns
 
 INTERVAL = 100  # Steps from one update to the next.
 HEAD = "head"
@@ -60,6 +59,11 @@ def pair(width):
     return keras.Sequential(layers)
 
 
+def read(loss):
+    """Waits for a loss."""
+    return loss.numpy()
+
+
 class Running:
     """A compiled model, dense or sparse, with steps to be called one by one."""
 
@@ -80,13 +84,12 @@ class Running:
 
     def update_seconds(self, rounds):
         """The median time of an update step."""
-        times = []
-        for _ in range(rounds + 1):
+
+        def update():
             self.model._step = INTERVAL
-            began = time.perf_counter()
-            self.model.train_function(self.iterator)["loss"].numpy()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times[1:])  # The first traces.
+            return self.model.train_function(self.iterator)["loss"]
+
+        return in_turns({"update": update}, rounds, wait=read)["update"]
 
     def bytes(self):
         """Of weights, where their blocks are, and the optimizer's slots."""
@@ -121,7 +124,8 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
             compute="sparse",
         )
         running[density, size] = Running(sparse, batch_size, jit_compile)
-    seconds = in_turns({name: each.step for name, each in running.items()}, rounds, steps)
+    functions = {name: each.step for name, each in running.items()}
+    seconds = in_turns(functions, rounds, steps, wait=read)
     reference = running.pop("dense").bytes()
     rows = []
     for (density, size), each in running.items():
@@ -146,15 +150,20 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
 def show(name, result):
     """Prints what `compare` returns."""
     print(f"\n{name}: dense {result['dense_milliseconds']:.1f} ms")
-    print(f"  {'density':>7} {'block':>5} {'reached':>8} {'ms':>8} {'update ms':>10} "
-          f"{'times faster':>13} {'memory':>7}")  # fmt: skip
-    for row in result["rows"]:
-        print(
-            f"  {row['density']:7} {row['block_size']:5} {row['reached']:8.3f} "
-            f"{row['milliseconds']:8.1f} {row['update_milliseconds']:10.1f} "
-            f"{row['times_faster']:13.2f} {row['memory']:7.3f}",
-            flush=True,
-        )
+    header = ["density", "block", "reached", "ms", "update ms", "times faster", "memory"]
+    rows = [
+        [
+            str(row["density"]),
+            str(row["block_size"]),
+            f"{row['reached']:.3f}",
+            f"{row['milliseconds']:.1f}",
+            f"{row['update_milliseconds']:.1f}",
+            f"{row['times_faster']:.2f}",
+            f"{row['memory']:.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    print("\n".join(tables.text(header, rows)), flush=True)
 
 
 def plot(widths, path):

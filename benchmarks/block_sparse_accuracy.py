@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import tf_rigl
 from tf_rigl import data
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
 
 EPOCHS, SEEDS, BATCH = 4, 3, 256
 # Label: arguments of `sparsify`; None for dense.
@@ -104,29 +104,27 @@ def all_runs(folder):
 
 def table(runs):
     """The runs as Markdown."""
-    lines = [
-        "| | sparsity | equal epochs: accuracy, % | seconds | equal time: accuracy, % | epochs |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ["", "sparsity", "equal epochs: accuracy, %", "seconds"]
+    header += ["equal time: accuracy, %", "epochs"]
+    lines = []
     for label, kinds in runs.items():
         epochs, in_time = kinds["equal epochs"], kinds["equal time"] or kinds["equal epochs"]
         counts = sorted({len(run["seconds"]) for run in in_time})
-        cells = [
-            label,
-            f"{statistics.mean(run['sparsity'] for run in epochs):.3f}",
-            _percent(epochs),
-            f"{statistics.mean(run['seconds'][-1] for run in epochs):.0f}",
-            _percent(in_time) if kinds["equal time"] or label == "dense" else "",
-            " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                label,
+                f"{statistics.mean(run['sparsity'] for run in epochs):.3f}",
+                _percent(epochs),
+                f"{statistics.mean(run['seconds'][-1] for run in epochs):.0f}",
+                _percent(in_time) if kinds["equal time"] or label == "dense" else "",
+                " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))),
+            ]
+        )
+    return "\n".join(tables.markdown(header, lines))
 
 
 def _percent(runs):
-    values = [100 * run["accuracies"][-1] for run in runs]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+    return tables.mean_and_spread([run["accuracies"][-1] for run in runs], scale=100)
 
 
 def draw(runs, path):

@@ -26,7 +26,7 @@ import numpy as np
 
 import tf_rigl
 from tf_rigl import data, lottery, models, plots
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
 
 BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 2e-3, 1e-4, 2.0
 
@@ -146,11 +146,9 @@ def one_seed(images, options, seed):
 
 def table(rows):
     """The rows as Markdown, over seeds."""
-    lines = [
-        "| channels pruned | network | test accuracy, % | drawn after epoch | parameters "
-        "| FLOPs, of dense | epochs | training FLOPs, of dense |",
-        "| ---: | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["channels pruned", "network", "test accuracy, %", "drawn after epoch"]
+    header += ["parameters", "FLOPs, of dense", "epochs", "training FLOPs, of dense"]
+    lines = []
     dense = {row["seed"]: row for row in rows if row["kind"] == "dense"}
     for fraction, kind in dict.fromkeys((row["fraction"], row["kind"]) for row in rows):
         own = [row for row in rows if (row["fraction"], row["kind"]) == (fraction, kind)]
@@ -158,19 +156,19 @@ def table(rows):
         def over(key, own=own):
             return statistics.fmean(row[key] / dense[row["seed"]][key] for row in own)
 
-        drawn = ", ".join(str(row["drawn"]) for row in own if "drawn" in row) or "-"
         lines.append(
-            f"| {100 * fraction:.0f}% | {kind} | {_percent([row['accuracy'] for row in own])} "
-            f"| {drawn} | {statistics.fmean(row['parameters'] for row in own):,.0f} "
-            f"| {over('flops'):.2f} | {statistics.fmean(row['epochs'] for row in own):.0f} "
-            f"| {over('train_flops'):.2f} |"
+            [
+                f"{100 * fraction:.0f}%",
+                kind,
+                tables.mean_and_spread([row["accuracy"] for row in own], scale=100),
+                ", ".join(str(row["drawn"]) for row in own if "drawn" in row) or "-",
+                f"{statistics.fmean(row['parameters'] for row in own):,.0f}",
+                f"{over('flops'):.2f}",
+                f"{statistics.fmean(row['epochs'] for row in own):.0f}",
+                f"{over('train_flops'):.2f}",
+            ]
         )
-    return "\n".join(lines)
-
-
-def _percent(values):
-    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{spread}"
+    return "\n".join(tables.markdown(header, lines, left=(1,)))
 
 
 def main():

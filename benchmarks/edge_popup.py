@@ -12,7 +12,6 @@ trainings are kept and not repeated.
 import argparse
 import json
 import pathlib
-import statistics
 import time
 
 import keras
@@ -20,7 +19,7 @@ import numpy as np
 
 import tf_rigl
 from tf_rigl import data
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
 
 BATCH, DENSE_RATE = 128, 0.1
 CONTROLS = {"dense": "dense, trained", "random": "dense, random"}
@@ -120,21 +119,19 @@ def table(results):
     """Test accuracies as Markdown: a row for each kind, a column for each width."""
     widths = list(dict.fromkeys(run["width"] for run in results))
     names = [f"{300 * width}-{100 * width}" for width in widths]
-    lines = [f"| | {' | '.join(names)} |", f"| --- |{' --- |' * len(widths)}"]
+    lines = []
     for kind in dict.fromkeys(run["kind"] for run in results):
         label = CONTROLS.get(kind, f"edge-popup, {kind} zeros")
         cells = [
             _percent([r for r in results if (r["width"], r["kind"]) == (width, kind)])
             for width in widths
         ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([label, *cells])
+    return "\n".join(tables.markdown(["", *names], lines))
 
 
 def _percent(runs):
-    values = [100 * run["accuracies"][-1] for run in runs]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+    return tables.mean_and_spread([run["accuracies"][-1] for run in runs], scale=100)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What exported files weigh and how fast they run, beside the same network dense.
+"""Size and speed of exported files, beside those of the dense network.
 
     python benchmarks/export.py
 
@@ -11,15 +11,14 @@ prints, and writes beside this file as JSON:
 - SavedModel: bytes of the variables of a packed one over the fewest possible, and its load
   time and latency over those of an ordinary one.
 
-Masks are random: neither size nor time depends on what the weights are.
+Masks are random: neither size nor time depends on the weights.
 """
 
 import argparse
+import functools
 import json
 import pathlib
-import statistics
 import tempfile
-import time
 import warnings
 
 import numpy as np
@@ -27,6 +26,8 @@ import tensorflow as tf
 
 import tf_rigl
 from tf_rigl import models
+from tf_rigl._base import tables
+from tf_rigl._base.timing import in_turns
 from tf_rigl.export import latency
 
 MODELS = {
@@ -106,31 +107,19 @@ def saved_model_ratios(make, input_shape, rounds):
             name: sum(f.stat().st_size for f in pathlib.Path(path).glob("variables/*.data-*"))
             for name, path in paths.items()
         }
-        load = {name: [] for name in paths}
-        loaded = {}
-        for number in range(rounds + 1):
-            for name, path in sorted(paths.items(), reverse=number % 2 == 1):
-                began = time.perf_counter()
-                loaded[name] = tf.saved_model.load(path)
-                if number:  # The first one warms up.
-                    load[name].append(time.perf_counter() - began)
+        loaded = {name: tf.saved_model.load(path) for name, path in paths.items()}
+        loads = {name: functools.partial(tf.saved_model.load, path) for name, path in paths.items()}
+        load = in_turns(loads, rounds)
         batch = tf.constant(np.random.default_rng(0).random((1, *input_shape), np.float32))
-        call = {name: [] for name in paths}
-        for number in range(rounds + 1):
-            for name, each in sorted(loaded.items(), reverse=number % 2 == 1):
-                began = time.perf_counter()
-                for _ in range(50):
-                    each.serve(batch)
-                if number:
-                    call[name].append(time.perf_counter() - began)
-    medians = [{k: statistics.median(v) for k, v in times.items()} for times in (load, call)]
+        calls = {name: functools.partial(each.serve, batch) for name, each in loaded.items()}
+        call = in_turns(calls, rounds, calls=50)
     least = 4 * nonzero + entries / 8 + 4 * rest
     return {
         "bytes": stored,
         "over_least": stored["packed"] / least,
         "over_unpacked": stored["packed"] / stored["unpacked"],
-        "load_time": medians[0]["packed"] / medians[0]["unpacked"],
-        "latency": medians[1]["packed"] / medians[1]["unpacked"],
+        "load_time": load["packed"] / load["unpacked"],
+        "latency": call["packed"] / call["unpacked"],
     }
 
 
@@ -143,17 +132,20 @@ def main():
     for name, (make, input_shape) in MODELS.items():
         rows = result["litert"][name] = litert_rows(make, input_shape, options.rounds)
         print(f"\nLiteRT, {name}, {input_shape}, over dense float32:", flush=True)
-        print(
-            f"  {'':14} {'sparsity':>8} {'':9} {'ms':>8} {'times faster':>12} "
-            f"{'(no XNNPACK)':>12} {'size':>6}"
-        )
-        for row in rows:
-            print(
-                f"  {row['pattern']:14} {row['sparsity']:8.2f} {row['quantization']:9} "
-                f"{row['milliseconds']:8.3f} {row['times_faster']:12.2f} "
-                f"{row['times_faster_without_xnnpack']:12.2f} {row['size']:6.3f}",
-                flush=True,
-            )
+        header = ["pattern", "sparsity", "type", "ms", "times faster", "(no XNNPACK)", "size"]
+        cells = [
+            [
+                row["pattern"],
+                f"{row['sparsity']:.2f}",
+                row["quantization"],
+                f"{row['milliseconds']:.3f}",
+                f"{row['times_faster']:.2f}",
+                f"{row['times_faster_without_xnnpack']:.2f}",
+                f"{row['size']:.3f}",
+            ]
+            for row in rows
+        ]
+        print("\n".join(tables.text(header, cells, left=(0, 2))), flush=True)
         ratios = result["saved_model"][name] = saved_model_ratios(make, input_shape, options.rounds)
         print(
             f"SavedModel, {name}, block_16x1 at 0.9: variables {ratios['over_least']:.3f} times "

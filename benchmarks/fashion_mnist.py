@@ -18,6 +18,7 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from tf_rigl._base import tables
 from tf_rigl.experiments import compare
 from tf_rigl.experiments.settings import Settings
 
@@ -129,14 +130,14 @@ def draw(found, path):
 
 def table(found):
     """The difference in each setting, as Markdown."""
-    lines = ["| setting, sparsity 0.98 | RigL | SET | RigL less SET |", "| --- | --- | --- | --- |"]
+    lines = []
     for label, ours, other in SETTINGS:
         values = differences(found, "lenet-300-100", ours, other, 0.98)
         if values:
             pair = (found["lenet-300-100", spec, 0.98][: len(values)] for spec in (ours, other))
-            cells = [f"{statistics.mean(v):.2f} ± {_std(v):.2f}" for v in (*pair, values)]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([label, *map(tables.mean_and_spread, (*pair, values))])
+    header = ["setting, sparsity 0.98", "RigL", "SET", "RigL less SET"]
+    return "\n".join(tables.markdown(header, lines))
 
 
 def _std(values):

@@ -1,4 +1,4 @@
-"""What sparse training costs beside dense training, side by side in one run.
+"""The cost of sparse training beside dense training, side by side in one run.
 
     python benchmarks/overhead.py
 
@@ -13,10 +13,9 @@ prints, and writes beside this file as JSON:
 """
 
 import argparse
+import functools
 import json
 import pathlib
-import statistics
-import time
 
 import keras
 import numpy as np
@@ -24,6 +23,8 @@ import tensorflow as tf
 
 import tf_rigl
 from tf_rigl import methods, models, patterns, schedules
+from tf_rigl._base import tables
+from tf_rigl._base.timing import in_turns
 
 STEPS = 100  # In a round: one mask update among them.
 
@@ -82,17 +83,11 @@ def step_ratios(make, batch_size, input_shape, rounds, jit_compile):
         runners[name] = compiled(sparse, dataset, jit_compile)
     masks = sum(item.mask.numpy().nbytes for item in sparse.masked_weights)
     weights = sum(int(np.prod(item.weight.shape)) for item in sparse.masked_weights)
-    times = {name: [] for name in runners}
-    for number in range(rounds):
-        # Another one goes first each time: the first of a round finds other caches.
-        order = list(runners)[number % len(runners) :] + list(runners)[: number % len(runners)]
-        for name in order:
-            train_function, iterator = runners[name]
-            began = time.perf_counter()
-            for _ in range(STEPS):
-                train_function(iterator)
-            times[name].append((time.perf_counter() - began) / STEPS)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    functions = {
+        name: functools.partial(train_function, iterator)
+        for name, (train_function, iterator) in runners.items()
+    }
+    medians = in_turns(functions, rounds, calls=STEPS, warm_up=0)
     return {
         "milliseconds": {name: 1000 * value for name, value in medians.items()},
         "ratios": {name: value / medians["dense"] for name, value in medians.items()},
@@ -130,14 +125,9 @@ def update_ratio(rounds=9, shape=(3, 3, 512, 512), density=0.1):
         "ours": lambda: ours(*counts),
         "two_top_k": sorting,
     }
-    times = {name: [] for name in runners}
-    for number in range(rounds + 1):
-        for name, runner in runners.items():
-            began = time.perf_counter()
-            _ = [tf.reshape(output, [-1])[0].numpy() for output in runner()]
-            if number:  # The first round traces.
-                times[name].append(time.perf_counter() - began)
-    ms = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    # Reading an entry waits for the result.
+    wait = lambda outputs: [tf.reshape(output, [-1])[0].numpy() for output in outputs]  # noqa: E731
+    ms = {name: 1000 * value for name, value in in_turns(runners, rounds, wait=wait).items()}
     return {"milliseconds": ms, "times_faster": ms["two_top_k"] / ms["ours"]}
 
 
@@ -155,18 +145,16 @@ def main():
         flush=True,
     )
     print("\nTime per training step over dense, 90% sparsity, masks changed every 100 steps:")
-    names = list(all_methods(1))
-    print(f"  {'model':14} {'':11} {'dense ms':>8} " + " ".join(f"{n:>9}" for n in names))
+    names, rows = list(all_methods(1)), []
     for jit_compile in (False, True):
         for model, arguments in MODELS.items():
             row = step_ratios(*arguments, jit_compile)
             result["steps"].append({"model": model, "jit_compile": jit_compile, **row})
-            print(
-                f"  {model:14} {'jit_compile' if jit_compile else 'plain':11} "
-                f"{row['milliseconds']['dense']:8.2f} "
-                + " ".join(f"{row['ratios'][n]:9.3f}" for n in names),
-                flush=True,
-            )
+            ratios = [f"{row['ratios'][name]:.3f}" for name in names]
+            mode = "jit_compile" if jit_compile else "plain"
+            rows.append([model, mode, f"{row['milliseconds']['dense']:.2f}", *ratios])
+            print(f"  {', '.join(rows[-1][:2])} is measured", flush=True)
+    print("\n".join(tables.text(["model", "", "dense ms", *names], rows, left=(0, 1))))
     pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
 
 

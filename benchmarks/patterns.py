@@ -1,4 +1,4 @@
-"""What patterns cost in accuracy, and what they gain in latency and size.
+"""The accuracy that patterns cost, and the latency and size that they save.
 
     python benchmarks/patterns.py
 
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import tf_rigl
 from tf_rigl import data
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
 from tf_rigl.experiments import runs
 from tf_rigl.experiments.settings import Settings
 from tf_rigl.export import latency
@@ -112,18 +112,15 @@ def measure(folder):
 
 def table(rows):
     """The rows as Markdown."""
-    lines = [
-        "| | Keras, % | float32 LiteRT: same class as Keras, of 10,000 | int8 LiteRT, % "
-        "| float32: time | size | int8: time | size |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    dense = rows[0]
+    header = ["", "Keras, %", "float32 LiteRT: same class as Keras, of 10,000", "int8 LiteRT, %"]
+    header += ["float32: time", "size", "int8: time", "size"]
+    lines, dense = [], rows[0]
     for row in rows:
         cells = [
             row["label"],
-            _percent(row["accuracy"]["keras"]),
+            tables.mean_and_spread(row["accuracy"]["keras"], scale=100),
             ", ".join(f"{n:,}" for n in row["agreement"]["float32"]),
-            _percent(row["accuracy"]["int8"]),
+            tables.mean_and_spread(row["accuracy"]["int8"], scale=100),
         ]
         for name in QUANTIZATIONS:
             faster = dense["milliseconds"]["float32"] / row["milliseconds"][name]
@@ -131,13 +128,8 @@ def table(rows):
                 f"{row['milliseconds'][name]:.3f} ms ({faster:.1f} times faster)",
                 f"{row['bytes'][name] / dense['bytes']['float32']:.3f}",
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _percent(values):
-    mean, spread = 100 * statistics.mean(values), 100 * statistics.stdev(values)
-    return f"{mean:.2f} ± {spread:.2f}"
+        lines.append(cells)
+    return "\n".join(tables.markdown(header, lines))
 
 
 def draw(rows, path):

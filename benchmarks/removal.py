@@ -1,19 +1,18 @@
-"""How much faster networks run without the channels that were pruned.
+"""How much faster networks run when pruned channels are removed.
 
     python benchmarks/removal.py
 
-removes a share of all channels, the same in each layer, from networks of several kinds, checks
-that the smaller one's outputs are those of the masked large one, and measures one image in
-LiteRT (one thread), and batches of 64 by `predict` in Keras: all shares of a network take
-turns, several rounds, median. Beside them the same channels as zeros, which gain nothing. Writes
+removes a share of the channels of each layer from several networks, checks that the outputs of
+the smaller network are those of the masked large one, and measures one image in LiteRT (one
+thread) and batches of 64 by `predict` in Keras: all shares of a network take turns, and the
+median of several rounds counts. The same channels as zeros, beside them, gain nothing. Writes
 ratios to the dense network as JSON and a table.
 """
 
 import argparse
+import functools
 import pathlib
-import statistics
 import tempfile
-import time
 import warnings
 
 import keras
@@ -21,7 +20,8 @@ import numpy as np
 
 import tf_rigl
 from tf_rigl import lottery, models
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
+from tf_rigl._base.timing import in_turns
 from tf_rigl.export import latency
 
 NETWORKS = {
@@ -55,14 +55,11 @@ def keras_seconds(built, images, rounds):
     """Median seconds of `predict_on_batch`, all models taking turns."""
     for model in built:
         model.compile(jit_compile=False)
-        model.predict_on_batch(images)
-    taken = [[] for _ in built]
-    for _ in range(rounds):
-        for model, seconds in zip(built, taken, strict=True):
-            began = time.perf_counter()
-            model.predict_on_batch(images)
-            seconds.append(time.perf_counter() - began)
-    return [statistics.median(seconds) for seconds in taken]
+    functions = {
+        number: functools.partial(model.predict_on_batch, images)
+        for number, model in enumerate(built)
+    }
+    return list(in_turns(functions, rounds).values())
 
 
 def measure(name, rounds):
@@ -106,19 +103,15 @@ def measure(name, rounds):
 
 def table(results):
     """Ratios to dense as Markdown."""
-    lines = [
-        "| network | | FLOPs | LiteRT file | LiteRT: times faster | Keras: times faster |",
-        "| :--- | :--- | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["network", "", "FLOPs", "LiteRT file", "LiteRT: times faster", "Keras: times faster"]
+    lines = []
     for name, rows in results.items():
         dense = rows[0]
         for row in rows[1:]:
-            faster = [f"{dense[key] / row[key]:.2f}" for key in ("litert_seconds", "keras_seconds")]
-            lines.append(
-                f"| {name} | {row['label']} | {row['flops'] / dense['flops']:.2f} "
-                f"| {row['bytes'] / dense['bytes']:.2f} | {' | '.join(faster)} |"
-            )
-    return "\n".join(lines)
+            sizes = [row[key] / dense[key] for key in ("flops", "bytes")]
+            faster = [dense[key] / row[key] for key in ("litert_seconds", "keras_seconds")]
+            lines.append([name, row["label"], *(f"{value:.2f}" for value in sizes + faster)])
+    return "\n".join(tables.markdown(header, lines, left=(0, 1)))
 
 
 def main():

@@ -12,12 +12,11 @@ import argparse
 import functools
 import json
 import pathlib
-import statistics
 
 import keras
 
 from tf_rigl import data, lottery, models
-from tf_rigl._base import files
+from tf_rigl._base import files, tables
 
 BATCH, RATE = 128, 1.2e-3
 KINDS = {
@@ -71,19 +70,14 @@ def _last(trained):
 
 def table(runs):
     """The runs as Markdown, over seeds."""
-    lines = [
-        f"| weights left, % | {' | '.join(KINDS.values())} | epochs of Scratch-B |",
-        "| ---: |" + " ---: |" * (len(KINDS) + 1),
-    ]
+    header = ["weights left, %", *KINDS.values(), "epochs of Scratch-B"]
+    lines = []
     for fraction in dict.fromkeys(run["fraction"] for run in runs):
         own = [run for run in runs if run["fraction"] == fraction]
-        cells = [f"{100 * own[0]['density']:.1f}"]
-        for kind in KINDS:
-            values = [100 * run[kind] for run in own]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.2f}{spread}")
-        lines.append(f"| {' | '.join(cells)} | {own[0]['epochs']['scratch_b']} |")
-    return "\n".join(lines)
+        cells = [tables.mean_and_spread([run[kind] for run in own], scale=100) for kind in KINDS]
+        density, epochs = own[0]["density"], own[0]["epochs"]["scratch_b"]
+        lines.append([f"{100 * density:.1f}", *cells, str(epochs)])
+    return "\n".join(tables.markdown(header, lines, left=()))
 
 
 def main():

@@ -1,4 +1,4 @@
-"""How masks and their updates grow from 1 to 200 million parameters, and with two replicas.
+"""Time and memory of masks and their updates, from 1 to 200 million parameters.
 
     python benchmarks/scale.py
 
@@ -18,6 +18,7 @@ The sizes of tensors are those that the allocator of TensorFlow's x86 builds cou
 """
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -37,6 +38,8 @@ import numpy as np
 import tensorflow as tf
 
 import tf_rigl
+from tf_rigl._base import tables
+from tf_rigl._base.timing import in_turns
 
 INTERVAL = 100  # Steps from one update to the next.
 SIZES = (1, 3, 10, 30, 100, 200)  # Millions of parameters, in four kernels.
@@ -64,12 +67,6 @@ def peak_of(function):
     of_numpy = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return memory.get_memory_info(DEVICE)["peak"] - before + of_numpy
-
-
-def seconds_of(function):
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 class Sparse:
@@ -146,10 +143,7 @@ def measure(parameters, kernels):
     gc.collect()
     what = {name: getattr(sparse, name) for name in ("draw", "step", "update", "change")}
     rounds = 5 if parameters <= 3e7 else 3
-    seconds = {}
-    for name, function in what.items():
-        function()  # Traces and compiles.
-        seconds[name] = statistics.median(seconds_of(function) for _ in range(rounds))
+    seconds = in_turns(what, rounds)
     peaks = {
         name: statistics.median(peak_of(function) for _ in range(MEMORY_ROUNDS))
         for name, function in what.items()
@@ -206,15 +200,12 @@ def mirrored(rounds):
         for kind, model in models.items():
             model.fit(data, steps_per_epoch=INTERVAL + 1, verbose=0)
             iterators[kind] = iter(strategy.experimental_distribute_dataset(data))
-        times = {kind: [] for kind in models}
-        for number in range(rounds):
-            for kind in sorted(models, reverse=number % 2 == 1):
-                began = time.perf_counter()
-                for _ in range(INTERVAL):
-                    logs = models[kind].train_function(iterators[kind])
-                float(logs["loss"])
-                times[kind].append((time.perf_counter() - began) / INTERVAL)
-        medians = {kind: statistics.median(values) for kind, values in times.items()}
+        functions = {
+            kind: functools.partial(model.train_function, iterators[kind])
+            for kind, model in models.items()
+        }
+        wait = lambda logs: float(logs["loss"])  # noqa: E731
+        medians = in_turns(functions, rounds, calls=INTERVAL, wait=wait, warm_up=0)
         rows.append(
             {
                 "model": name,
@@ -254,25 +245,23 @@ def machine():
     }
 
 
-HEADER = (
-    f"  {'':>7} {'':>7} {'milliseconds':>35}   {'GB: stored, added at peak':>45}\n"
-    f"  {'params':>7} {'kernels':>7} {'draw':>8} {'step':>8} {'update':>8} {'change':>8}   "
-    f"{'stored':>7} {'draw':>6} {'step':>6} {'update':>6} {'change':>6} {'/ largest':>9}"
-)
-
-
-def show(row):
-    """Prints what `measure` returns."""
-    times = " ".join(
-        f"{1000 * row['seconds'][n]:8.1f}" for n in ("draw", "step", "update", "change")
-    )
-    peaks = row["added_at_peak_bytes"]
-    added = " ".join(f"{peaks[n] / GB:6.3f}" for n in ("draw", "step", "update", "change"))
-    print(
-        f"  {row['parameters'] / 1e6:6.4g}M {row['kernels']:7} {times}   "
-        f"{sum(row['bytes'].values()) / GB:7.3f} {added} {row['change_over_largest_weight']:9.1f}",
-        flush=True,
-    )
+def show(rows):
+    """Prints a table of rows that `measure` returned."""
+    parts = ("draw", "step", "update", "change")
+    header = ["params", "kernels", *(f"{part}, ms" for part in parts), "stored, GB"]
+    header += [*(f"{part} adds, GB" for part in parts), "change adds / largest"]
+    cells = [
+        [
+            f"{row['parameters'] / 1e6:.4g}M",
+            str(row["kernels"]),
+            *(f"{1000 * row['seconds'][part]:.1f}" for part in parts),
+            f"{sum(row['bytes'].values()) / GB:.3f}",
+            *(f"{row['added_at_peak_bytes'][part] / GB:.3f}" for part in parts),
+            f"{row['change_over_largest_weight']:.1f}",
+        ]
+        for row in rows
+    ]
+    print("\n".join(tables.text(header, cells)), flush=True)
 
 
 def growth(rows, value):
@@ -327,10 +316,11 @@ def main():
     output = pathlib.Path(options.output)
 
     result = {"machine": machine(), "sizes": [], "kernels": []}
-    print(f"90% sparsity, RigL, SGD with momentum, batch 1\n{HEADER}", flush=True)
+    print("90% sparsity, RigL, SGD with momentum, batch 1", flush=True)
     for millions in options.sizes:
         result["sizes"].append(alone("measure", 1e6 * millions, 4))
-        show(result["sizes"][-1])
+        print(f"  {millions:g} million parameters are measured", flush=True)
+    show(result["sizes"])
     if len(options.sizes) > 1:
         result["growth"] = {
             "update_seconds": growth(result["sizes"], lambda row: row["seconds"]["update"]),
@@ -340,10 +330,11 @@ def main():
             ),
         }
         print(f"  exponents of growth: {result['growth']}")
-    print(f"As many parameters in few kernels and in many\n{HEADER}", flush=True)
+    print("As many parameters in few kernels and in many", flush=True)
     for kernels in KERNELS:
         result["kernels"].append(alone("measure", 1e6 * options.in_kernels, kernels))
-        show(result["kernels"][-1])
+        print(f"  {kernels} kernels are measured", flush=True)
+    show(result["kernels"])
     print("Time per step with two replicas, sparse over dense", flush=True)
     result["mirrored"] = alone("mirrored", options.rounds)
     for row in result["mirrored"]:
