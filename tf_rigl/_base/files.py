@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders whole or not at all."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import tempfile
 
 
 def to_json(result) -> str:
-    """A result as JSON, lists of numbers on one line.
+    """Returns a result as JSON, with each list of numbers on one line.
 
     Example:
 
@@ -20,16 +20,16 @@ def to_json(result) -> str:
     }
     """
     text = json.dumps(result, indent=1)
-    # A line break cannot be within a JSON string, so this finds nothing but lists.
+    # JSON strings contain no line breaks, so this finds only lists.
     lists = re.compile(r"\[\n[-+\d.,\seE]*\]")
     return lists.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
 
 
 @contextlib.contextmanager
 def beside(path):
-    """A path to write a file to, which is then moved to its place: nobody sees half of it."""
+    """Yields a temporary path; the file written there is moved to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = ".weights.h5"  # Keras asks for both parts.
+    weights = ".weights.h5"  # Keras wants this ending.
     suffix = weights if path.name.endswith(weights) else path.suffix
     handle, scratch = tempfile.mkstemp(prefix=".", suffix=suffix, dir=path.parent)
     os.close(handle)
@@ -44,7 +44,7 @@ def beside(path):
 
 @contextlib.contextmanager
 def beside_local(path, wanted=True):
-    """The same for a path of any kind; where it is not wanted, or no local one, the path itself."""
+    """Like `beside`; yields the path itself if it is not local, or if `wanted` is False."""
     if not wanted or "://" in str(path):
         yield path
         return
@@ -53,17 +53,17 @@ def beside_local(path, wanted=True):
 
 
 def write_text(path, text):
-    """Writes a text file so."""
+    """Writes a text file, whole or not at all."""
     with beside(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def check_folder(folder, marks=("result.json",)) -> pathlib.Path:
-    """Raises if a run cannot be written to a folder, before it is trained.
+    """Raises if results cannot be written to a folder. To be called before training.
 
     Args:
         folder: str or path. It may be absent, empty, or that of an earlier run.
-        marks: file names, of which an earlier run has at least one.
+        marks: names of files or folders; an earlier run has at least one of them.
 
     Returns:
         The path.
@@ -84,7 +84,7 @@ def check_folder(folder, marks=("result.json",)) -> pathlib.Path:
 
 
 def _is_ours(path):
-    """Whether a file or folder that marks a run has been written by one."""
+    """Whether an earlier run wrote this file or folder."""
     if path.suffix != ".json" or not path.exists():
         return path.is_dir()
     try:
@@ -95,14 +95,14 @@ def _is_ours(path):
 
 
 def write_run(folder, model, result, draw=None, csv=None):
-    """Writes a run folder, beside its place at first, and moves it there when it is whole.
+    """Writes a run folder whole or not at all.
 
     Args:
         folder: str or path; an earlier run there is replaced.
         model: the trained `keras.Model`, written as `model.keras`.
         result: dict, written as `result.json`.
         draw: function of `(result, path)` that writes a picture, or None.
-        csv: str, what `tf_rigl.callbacks.SparsityLogger` has written, or None.
+        csv: str, the text that `tf_rigl.callbacks.SparsityLogger` has written, or None.
     """
     folder = check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_run(folder, model, result, draw=None, csv=None):
         if not folder.exists():
             scratch.rename(folder)
             return
-        # It may be somebody's current folder: file by file, what marks it as a run last.
+        # It may be a current folder, so files are moved one by one; the mark of a run comes last.
         for name in sorted(written, key="result.json".__eq__):
             os.replace(scratch / name, folder / name)
         for name in {"masks.png", "sparsity.csv"} - written:

@@ -1,8 +1,8 @@
-"""Data sets as `tf.data` pipelines: any image classification set of TensorFlow Datasets.
+"""Data sets as `tf.data` pipelines: any image classification set of TensorFlow Datasets (TFDS).
 
-"digits" (scikit-learn's, 8x8 pixels) is embedded: it needs neither network nor files.
-"fashion_mnist" is downloaded by TensorFlow Datasets, or, where Debian's package
-`dataset-fashion-mnist` is installed, prepared from its files.
+"digits" (scikit-learn's, 8x8 pixels) needs neither network nor files. "fashion_mnist" is
+prepared from the files of Debian's package `dataset-fashion-mnist` if that is installed;
+otherwise TFDS downloads it.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_IN_MEMORY = 200 * 2**20  # Bytes up to which a data set is cached after its first epoch.
+_IN_MEMORY = 200 * 2**20  # Data sets of up to so many bytes are cached in the first epoch.
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -26,7 +26,7 @@ class Data(NamedTuple):
         name: str.
         train, test: `tf.data.Dataset` of batches (images, labels): images float32 in
             [0, 1] of shape (batch, height, width, channels), labels int32 of shape
-            (batch,). `train` is shuffled anew at each epoch; the last batch may be
+            (batch,). `train` is shuffled anew in each epoch; the last batch may be
             smaller.
         input_shape: tuple of int, (height, width, channels).
         num_classes: int.
@@ -47,17 +47,16 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
             examples are an image and a class label.
         batch_size: int, examples in a batch.
         seed: int, for the order of the training examples.
-        data_dir: str or path, where TensorFlow Datasets keeps what it prepared.
-            Defaults to its own choice (environment variable `TFDS_DATA_DIR`, or
-            `~/tensorflow_datasets`).
+        data_dir: str or path, the folder of prepared TFDS data sets. Defaults to that of TFDS
+            (environment variable `TFDS_DATA_DIR`, or `~/tensorflow_datasets`).
 
     Returns:
         A `Data`.
 
     Raises:
-        ValueError: if there is no such data set, or it does not hold images and labels.
-        FileNotFoundError: if its files are neither here nor to be had; the message says
-            what to run.
+        ValueError: if there is no such data set, or it has no images and labels.
+        FileNotFoundError: if its files are missing and cannot be downloaded; the message
+            says what to run.
 
     Example:
 
@@ -78,7 +77,7 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
 
 
 def arrays(name="digits", *, data_dir=None) -> Data:
-    """Loads a data set into memory, in the order in which it is stored.
+    """Loads a data set into memory, in stored order.
 
     Args:
         name, data_dir: as for `load`, which raises the same errors.
@@ -176,7 +175,7 @@ def _from_tfds(name, data_dir):
 
 
 def _prepared(builder, name, data_dir):
-    """The builder of a data set whose files are on disk, made or fetched if need be."""
+    """Returns the builder of a data set, after preparing or downloading missing files."""
     import tensorflow_datasets as tfds
 
     if pathlib.Path(builder.data_dir).exists():
@@ -186,8 +185,8 @@ def _prepared(builder, name, data_dir):
         return tfds.builder(name, data_dir=data_dir)
     try:
         builder.download_and_prepare()
-    # What fails without network depends on where the files live: requests' errors are
-    # OSErrors, cloud storage has TensorFlow's, TFDS adds its own.
+    # Without network, the error depends on where the files are: `requests` raises OSErrors,
+    # cloud storage TensorFlow's, and TFDS its own.
     except (OSError, tf.errors.OpError, tfds.download.DownloadError, AssertionError) as error:
         debian = " or install Debian's package: apt-get install dataset-fashion-mnist"
         raise FileNotFoundError(
@@ -201,7 +200,7 @@ def _prepared(builder, name, data_dir):
 
 
 def _prepare_fashion_mnist(source, builder):
-    """Writes the raw files of Fashion-MNIST as a prepared data set, in about a minute."""
+    """Prepares Fashion-MNIST from its raw files, in about a minute."""
     import tensorflow_datasets as tfds
 
     def examples(prefix):
@@ -230,7 +229,7 @@ def _prepare_fashion_mnist(source, builder):
 
 
 def _read_idx(path):
-    """Reads a file of the IDX format of MNIST: unsigned bytes."""
+    """Reads unsigned bytes from a file in MNIST's IDX format."""
     with gzip.open(path, "rb") as file:
         content = file.read()
     axes = content[3]

@@ -1,4 +1,4 @@
-"""The runs that the command line, the notebooks and the benchmarks share."""
+"""One run: build a model, train it, measure it. Used by the command line and the benchmarks."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ from tf_rigl.convert import sparsifying
 from tf_rigl.experiments import data, models
 from tf_rigl.experiments.settings import Settings
 
-_PICTURES = 6  # Epochs at which the connections of the input are counted, but for the start.
+_PICTURES = 6  # The connections of the input are counted at the start and after six epochs.
 
 
 class MaskHistory(keras.callbacks.Callback):
-    """Records at the end of each epoch how far the masks have moved.
+    """Records at the end of each epoch how much the masks have changed.
 
     Attributes:
-        since_start: list of dict, for each epoch the share of each layer's active
-            entries, by path, that were not active at the start of training.
-        since_last: the same, for those not active an epoch earlier.
+        since_start: list of dict, one for each epoch: the share of each layer's active
+            entries, by path, that were inactive at the start of training.
+        since_last: the same, for entries that were inactive an epoch earlier.
     """
 
     def on_train_begin(self, logs=None):
@@ -40,19 +40,18 @@ class MaskHistory(keras.callbacks.Callback):
 
 
 class InputConnections(keras.callbacks.Callback):
-    """Counts now and then how many connections each entry of the input has.
+    """Counts the connections of each entry of the input, at a few epochs.
 
-    It does so where the first masked weight is a matrix with a row for each entry of
-    the input, as in a dense layer on a flattened image, and nothing elsewhere.
+    The first masked weight must be a matrix with a row for each entry of the input, as in a
+    dense layer on a flattened image. For other models, nothing is counted.
 
     Args:
         input_shape: tuple of int, of one example.
-        epochs: int, how many there will be.
+        epochs: int, the number of epochs of the training.
 
     Attributes:
-        result: dict of the input's "shape", the "epochs" after which was counted (0 is
-            the start) and, for each of these, the "counts"; None where there is nothing
-            to count.
+        result: dict of the input's "shape", the "epochs" of the counts (0 is the start)
+            and the "counts" at each of these; None if nothing is counted.
     """
 
     def __init__(self, input_shape, epochs):
@@ -119,15 +118,14 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
         settings: `Settings`.
         data_dir: see `tf_rigl.data.load`.
         verbose: as in `keras.Model.fit`.
-        csv: path of a file to which `tf_rigl.callbacks.SparsityLogger` writes the figures of
-            the masks after each epoch, and shows them; None for neither. Dense runs have none.
+        csv: path of the file of a `tf_rigl.callbacks.SparsityLogger`, which also prints the
+            figures of the masks after each epoch; None for no logger. Dense runs have none.
 
     Returns:
-        The trained `keras.Model` and a dict that can be written as JSON: settings, test
-        accuracy and loss, history, parameters, FLOPs (of the trained network for one
-        example, of a training step for one example, and of the whole training), and for
-        sparse models the layers, how their masks moved, and where in the input the
-        connections of the first layer are.
+        The trained `keras.Model` and a dict of JSON values: settings, test accuracy and loss,
+        history, parameters, and FLOPs (of the trained network for one example, of a training
+        step for one example, and of the whole training). For sparse models also the layers,
+        the changes of their masks, and the connections of each entry of the input.
     """
     dataset = data.load(
         settings.dataset, settings.batch_size, seed=settings.seed, data_dir=data_dir
@@ -178,9 +176,9 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
 
 
 def _sizes(model, sparse):
-    """Parameters, non-zero ones, and each masked layer's share."""
+    """Parameters and active parameters, of the model and of each masked layer."""
     items = model.masked_weights if sparse else []
-    # A block-sparse layer stores less than the kernel that it stands for.
+    # A block-sparse layer stores fewer parameters than its kernel has.
     shapes = {id(item.weight): item.shape for item in items}
     parameters = sum(math.prod(shapes.get(id(w), w.shape)) for w in model.trainable_weights)
     layers = []
@@ -206,7 +204,7 @@ def _sizes(model, sparse):
 
 
 def _costs(model, settings, steps):
-    """What the network and its training cost, in FLOPs and bytes."""
+    """FLOPs and bytes of the network, and FLOPs of its training."""
     report = reporting.report(model)
     method = "dense" if settings.method == "dense" else model.method
     per_example = float(reporting.train_flops(report, method, steps=steps))
@@ -219,7 +217,7 @@ def _costs(model, settings, steps):
 
 
 def summary(result) -> str:
-    """A readable account of a result."""
+    """A result as text."""
     settings = result["settings"]
     title = f"{settings['method']} on {settings['dataset']}, {settings['model']}"
     report = result["report"]
