@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import tf_rigl
 from tf_rigl import methods, models, patterns, schedules
-from tf_rigl._base import tables
+from tf_rigl._base import tables, tensors
 from tf_rigl._base.timing import in_turns
 
 STEPS = 100  # In a round: one mask update among them.
@@ -108,7 +108,7 @@ def update_ratio(rounds=9, shape=(3, 3, 512, 512), density=0.1):
     gradient = tf.constant(rng.standard_normal(shape), tf.float32)
     method, pattern = methods.RigL(), patterns.Unstructured()
 
-    update = method.update_function(entries)
+    update = tensors.compiled_if_large(method.update, entries)
 
     @tf.function
     def ours(keep, grow):

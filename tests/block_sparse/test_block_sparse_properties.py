@@ -12,7 +12,6 @@ from references import patterns_numpy as reference
 
 from tf_rigl import block_sparse, methods
 from tf_rigl.block_sparse.geometry import Geometry
-from tf_rigl.block_sparse.layers import Probes
 from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns import Block
 
@@ -128,11 +127,11 @@ def test_outputs_and_gradients_are_those_of_the_dense_kernel(case, batch):
     x = tf.constant(rng.normal(size=(batch, geometry.inputs)), tf.float32)
     kernel = tf.constant(layer.kernel)
     weight = tf.constant(rng.normal(size=(batch, geometry.outputs)), tf.float32)
-    with tf.GradientTape() as tape, Probes([BlockSparseWeight("kernel", layer)]) as probes:
-        tape.watch([x, *probes.zeros])
+    with BlockSparseWeight("kernel", layer).probe() as probe, tf.GradientTape() as tape:
+        tape.watch([x, probe])
         y = layer(x)
         loss = tf.reduce_sum(y * weight)
-    dx, values, whole = tape.gradient(loss, [x, layer.values.value, probes.zeros[0]])
+    dx, values, whole = tape.gradient(loss, [x, layer.values.value, probe])
     dense = tf.transpose(x) @ weight
     close = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(y, x @ kernel, **close)
@@ -158,7 +157,7 @@ def test_blocks_move_with_all_that_is_kept_of_them(data):
     old, weight = item.mask.numpy(), rng.normal(size=shape).astype("float32") * new
     slot = keras.Variable(rng.normal(size=geometry.values_shape))
     before = item.dense(slot).numpy()
-    for variable, value in item.changes(None, new, weight, [(slot, 0.0)]):
+    for variable, value in item.replaced(None, new, weight, [(slot, 0.0)]):
         variable.assign(value)
     np.testing.assert_array_equal(item.mask, new)
     np.testing.assert_array_equal(item.dense(), weight)

@@ -27,6 +27,7 @@ from tests.helpers import (
     rigl,
     sparsify,
 )
+from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.callbacks import BackupAndRestore, SparsityError, SparsityLogger, SparsityMonitor
 
 EAGER = {"run_eagerly": True}
@@ -168,7 +169,7 @@ def block_sparse():
 
 def test_block_sparse_weights_are_seen_as_the_kernels_they_stand_for(tmp_path):
     model = compiled(block_sparse(), **EAGER)
-    assert all(item.is_packed for item in model.masked_weights)
+    assert all(isinstance(item, BlockSparseWeight) for item in model.masked_weights)
     before, path = model.masks, tmp_path / "s.csv"
     train(model, *random_data(), [SparsityLogger(csv=path), SparsityMonitor(1)])
     for weight, mask in model.masks.items():

@@ -207,7 +207,7 @@ def test_counts_hold_where_gradients_are_nan(name):
         counts, targets = sum(counts.values()), sum(targets.values())
     assert counts == targets
     # Where the optimizer took NaN in at a batch before the update, all is lost anyway.
-    if not model.method.trains_scores and all(
+    if not model.method.trained_state and all(
         np.isfinite(item.weight.numpy()).all() for item in model.masked_weights
     ):
         for values in states(model).values():
@@ -229,7 +229,7 @@ def by_hand(method, **kwargs):
 @every_method
 def test_masked_layers_that_begin_as_the_method_does(name):
     method = METHODS[name]()
-    whole = method.begins_dense or method.trains_scores
+    whole = method.begins_dense or method.trained_state
     model = by_hand(method, initial_mask="ones" if whole else "random")
     fit(model, *random_data())
     check_pruned(model)

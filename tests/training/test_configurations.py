@@ -28,6 +28,7 @@ from tests.helpers import (
 )
 from tests.soak import record, times
 from tf_rigl import methods, schedules
+from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns import NM, Block
 
 BATCHES = 6
@@ -450,7 +451,7 @@ def check_trained(model, c):
     assert model.step == BATCHES
     if not (model.method.begins_dense and has_overflowed(model)):
         check_counts(model)
-    packed = any(item.is_packed for item in model.masked_weights)
+    packed = any(isinstance(item, BlockSparseWeight) for item in model.masked_weights)
     check_equal(outputs_of(tf_rigl.strip(model), c), outputs_of(model, c), exact=not packed)
     if c["saved"]:
         check_file(model, c)

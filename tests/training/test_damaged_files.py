@@ -20,6 +20,7 @@ from tests.helpers import (
     sparsify,
 )
 from tests.soak import record, times
+from tf_rigl.training import loop
 
 EAGER = {"run_eagerly": True}
 X, Y = random_data(batches=3)
@@ -79,7 +80,7 @@ def load_backup(made, path):
     with pytest.raises(Loaded):
         train(made, [backup, End()])
     # After three of three batches.
-    assert (made._initial_epoch, made._run.skip) == (1, 0)
+    assert (made._initial_epoch, loop.of(made).length.skip) == (1, 0)
 
 
 # Damage, to a bytearray. Each is done at a random place.

@@ -19,6 +19,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
 )
 import tf_rigl
+from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tests.helpers import compiled, mlp, random_data, sparsify
 
 STEPS = 12
@@ -39,11 +40,11 @@ class Record(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         for item in self.model.masked_weights:
             weights = copies(item.weight)
-            masks = [] if item.is_packed else copies(item.mask)
+            masks = [] if isinstance(item, BlockSparseWeight) else copies(item.mask)
             assert len(weights) == self.replicas
             for weight in weights:
                 np.testing.assert_array_equal(weight, weights[0])
-            if item.is_packed:
+            if isinstance(item, BlockSparseWeight):
                 for places in copies(item.layer.places):
                     np.testing.assert_array_equal(places, item.layer.places.numpy())
                 continue

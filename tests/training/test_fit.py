@@ -30,6 +30,7 @@ from tests.helpers import (
     rigl,
     sparsify,
 )
+from tf_rigl.training import loop
 
 EAGER = {"run_eagerly": True}
 SGD = keras.optimizers.SGD
@@ -45,7 +46,7 @@ class Watch(CheckEveryStep):
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         self.by_step[self.model.step] = self.masks[-1]
-        assert self.model._run.active == list(active(self.model).values())
+        assert loop.of(self.model).plan.active == list(active(self.model).values())
 
 
 def sparse(optimizer="sgd", method=None, **how):

@@ -76,7 +76,7 @@ MODELS = {pictures: IMAGE, sequences: SEQUENCE}
 def slots(model, weight):
     """Adam's moments of a weight."""
     optimizer = model.optimizer
-    if not optimizer.built or model.method.trains_scores:  # Scores have no mask.
+    if not optimizer.built or model.method.trained_state:  # Scores have no mask.
         return []
     index = optimizer._get_variable_index(weight)
     return [s[index].numpy() for s in (optimizer._momentums, optimizer._velocities)]

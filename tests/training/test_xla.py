@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers import METHODS, compiled, mlp, random_data, sparsify
-from tf_rigl.training import loop
+from tf_rigl.training.begin import begin
 
 # Pattern and compute; where a method has one pool, or begins dense, not all are possible.
 FORMS = [("unstructured", "masked"), ("block_2x1", "masked"), ("2:4", "masked")]
@@ -36,7 +36,7 @@ def test_every_step_is_static_and_stays_on_the_device(name, pattern, compute):
     x, y = random_data(batches=1)
     batch = tf.constant(x), tf.constant(y)
     model._symbolic_build(data_batch=batch)
-    loop._begin(model, iter(()))
+    begin(model, iter(()))
     past = [tf.constant(0.5)] if "gradient" in method.state_names else []
     steps = [as_hlo(model.train_step, batch)]
     if past:

@@ -52,6 +52,7 @@ NAMES = {
         "_value_dense": ("holds a projection", "3.10-3.15"),
         "_gate_dense": ("holds a projection", "3.14-3.15"),
         "_output_dense": ("holds a projection", "3.10-3.15"),
+        "_use_gate": ("says that there is a gate", "3.14-3.15"),
         "_tracker": ("puts a sublayer in the place of another", "3.10-3.15"),
     },
     "keras.src.layers.rnn.conv_lstm": {"ConvLSTMCell": ("is a kind of layer", "3.10-3.15")},
@@ -175,6 +176,11 @@ PROJECTIONS = {
     "gate": "_gate_dense",
     "attention_output": "_output_dense",
 }
+
+
+def is_gated(attention) -> bool:
+    """Returns whether a `keras.layers.MultiHeadAttention` has a gate; older ones never have."""
+    return getattr(attention, "_use_gate", False)
 
 
 def projection(attention, name):

@@ -19,7 +19,6 @@ STAY = {
     "tf_rigl.plots": "tf_rigl.experiments.plots",
 }
 MOVED = {
-    "tf_rigl.block_sparse.conversion": "tf_rigl.convert.replacing",
     "tf_rigl.block_sparse.tuning": "tf_rigl.accounting.tuning",
     "tf_rigl.cli": "tf_rigl.experiments.cli",
     "tf_rigl.compare": "tf_rigl.experiments.compare",
@@ -41,6 +40,15 @@ MOVED = {
     "tf_rigl.specs": "tf_rigl.experiments.specs",
     "tf_rigl.targets": "tf_rigl.weights.targets",
 }
+# Module -> name -> the module that has it: names that a room shows, and a higher room makes.
+SHOWN = {"tf_rigl.block_sparse": {"tune": "tf_rigl.accounting.tuning"}}
+
+
+def shown(module, name):
+    """Returns what a module shows under a name, for its `__getattr__`."""
+    if name not in SHOWN[module]:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(SHOWN[module][name]), name)
 
 
 class _Loader(importlib.abc.Loader):

@@ -10,10 +10,15 @@ from tf_rigl._base.arguments import check_integer
 
 
 def are_several(strategy=None) -> bool:
-    """Whether a strategy, by default the present one, trains in several processes."""
+    """Returns whether a strategy, by default the present one, trains in several processes."""
     strategy = strategy or tf.distribute.get_strategy()
-    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return several and strategy.extended._in_multi_worker_mode()
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+        return False
+    cluster = resolver.cluster_spec()
+    # An evaluator is a cluster of its own.
+    jobs = ("evaluator",) if resolver.task_type == "evaluator" else ("chief", "worker")
+    return sum(cluster.num_tasks(job) for job in jobs if job in cluster.jobs) > 1
 
 
 def is_chief(strategy) -> bool:

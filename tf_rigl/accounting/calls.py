@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import keras
 from keras import layers
-from keras.src.backend import compute_output_spec
 
+from tf_rigl._base import keras_internals
 from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedModel
 
@@ -56,7 +56,7 @@ def prepare(model, input_shape):
     if not model.built:
         model = _build_copy(model, input_shape)
     if copies.is_graph(model):
-        structure = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs[0]
+        structure, _ = copies.ends(model)
         known = keras.tree.flatten(structure)
         given = _given(known, structure, input_shape)
         batch = next((x.shape[0] for x in known if x.shape and x.shape[0] is not None), 1)
@@ -101,7 +101,7 @@ def _build_copy(model, input_shape):
     state = random.getstate()  # Keras draws the seeds of initializers from it.
     try:
         copy = copies.clone(model)
-        originals, twins = list(model._flatten_layers()), list(copy._flatten_layers())
+        originals, twins = map(keras_internals.all_layers, (model, copy))
         if [type(layer) for layer in originals] == [type(layer) for layer in twins]:
             for original, twin in zip(originals, twins, strict=True):
                 twin.name = original.name
@@ -223,20 +223,20 @@ def observe(model, args, kwargs) -> list[Call]:
         recording_call.__signature__ = signature
         return recording_call
 
-    inner = list({id(layer): layer for layer in model._flatten_layers()}.values())
+    inner = list({id(layer): layer for layer in keras_internals.all_layers(model)}.values())
     before = [(layer, dict(vars(layer))) for layer in inner]
     unbuilt = []
     try:
         for layer in inner:
             attributes = vars(layer)
             if not layer.built:
-                if getattr(layer.build, "_is_default", False):
+                if keras_internals.has_default_build(layer):
                     attributes["built"] = True  # It has no weights of its own.
                 else:
                     attributes["build"] = _refuse(layer, unbuilt)
             attributes["call"] = record(layer, layer.call)
         with _silence():
-            compute_output_spec(model, *args, **kwargs)
+            keras_internals.compute_output_spec(model, *args, **kwargs)
     except Exception as error:
         if unbuilt:
             raise NotBuiltError(unbuilt[0].name) from error

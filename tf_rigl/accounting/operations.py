@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import keras
 from keras import layers
-from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
-from tf_rigl.block_sparse.weight import is_block_sparse
+from tf_rigl._base.keras_internals import ConvLSTMCell, all_layers
 from tf_rigl.weights import maskable
 
 
@@ -36,14 +35,14 @@ class UnknownSizeError(Exception):
 def kernels(layer) -> list[Kernel]:
     """The weights of a layer itself that take part in products, maskable or not."""
     attributes, _ = _rule(layer)
-    found = [w for w in (_variable(layer, name) for name in attributes) if w is not None]
+    found = [(name, *maskable.stored(layer, name)) for name in attributes]
+    found = [each for each in found if each[1] is not None]
     result = []
-    for weight in found:
-        name, shape = weight.name, tuple(weight.shape)
-        if is_block_sparse(layer):
-            name, shape = "kernel", layer.kernel_shape
+    for number, (attribute, weight, shape) in enumerate(found, start=1):
+        # Stored in another shape, it has the attribute's name; else it keeps its own.
+        name = weight.name if shape == tuple(weight.shape) else attribute
         # One bias for a layer: that of its last kernel.
-        channels = _channels(layer, shape) if weight is found[-1] else 0
+        channels = _channels(layer, shape) if number == len(found) else 0
         result.append(Kernel(weight, name, shape, channels))
     for weight in _own(layer):
         shape = tuple(weight.shape)
@@ -68,7 +67,9 @@ def count(call) -> Count:
     uses, bias = {}, {}
     if rule is not None:
         numbers, outputs = rule(call)
-        pairs = [(_variable(layer, a), n) for a, n in zip(attributes, numbers, strict=True)]
+        pairs = [
+            (maskable.stored(layer, a)[0], n) for a, n in zip(attributes, numbers, strict=True)
+        ]
         pairs = [(weight, n) for weight, n in pairs if weight is not None]
         uses = {id(weight): n for weight, n in pairs}
         bias = {id(weight): outputs for weight, _ in pairs[-1:]}
@@ -201,21 +202,12 @@ def _rule(layer):
     return next((rule for cls, rule in _RULES.items() if isinstance(layer, cls)), ((), None))
 
 
-def _variable(layer, name):
-    if is_block_sparse(layer):
-        return layer.values
-    value = getattr(layer, name, None)
-    if value is None or isinstance(value, keras.Variable):
-        return value
-    return getattr(layer, f"_{name}")  # With LoRA the attribute is a sum, a tensor.
-
-
 def _own(layer):
     """Weights that only `get_prunable_weights()` tells of."""
     if not hasattr(layer, "get_prunable_weights"):
         return []
     known = {
-        id(_variable(each, name)) for each in layer._flatten_layers() for name in _rule(each)[0]
+        id(maskable.stored(each, name)[0]) for each in all_layers(layer) for name in _rule(each)[0]
     }
     return [w for w in maskable.own_weights(layer) if id(w) not in known]
 
@@ -258,7 +250,7 @@ def _products(call):
     layer = call.layer
     if isinstance(layer, layers.MultiHeadAttention):
         query, value = call.arguments["query"][0], call.arguments["value"][0]
-        axes = layer._attention_axes  # Set when it was built.
+        axes = layer.attention_axes  # Set when it was built.
         batch = _size([n for axis, n in enumerate(query[:-1]) if axis not in axes])
         pairs = _size([shape[axis] for shape in (query, value) for axis in axes])
         return 2 * batch * pairs * layer.num_heads * (layer.key_dim + layer.value_dim)

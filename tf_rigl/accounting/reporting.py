@@ -19,6 +19,7 @@ Reference:
 """
 
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -28,11 +29,10 @@ from tf_rigl._base.arguments import check_sparsity, unknown_name
 from tf_rigl.accounting import operations
 from tf_rigl.accounting.calls import NotBuiltError, observe, prepare
 from tf_rigl.accounting.rows import LayerReport, Report
-from tf_rigl.block_sparse.weight import is_block_sparse
-from tf_rigl.convert import replacing
+from tf_rigl.block_sparse import conversion
+from tf_rigl.patterns.base import Pattern
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable, masks, targets
-from tf_rigl.weights.masked_layer import MaskedLayer
 
 __all__ = ["LayerReport", "Report", "plan", "report", "train_flops"]
 
@@ -81,10 +81,7 @@ def report(model, *, input_shape=None) -> Report:
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), appendices.
     """
     _check_model(model)
-    holds_masks = isinstance(model, SparseModel) or any(
-        isinstance(layer, MaskedLayer) or is_block_sparse(layer)
-        for layer in model._flatten_layers()
-    )
+    holds_masks = isinstance(model, SparseModel) or masks.holds_any(model)
     if holds_masks and not model.built:
         raise ValueError(
             "Argument `model` is not built, so it has no masks yet: call it on data first. "
@@ -92,22 +89,19 @@ def report(model, *, input_shape=None) -> Report:
         )
     inner, arguments = prepare(model, input_shape)
     model = model if holds_masks else inner
-    names, nonzeros, layouts, sparse = {}, {}, {}, set()
+    known = {}
     if holds_masks:
         for item in masks.find(model):
-            names[id(item.weight)] = item.path
-            nonzeros[id(item.weight)] = np.count_nonzero(item.mask.numpy())
-            layouts[id(item.weight)] = item.pattern
-            if item.is_packed:
-                sparse.add(id(item.weight))
+            nonzeros = np.count_nonzero(item.mask.numpy())
+            known[id(item.weight)] = _Known(nonzeros, item.compute, item.pattern, item.path)
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
             nnz = np.count_nonzero(values)
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
-            nonzeros[id(found.weight)] = nnz
-    return _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts, sparse)
+            known[id(found.weight)] = _Known(nnz)
+    return _assemble(model, inner, arguments, input_shape, known)
 
 
 def plan(
@@ -161,7 +155,7 @@ def plan(
     if compute not in ("masked", "sparse"):
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":
-        pattern = replacing.check(pattern, methods.get("static"))
+        pattern = conversion.check(pattern, methods.get("static"))
     inner, arguments = prepare(model, input_shape)
     model = model if model.built else inner
     found = maskable.find(model, include_self=False)
@@ -173,20 +167,21 @@ def plan(
         exclude=sorted(exclude),
         fixed=fixed,
     )
-    nonzeros, layouts, sparse = {}, {}, set()
-    attentions = replacing.by_projection(model)
+    known = {}
+    attentions = conversion.by_projection(model)
     for each in found:
         if each.path in planned:
             target, entries = planned[each.path], math.prod(each.weight.shape)
             units = target.pattern.units(each.weight.shape)
             active = units - int(distributions.zeros(target.sparsity, units))
             active = target.pattern.possible(each.weight.shape, active)
-            nonzeros[id(each.weight)] = entries - round(entries * (units - active) / units)
-            layouts[id(each.weight)] = target.pattern
-            wanted = compute == "sparse" and target.sparsity > 0
-            if wanted and replacing.obstacle_in_place(each, target.pattern, attentions) is None:
-                sparse.add(id(each.weight))
-    return _assemble(model, inner, arguments, input_shape, nonzeros, {}, layouts, sparse)
+            nonzeros = entries - round(entries * (units - active) / units)
+            reached = "masked"
+            if compute == "sparse" and target.sparsity > 0:
+                obstacle = conversion.obstacle_in_place(each, target.pattern, attentions)
+                reached = "sparse" if obstacle is None else "masked"
+            known[id(each.weight)] = _Known(nonzeros, reached, target.pattern)
+    return _assemble(model, inner, arguments, input_shape, known)
 
 
 def train_flops(report, method="rigl", *, steps=None) -> float:
@@ -228,67 +223,44 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
 # From a model to its report.
 
 
-def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts, sparse):
-    """The report, given the entries other than zero of each masked weight.
+class _Known(NamedTuple):
+    """What masks, or a plan of masks, say of a weight."""
+
+    nonzeros: int
+    compute: str = "masked"
+    pattern: Pattern | None = None
+    path: str | None = None  # None: the path of `maskable.find`.
+
+
+def _assemble(model, inner, arguments, input_shape, known):
+    """Makes the report, given what is known of each masked weight.
 
     Args:
         model: the model, with its masks.
-        inner: the model to be called, without what holds the masks.
+        inner: the model to call, without what holds the masks.
         arguments: its arguments, as `prepare` returns them.
         input_shape: as the user gave it, for messages.
-        nonzeros: dict of id(weight) to how many entries are not zero.
-        names: dict of id(weight) to a path, where it is not that of `maskable.find`.
-        layouts: dict of id(weight) to its pattern, where there is one.
-        sparse: set of id(weight), those of which blocks alone are stored.
+        known: dict of id(weight) to `_Known`.
     """
     uses, biases, products, activations = _count(inner, arguments, input_shape)
     found = maskable.find(model, include_self=False)
-    names = {id(m.weight): m.path for m in found} | names
-    attentions = replacing.by_projection(model)
-    obstacles = {
-        id(m.weight): replacing.obstacle_in_place(m, layouts[id(m.weight)], attentions) or ""
-        for m in found
-        if getattr(layouts.get(id(m.weight)), "constant_fan_in", False)
-    }
+    names = {id(m.weight): m.path for m in found}
+    names |= {key: each.path for key, each in known.items() if each.path is not None}
+    obstacles = _obstacles(model, found, known)
     taken, rows, seen, params = set(names.values()), [], set(), _parameters(model)
-    for route, layer in _walk(model, (), set()):
-        if getattr(layer, "quantization_mode", None) is not None:
-            raise ValueError(
-                "Argument `model` must hold no quantized layers: their weights are packed. "
-                f"Received: layer {layer.name!r} of quantization_mode={layer.quantization_mode!r}"
-            )
+    for layer, route, _ in maskable.walk(model):
+        _check_not_quantized(layer)
         for kernel in operations.kernels(layer):
-            weight, key = kernel.weight, id(kernel.weight)
+            key = id(kernel.weight)
             if key in seen:
                 continue
             seen.add(key)
             if key not in names:
                 names[key] = maskable.unique("/".join((*route, kernel.name)), taken)
-            entries = math.prod(kernel.shape)
-            params += entries - math.prod(weight.shape)  # Of blocks that are not stored.
-            nnz = int(nonzeros.get(key, entries))
-            compute = "sparse" if key in sparse else "masked" if nnz < entries else "dense"
-            used = uses.get(key, 0)
-            dense_bytes = 4 * (entries + kernel.channels)
-            mask_bytes = entries / 8 if nnz < entries else 0
-            rows.append(
-                LayerReport(
-                    name=names[key],
-                    shape=kernel.shape,
-                    sparsity=1 - nnz / entries if entries else 0.0,
-                    params=entries,
-                    nnz=nnz,
-                    flops=2 * nnz * used,
-                    dense_flops=2 * entries * used,
-                    bytes=float(dense_bytes - 4 * (entries - nnz) + mask_bytes),
-                    dense_bytes=float(dense_bytes),
-                    bias_flops=biases.get(key, 0),
-                    masked=key in nonzeros,
-                    pattern=str(layouts.get(key, "unstructured")) if nnz < entries else "dense",
-                    compute=compute,
-                    obstacle=obstacles.get(key, "") if nnz < entries else "",
-                )
-            )
+            # Blocks that are not stored count too.
+            params += math.prod(kernel.shape) - math.prod(kernel.weight.shape)
+            counts = uses.get(key, 0), biases.get(key, 0)
+            rows.append(_row(kernel, names[key], known.get(key), counts, obstacles.get(key, "")))
         if products.get(id(layer)):
             name = maskable.unique("/".join((*route, "products")), taken)
             flops = products[id(layer)]
@@ -309,6 +281,60 @@ def _assemble(model, inner, arguments, input_shape, nonzeros, names, layouts, sp
         bias_flops=sum(row.bias_flops for row in rows),
         activation_flops=activations,
     )
+
+
+def _row(kernel, name, known, counts, obstacle):
+    """The row of a weight.
+
+    Args:
+        kernel: `operations.Kernel`.
+        name: str, its path.
+        known: `_Known`, or None if the weight is not masked.
+        counts: how often each entry is used, and the operations of its bias.
+        obstacle: str, why it is not stored as blocks.
+    """
+    entries = math.prod(kernel.shape)
+    is_masked, known = known is not None, known or _Known(entries)
+    nnz, (used, bias_flops) = int(known.nonzeros), counts
+    is_sparse = nnz < entries
+    dense_bytes = 4 * (entries + kernel.channels)
+    mask_bytes = entries / 8 if is_sparse else 0
+    return LayerReport(
+        name=name,
+        shape=kernel.shape,
+        sparsity=1 - nnz / entries if entries else 0.0,
+        params=entries,
+        nnz=nnz,
+        flops=2 * nnz * used,
+        dense_flops=2 * entries * used,
+        bytes=float(dense_bytes - 4 * (entries - nnz) + mask_bytes),
+        dense_bytes=float(dense_bytes),
+        bias_flops=bias_flops,
+        masked=is_masked,
+        pattern=str(known.pattern or "unstructured") if is_sparse else "dense",
+        compute=known.compute if is_sparse or known.compute == "sparse" else "dense",
+        obstacle=obstacle if is_sparse else "",
+    )
+
+
+def _obstacles(model, found, known):
+    """Why weights with a constant fan-in are not stored as blocks, by id."""
+    attentions, result = conversion.by_projection(model), {}
+    for each in found:
+        of_weight = known.get(id(each.weight))
+        pattern = None if of_weight is None else of_weight.pattern
+        if pattern is not None and pattern.constant_fan_in:
+            obstacle = conversion.obstacle_in_place(each, pattern, attentions)
+            result[id(each.weight)] = obstacle or ""
+    return result
+
+
+def _check_not_quantized(layer):
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise ValueError(
+            "Argument `model` must hold no quantized layers: their weights are packed. "
+            f"Received: layer {layer.name!r} of quantization_mode={layer.quantization_mode!r}"
+        )
 
 
 def _count(model, arguments, input_shape):
@@ -357,20 +383,11 @@ def _count(model, arguments, input_shape):
     return uses, biases, products, per_example(activations)
 
 
-def _walk(layer, route, seen):
-    """A layer and its sublayers with the names on the way, as `maskable.find` goes."""
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    yield route, layer
-    for child in maskable.sublayers(layer):
-        yield from _walk(child, (*route, child.name), seen)
-
-
 def _parameters(model):
     """All parameters that are stored, but for masks and the places of blocks."""
     left_out = {id(v) for layer in masks.layers(model) for v in layer.variables}
-    left_out |= {id(layer.places) for layer in model._flatten_layers() if is_block_sparse(layer)}
+    blocks = filter(lambda layer: hasattr(layer, "places"), conversion.replacements(model))
+    left_out |= {id(layer.places) for layer in blocks}
     return sum(math.prod(w.shape) for w in model.weights if id(w) not in left_out)
 
 

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import tf_rigl
 from tf_rigl import patterns
 from tf_rigl._base import tables, timing
 from tf_rigl._base.arguments import check_integer, check_number, check_sparsity
+from tf_rigl.block_sparse import conversion
+from tf_rigl.convert import copies, sparsifying
 from tf_rigl.weights import maskable, targets
 
 
@@ -116,8 +117,6 @@ def tune(
     >>> pattern = f"block_{block}x{block}"
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
     """
-    from tf_rigl.convert import copies, sparsifying  # It needs this package itself.
-
     is_model = isinstance(model, keras.Model)
     if not is_model or not copies.is_graph(model) or sparsifying.is_sparse(model):
         raise ValueError(
@@ -143,7 +142,7 @@ def tune(
         )
     models = {None: keras.models.clone_model(model)}
     make = functools.partial(
-        tf_rigl.sparsify,
+        sparsifying.sparsify,
         model,
         method="static",
         sparsity=check_sparsity("sparsity", 1 - density),
@@ -171,7 +170,7 @@ def tune(
                 milliseconds=1000 * times[size],
                 times_faster=times[None] / times[size],
                 sparsity=0.0 if size is None else each.sparsity,
-                layers=[item.path for item in weights if item.is_packed],
+                layers=[item.path for item in weights if item.compute == "sparse"],
             )
         )
     return Tuning(rows)
@@ -179,13 +178,12 @@ def tune(
 
 def _fits(model, size) -> bool:
     """Whether a kernel has several block rows and can be stored as its blocks."""
-    from tf_rigl.convert import replacing  # It needs this package itself.
 
     pattern = patterns.Block(size, size, constant_fan_in=True)
     for found in maskable.find(model):
         fitted, shape = targets.fit(pattern, found), tuple(found.weight.shape)
         several = fitted.units(shape) > fitted.step(shape)
-        if several and replacing.obstacle(found.layer, shape, fitted) is None:
+        if several and conversion.obstacle(found.layer, shape, fitted) is None:
             return True
     return False
 

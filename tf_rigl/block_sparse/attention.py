@@ -2,17 +2,11 @@
 
 import keras
 
+from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.block_sparse.layers import EinsumDense
 
-# Names of the projections, and the attributes that hold them.
-PROJECTIONS = {
-    "query": "_query_dense",
-    "key": "_key_dense",
-    "value": "_value_dense",
-    "gate": "_gate_dense",
-    "attention_output": "_output_dense",
-}
+PROJECTIONS = tuple(keras_internals.PROJECTIONS)  # Their names.
 _ARGUMENTS = ("block_size", "density", "seed")
 
 
@@ -37,13 +31,14 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
     >>> layer = MultiHeadAttention(4, 32, blocks=blocks)
     >>> layer(np.ones((1, 5, 128)), np.ones((1, 5, 128))).shape
     TensorShape([1, 5, 128])
-    >>> layer.query_dense.values.shape
+    >>> tuple(layer.query_dense.values.shape)
     (8, 2, 16, 16)
     """
 
     def __init__(self, *args, blocks=None, **kwargs):
         super().__init__(*args, **kwargs)
-        names = [name for name in PROJECTIONS if name != "gate" or self._use_gate]
+        is_gated = keras_internals.is_gated(self)
+        names = [name for name in PROJECTIONS if name != "gate" or is_gated]
         blocks = {name: {} for name in names} if blocks is None else blocks
         if not isinstance(blocks, dict) or not all(isinstance(v, dict) for v in blocks.values()):
             raise ValueError(
@@ -69,16 +64,14 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         """Builds the projections; the dense ones that Keras makes go again."""
         super().build(query_shape, value_shape, key_shape)
         for name, own in self.blocks.items():
-            dense = getattr(self, PROJECTIONS[name])
+            dense = keras_internals.projection(self, name)
             sparse = EinsumDense.from_config({**dense.get_config(), **own})
-            # At its place: Keras goes through layers in this order.
-            self._tracker.replace_tracked_value("layers", dense, sparse)
-            setattr(self, PROJECTIONS[name], sparse)
+            keras_internals.set_projection(self, name, sparse)
             sparse.build(self._input_shape_of(name, query_shape, value_shape, key_shape))
 
     def _input_shape_of(self, name, query, value, key):
         if name == "attention_output":
-            return (*query[:-1], self._num_heads, self._value_dim)
+            return (*query[:-1], self.num_heads, self.value_dim)
         shapes = {"query": query, "gate": query, "value": value, "key": key or value}
         return shapes[name]
 

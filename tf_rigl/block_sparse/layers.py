@@ -1,16 +1,17 @@
 """Layers whose variables are the blocks of a kernel that are there, and nothing dense."""
 
 import math
-import numbers
-import threading
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base import keras_internals
+from tf_rigl._base.arguments import check_integer, check_number
+from tf_rigl.block_sparse import probes
 from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.block_sparse.product import probe, product
+from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns.layout import Layout
 from tf_rigl.weights import maskable
 
@@ -22,11 +23,9 @@ _ELEMENTWISE = {
         + ("silu", "softplus", "tanh")
     ),
 }
-# Of each replica's thread: id(layer) -> the zeros by which a dense gradient is seen.
-_probes = threading.local()
 
 
-class _BlockSparse:
+class BlockSparseLayer:
     """What block-sparse layers share; it comes before the Keras class of the layer.
 
     The kernel, seen as a matrix of inputs by outputs, has the same number of blocks in each
@@ -43,12 +42,7 @@ class _BlockSparse:
                 f"outputs of a block. Received: block_size={block_size!r}"
             )
         self.block_size = tuple(check_integer("block_size", n, 1) for n in pair)
-        is_number = isinstance(density, numbers.Real) and not isinstance(density, bool)
-        if not is_number or not 0 < density <= 1:
-            raise ValueError(
-                f"Argument `density` must be a number in (0, 1]. Received: density={density!r}"
-            )
-        self.density = float(density)
+        self.density = check_number("density", density, above=0, at_most=1)
         self.seed = check_integer("seed", seed, 0)
         if getattr(self, "kernel_constraint", None) is not None:
             raise ValueError(
@@ -108,6 +102,14 @@ class _BlockSparse:
         """The inverse of `as_matrix`."""
         return self._layout.restore(matrix[None])
 
+    def sparse_weight(self, path) -> BlockSparseWeight:
+        """The kernel as a sparse weight; the layer is built."""
+        return BlockSparseWeight(path, self)
+
+    def stored(self, attribute):
+        """The variable that stores an attribute and the shape that it stands for, or None."""
+        return (self.values, self.kernel_shape) if attribute == "kernel" else None
+
     def _check(self):
         """Raises if the kernel is not one matrix."""
 
@@ -139,7 +141,7 @@ class _BlockSparse:
         x = tf.reshape(x, [self.geometry.inputs, -1])
         values = tf.convert_to_tensor(self.values)
         y = product(x, values, tf.convert_to_tensor(self.places), self.geometry)
-        zeros = getattr(_probes, "zeros", {}).get(id(self))
+        zeros = probes.of(self)
         if zeros is not None:
             y += probe(x, tf.cast(zeros, x.dtype))
         y = tf.reshape(y, [*made, *lead])
@@ -160,8 +162,8 @@ class _BlockSparse:
 
     def load_own_variables(self, store):
         """Restores what `save_own_variables` stored, after a look at the places of the blocks."""
-        variables = [id(v) for v in self._trainable_variables + self._non_trainable_variables]
-        key = str(variables.index(id(self.places)))
+        variables = keras_internals.own_variables(self)
+        key = str(next(n for n, variable in enumerate(variables) if variable is self.places))
         if key in store.keys():  # noqa: SIM118, not a dict. Without, Keras says what is missing.
             places = np.asarray(store[key])
             ascending = np.all(np.diff(places) > 0)
@@ -182,7 +184,7 @@ class _BlockSparse:
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
-class Dense(_BlockSparse, keras.layers.Dense):
+class Dense(BlockSparseLayer, keras.layers.Dense):
     """A `keras.layers.Dense` that stores and computes only the blocks that are there.
 
     Args:
@@ -199,7 +201,7 @@ class Dense(_BlockSparse, keras.layers.Dense):
     >>> layer = Dense(2048, block_size=64, density=0.125, activation="relu")
     >>> layer(np.ones((1, 1024), "float32")).shape
     TensorShape([1, 2048])
-    >>> layer.values.shape
+    >>> tuple(layer.values.shape)
     (32, 2, 64, 64)
 
     Reference:
@@ -214,7 +216,7 @@ class Dense(_BlockSparse, keras.layers.Dense):
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
-class EinsumDense(_BlockSparse, keras.layers.EinsumDense):
+class EinsumDense(BlockSparseLayer, keras.layers.EinsumDense):
     """A `keras.layers.EinsumDense` that projects last axes, stored and computed in blocks.
 
     The axes that are summed over must be the last ones of the input, and those that come
@@ -239,7 +241,7 @@ class EinsumDense(_BlockSparse, keras.layers.EinsumDense):
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
-class Conv2D(_BlockSparse, keras.layers.Conv2D):
+class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
     """A 1x1 `keras.layers.Conv2D` that stores and computes only the blocks that are there.
 
     Args:
@@ -281,30 +283,3 @@ def is_pointwise(layer) -> bool:
     """Whether a `Conv2D` is a product of the channels with one matrix."""
     ones = math.prod((*layer.kernel_size, *layer.strides, layer.groups))
     return ones == 1 and layer.data_format == "channels_last"
-
-
-class Probes:
-    """Lets the gradients of whole kernels be seen within its context.
-
-    Args:
-        weights: list of `BlockSparseWeight`.
-
-    Attributes:
-        zeros: list of tensors, to be watched by a tape, by which gradients are taken.
-    """
-
-    def __init__(self, weights):
-        self._layers = [item.layer for item in weights]
-        self.zeros = []
-
-    def __enter__(self):
-        for layer in self._layers:
-            geometry = layer.geometry
-            dtype = layer.values.dtype
-            self.zeros.append(tf.zeros([geometry.inputs, geometry.outputs], dtype))
-        keys = map(id, self._layers)
-        _probes.zeros = dict(zip(keys, self.zeros, strict=True))
-        return self
-
-    def __exit__(self, *exception):
-        _probes.zeros = {}

@@ -5,7 +5,8 @@ does what a column of blocks gathers.
 """
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
+
+from tf_rigl._base.keras_internals import in_xla
 
 
 def product(features, values, places, geometry):
@@ -28,7 +29,7 @@ def product(features, values, places, geometry):
         padded = _padded(features, geometry.down * rows)
         gathered = tf.gather(tf.reshape(padded, [geometry.down, rows, batch]), places)
         gathered = tf.reshape(gathered, [across, active * rows, batch])
-        if _in_xla():  # It multiplies by what is transposed already a third faster.
+        if in_xla():  # It multiplies by what is transposed already a third faster.
             turned = tf.reshape(tf.transpose(values, [0, 3, 1, 2]), [across, cols, active * rows])
             y = tf.matmul(turned, gathered)
         else:
@@ -78,13 +79,8 @@ def _padded(tensor, size):
 def _sums(parts, places, down):
     """What the blocks of each block row give to the inputs that they took, summed."""
     places = tf.reshape(places, [-1])
-    if _in_xla():
+    if in_xla():
         return tf.math.unsorted_segment_sum(parts, places, down)
     # XLA does not know it; without XLA it takes half the time.
     order = tf.argsort(places, stable=True)
     return tf.sparse.segment_sum(parts, order, tf.gather(places, order), num_segments=down)
-
-
-def _in_xla() -> bool:
-    """Whether what is traced now is to be compiled by XLA."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -1,19 +1,20 @@
-"""A block-sparse weight, as methods and the training step see the masked ones."""
+"""`BlockSparseWeight`: a weight of which only the blocks that are there are stored."""
 
+import contextlib
 import dataclasses
 
 import keras
 import tensorflow as tf
 
-from tf_rigl.block_sparse.geometry import Geometry
+from tf_rigl.block_sparse import probes
 from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable
+from tf_rigl.weights.sparse_weight import SparseWeight, set_all
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class BlockSparseWeight:
-    """What `tf_rigl.weights.masked_weight.MaskedWeight` is for a weight that is
-    stored as its blocks.
+class BlockSparseWeight(SparseWeight):
+    """The kernel of a block-sparse layer.
 
     Attributes:
         path: str, unique within the model.
@@ -24,17 +25,13 @@ class BlockSparseWeight:
     path: str
     layer: keras.layers.Layer
     target_sparsity: float | None = None
-    state = {}  # noqa: RUF012, methods that keep one cannot be used.
-    is_packed = True
+    state = {}  # noqa: RUF012, methods that keep a state cannot be used.
+    compute = "sparse"
 
     def __post_init__(self):
         if self.target_sparsity is None:
             geometry = self.layer.geometry
             object.__setattr__(self, "target_sparsity", 1 - geometry.active / geometry.down)
-
-    def __repr__(self):
-        shape, target = self.shape, self.target_sparsity
-        return f"BlockSparseWeight({self.path!r}, shape={shape}, target_sparsity={target:.4f})"
 
     @property
     def weight(self) -> keras.Variable:
@@ -53,11 +50,6 @@ class BlockSparseWeight:
         return self.layer.as_kernel(geometry.mask(tf.convert_to_tensor(self.layer.places)))
 
     @property
-    def is_sparse(self) -> bool:
-        """Whether there are blocks that could be moved."""
-        return self.target_sparsity > 0
-
-    @property
     def pattern(self) -> Block:
         """Blocks, the same number in each column of them."""
         rows, cols = self.layer.block_size
@@ -65,29 +57,43 @@ class BlockSparseWeight:
         return Block(rows, cols, axes=axes, constant_fan_in=True)
 
     def target_active(self) -> int:
-        """How many blocks are there."""
+        """The number of blocks: it never changes."""
         return self.layer.geometry.across * self.layer.geometry.active
 
     active = target_active
 
     def dense(self, variable=None):
-        """The weight, or another variable of its shape, as a dense kernel."""
         value = tf.convert_to_tensor((self.weight if variable is None else variable).value)
         places = tf.convert_to_tensor(self.layer.places)
         return self.layer.as_kernel(self.layer.geometry.unpack(value, places))
 
-    def zero_masked(self, variable, empty=0.0):
-        """Nothing is masked: what is zero is not stored."""
-        del variable, empty
+    def check(self, method):
+        check_method(method, "Where layers store their blocks, argument `method` must be one")
 
-    def set_mask(self, mask):
-        """Moves the blocks; those that were not there begin at zero."""
-        mask = tf.convert_to_tensor(mask)
-        weight = tf.where(mask, self.dense(), 0)
-        for variable, value in self.changes(tf.convert_to_tensor(self.mask), mask, weight, ()):
-            variable.assign(value)
+    def caution(self, optimizer):
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        # Adafactor divides by the mean of what it keeps of a matrix, here of a block, and its
+        # default `epsilon_1`, squared, is nothing in float32.
+        if isinstance(optimizer, keras.optimizers.Adafactor) and optimizer.epsilon_1 < 1e-15:
+            return (
+                "Adafactor gives NaN where all gradients of a block are zero, unless it is made "
+                "with `epsilon_1=1e-12` or so."
+            )
+        return None
 
-    def regularizer_gradient(self):
+    @contextlib.contextmanager
+    def probe(self):
+        geometry = self.layer.geometry
+        zeros = tf.zeros([geometry.inputs, geometry.outputs], self.layer.values.dtype)
+        with probes.shown(self.layer, zeros):
+            yield zeros
+
+    def dense_gradient(self, gradient):
+        """The gradient of the product, and that of the regularizer, which no probe sees."""
+        gradient = self.layer.as_kernel(gradient)
+        return gradient if self.weight.regularizer is None else gradient + self._regularizer()
+
+    def _regularizer(self):
         """The gradient of the regularizer's loss, as a dense kernel."""
         values = tf.convert_to_tensor(self.weight.value)
         with tf.GradientTape() as tape:
@@ -97,22 +103,20 @@ class BlockSparseWeight:
         return self.layer.as_kernel(geometry.unpack(tape.gradient(loss, values), places))
 
     def masked_gradient(self, gradient):
-        """The gradient as it is."""
+        """The gradient as it is: nothing is stored where the mask is 0."""
         return gradient
 
     def emptied(self, slots):
-        """Nothing has to be emptied."""
         del slots
         return []
 
-    def changes(self, mask, new_mask, new_weight, slots):
-        """Variables and what they become when the blocks move.
+    def zero_masked(self, variable, empty=0.0):
+        del variable, empty
 
-        Args:
-            mask, new_mask: boolean tensors of the dense kernel's shape.
-            new_weight: tensor of that shape.
-            slots: list of (variable of the weight's shape, value of empty entries).
-        """
+    def stray(self):
+        return tf.zeros([], tf.int64)
+
+    def replaced(self, mask, new_mask, new_weight, slots=()):
         del mask
         geometry, layer = self.layer.geometry, self.layer
         old = tf.convert_to_tensor(layer.places)
@@ -121,33 +125,31 @@ class BlockSparseWeight:
             (layer.places, places),
             (layer.values, geometry.pack(layer.as_matrix(new_weight), places)),
         ]
-        # Where each block was, if it was: its optimizer slots go with it.
+        # Old position of each kept block; its slots move along.
         same = places[:, :, None] == old[:, None, :]
         stays = tf.reduce_any(same, axis=2)[:, :, None, None]
-        place = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
+        position = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
         for slot, empty in slots:
-            value = tf.gather(tf.convert_to_tensor(slot.value), place, batch_dims=1)
+            value = tf.gather(tf.convert_to_tensor(slot.value), position, batch_dims=1)
             result.append((slot, tf.where(stays, value, tf.constant(empty, value.dtype))))
         return result
 
+    def set_mask(self, mask):
+        """Moves the blocks; those that were not there begin at zero."""
+        mask = tf.convert_to_tensor(mask)
+        weight = tf.where(mask, self.dense(), 0)
+        set_all(self.replaced(tf.convert_to_tensor(self.mask), mask, weight))
 
-def is_block_sparse(layer) -> bool:
-    """Whether a layer stores its kernel as blocks."""
-    return isinstance(getattr(layer, "geometry", None), Geometry)
 
+def check_method(method, subject):
+    """Raises a `ValueError` if a method needs more than the blocks that are there.
 
-def find(model) -> list[BlockSparseWeight]:
-    """The block-sparse weights of a model, in model order."""
-    found, seen = [], set()
-
-    def visit(layer, route):
-        if id(layer) in seen:
-            return
-        seen.add(id(layer))
-        if is_block_sparse(layer) and layer.built:
-            found.append(BlockSparseWeight("/".join((*route, "kernel")), layer))
-        for child in maskable.sublayers(layer):
-            visit(child, (*route, child.name))
-
-    visit(model, ())
-    return found
+    Args:
+        method: `tf_rigl.methods.Method`.
+        subject: str, how the message begins.
+    """
+    if method.begins_dense or method.state_names:
+        raise ValueError(
+            f"{subject} that begins sparse and keeps nothing of gradients: 'rigl' (with "
+            f"`gradient_batches=1`), 'set' or 'static'. Received: method={method!r}"
+        )

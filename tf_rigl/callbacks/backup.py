@@ -2,20 +2,21 @@
 
 import os
 import pathlib
+import shutil
 import warnings
 
 import h5py
 import keras
 
-from tf_rigl._base import files, workers
+from tf_rigl._base import files, keras_internals, workers
 from tf_rigl._base.arguments import check_integer
-from tf_rigl.training import integrity
+from tf_rigl.training import integrity, loop
 
 
-class BackupAndRestore(keras.callbacks.BackupAndRestore):
+class BackupAndRestore(keras.callbacks.Callback):
     """Backs up a run of `fit`, and takes it up again where it was cut off.
 
-    It is `keras.callbacks.BackupAndRestore` for runs that may be killed at any moment:
+    It does what `keras.callbacks.BackupAndRestore` does, for runs that may be killed at any moment:
 
     - a backup, with the epoch and the batch it belongs to, is one file, moved into its place
       when it is whole;
@@ -53,15 +54,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def __init__(
         self, backup_dir, save_freq="epoch", double_checkpoint=False, delete_checkpoint=True
     ):
-        if not isinstance(backup_dir, (str, os.PathLike)) or "://" in str(backup_dir):
+        is_path = isinstance(backup_dir, (str, os.PathLike)) and str(backup_dir)
+        if not is_path or "://" in str(backup_dir):
             raise ValueError(
                 "Argument `backup_dir` must be the path of a folder in a file system. "
                 f"Received: backup_dir={backup_dir!r}"
             )
         if save_freq != "epoch":
             check_integer("save_freq", save_freq, 1)
-        backup_dir = os.fspath(backup_dir)
-        super().__init__(backup_dir, save_freq, double_checkpoint, delete_checkpoint)
+        super().__init__()
+        self.backup_dir = os.fspath(backup_dir)
+        self.save_freq = save_freq
+        self.double_checkpoint = double_checkpoint
+        self.delete_checkpoint = delete_checkpoint
+        self._last_batch = self._unsaved = 0
         self._latest = pathlib.Path(backup_dir, "latest.weights.h5")
         self._previous = pathlib.Path(backup_dir, "previous.weights.h5")
 
@@ -107,29 +113,41 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
         model.load_weights(path)
-        model._initial_epoch = epoch
-        model._run.skip = batches
+        keras_internals.set_initial_epoch(model, epoch)
+        loop.of(model).length.skip = batches
 
     def on_epoch_begin(self, epoch, logs=None):
         """Keeps the number of the epoch for the next backup, and where it began."""
-        self._current_epoch = epoch
-        self._left_out = self.model._run.skip
+        self._epoch = epoch
+        self._left_out = loop.of(self.model).length.skip
         self._first_step = self.model.step - self._left_out
-        self._last_batch_seen = max(0, self._left_out - 1)
+        self._last_batch = max(0, self._left_out - 1)
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes a backup where one is due; after the last batch when the epoch has ended."""
-        if batch < self._left_out or not self._should_save_on_batch(batch):
+        if batch < self._left_out or not self._is_due(batch):
             return
         if batch + 1 == self.params.get("steps"):
             self._due = True
         else:
-            self._write(self._current_epoch, self.model.step - self._first_step)
+            self._write(self._epoch, self.model.step - self._first_step)
+
+    def _is_due(self, batch):
+        """Counts the batches since the last backup; returns whether there are enough."""
+        if self.save_freq == "epoch":
+            return False
+        # With several steps per execution Keras tells of the last batch of each alone.
+        self._unsaved += batch - self._last_batch if batch > self._last_batch else batch + 1
+        self._last_batch = batch
+        if self._unsaved < self.save_freq:
+            return False
+        self._unsaved = 0
+        return True
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes a backup where one is due."""
         self._trained = True
-        self._last_batch_seen = 0
+        self._last_batch = 0
         if self._due or self.save_freq == "epoch":
             self._due = False
             self._write(epoch + 1, 0)
@@ -153,5 +171,6 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_end(self, logs=None):
         """Deletes the backups, if they are to go and the run was not over before it began."""
-        if self._writes() and self._trained:
-            super().on_train_end(logs)
+        ends = self._writes() and self._trained and self.delete_checkpoint
+        if ends and os.path.exists(self.backup_dir):
+            shutil.rmtree(self.backup_dir)

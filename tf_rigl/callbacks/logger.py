@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_rigl._base import files, workers
 from tf_rigl.callbacks.watcher import Watcher
+from tf_rigl.training import loop
 from tf_rigl.weights import maskable
 
 ALL = "(all)"  # The name of the row over all weights.
@@ -111,7 +112,7 @@ class SparsityLogger(Watcher):
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if not self._begun:
-            self._updates = self.model._run.updates
+            self._updates = loop.of(self.model).updates
             if self.model.masked_weights:  # Else it is built when its first batch comes.
                 self._begin()
 
@@ -130,9 +131,9 @@ class SparsityLogger(Watcher):
         """Writes, if it is time."""
         if not self._begun:
             self._begin()
-        updated = self.model._run.updates != self._updates
+        updated = loop.of(self.model).updates != self._updates
         if updated:
-            self._updates = self.model._run.updates
+            self._updates = loop.of(self.model).updates
             self._masks.update(self.model)
         if self._is_due() or (updated and self.update_freq == "update"):
             self._write(self._figures())
@@ -201,13 +202,7 @@ class _Masks:
             }
         self._now = dict(self._start)
         self._changed = {}  # Path -> entries that the last update has changed, of how many.
-        layers = {id(found.weight): found.layer for found in maskable.find(model)}
-        self._inputs = {
-            item.path: _input_axes(
-                item.layer if item.is_packed else layers.get(id(item.weight)), item
-            )
-            for item in model.masked_weights
-        }
+        self._inputs = {item.path: _input_axes(item) for item in model.masked_weights}
         if path is not None and step > 0:
             self._start = _load(path, model, self._start) or self._start
         elif path is not None and writes:
@@ -254,9 +249,9 @@ def _difference(before, now):
     return differing, first + second
 
 
-def _input_axes(layer, item):
+def _input_axes(item):
     """The axes of a weight along which the entries lie that lead to one output."""
-    rank = len(item.shape)
+    layer, rank = item.layer, len(item.shape)
     if isinstance(layer, keras.layers.EinsumDense):
         _, kernel, output = maskable.einsum_labels(layer)
         return tuple(axis for axis, label in enumerate(kernel) if label not in output)
@@ -267,13 +262,13 @@ def _input_axes(layer, item):
 
 def _drop_fraction(model):
     """The drop fraction that the method's schedule gives at the model's step, or None."""
-    method, run = model.method, model._run
+    method, length = model.method, loop.of(model).length
     if not hasattr(method, "fraction") or not hasattr(method, "last_step"):
         return None
-    end = method.last_step(run.first_step, run.steps)
+    end = method.last_step(length.first_step, length.steps)
     if model.step >= end:
         return 0.0
-    first = run.first_step if method.needs_length else 0
+    first = length.first_step if method.needs_length else 0
     return float(method.fraction(model.step - first, end - first))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl.callbacks.watcher import Watcher
+from tf_rigl.training import loop
 
 
 class SparsityError(RuntimeError):
@@ -56,15 +57,15 @@ class SparsityMonitor(Watcher):
 
     def _look(self):
         model = self.model
-        planned = model._run.active
-        if planned is None:  # No step has been taken yet.
+        plan = loop.of(model).plan
+        if plan is None:  # No step has been taken yet.
             return
         items = model.masked_weights
         wrong, counts = [], []
         for number, item in enumerate(items):
             count, faults = _examine(item)
             if count is not None:
-                faults += self._miscounts(number, count, planned[number])
+                faults += self._miscounts(number, count, plan.active[number])
             counts.append(count)
             wrong += [f"{item.path!r}: {fault}" for fault in faults]
         if wrong:
@@ -93,11 +94,8 @@ def _examine(item):
     if tuple(mask.shape) != item.shape:
         return None, [f"the mask has the shape {tuple(mask.shape)}, the weight {item.shape}"]
     weight = tf.convert_to_tensor(item.weight.value)
-    stray = tf.zeros([], tf.int64)
-    if not item.is_packed:  # Of which nothing is stored that is masked.
-        stray = tf.math.count_nonzero((weight != 0) & ~mask)
     odd = tf.math.count_nonzero(~tf.math.is_finite(weight))
-    found = tf.stack([stray, odd, tf.cast(item.pattern.active(mask), tf.int64)])
+    found = tf.stack([item.stray(), odd, tf.cast(item.pattern.active(mask), tf.int64)])
     stray, odd, count = found.numpy().tolist()
     faults = []
     if odd:

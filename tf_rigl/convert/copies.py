@@ -4,10 +4,14 @@ import contextlib
 import functools
 
 import keras
-from keras.src.models.functional import Functional
-from keras.src.saving.serialization_lib import SafeModeScope
 
-from tf_rigl.convert import replacing
+from tf_rigl._base.keras_internals import (
+    Functional,
+    all_layers,
+    allow_lambdas,
+    set_own_trainable,
+)
+from tf_rigl.block_sparse import conversion
 from tf_rigl.weights.masked_layer import MaskedLayer
 from tf_rigl.weights.masks import Masks
 
@@ -42,7 +46,7 @@ def fresh_copy(model):
         ValueError: if Keras cannot clone the model.
     """
     try:
-        with SafeModeScope(False), _not_compiled(model):
+        with allow_lambdas(), _not_compiled(model):
             copy = keras.models.clone_model(model)
         if not copy.built:
             copy.build_from_config(model.get_build_config())
@@ -93,7 +97,7 @@ def twin(layer, **changes):
         ValueError: if Keras cannot clone the layer.
     """
     try:
-        with SafeModeScope(False):
+        with allow_lambdas():
             new = type(layer).from_config({**layer.get_config(), **changes})
     except _CLONE_ERRORS as error:
         raise ValueError(f"Keras cannot clone the layer {layer.name!r}: {error}") from error
@@ -109,8 +113,10 @@ def _copy_graph(model, makers=None):
             a function that fills it. By default block-sparse layers become ordinary ones.
     """
     if makers is None:
-        packed = filter(replacing.is_replacement, model._flatten_layers())
-        makers = {id(layer): functools.partial(replacing.ordinary, layer) for layer in packed}
+        makers = {
+            id(layer): functools.partial(conversion.ordinary, layer)
+            for layer in conversion.replacements(model)
+        }
     pairs, fillings = [], []
 
     def copy_operation(operation):
@@ -121,7 +127,7 @@ def _copy_graph(model, makers=None):
             new, fill = makers[id(original)]()
             fillings.append(fill)
             return new
-        if any(id(layer) in makers for layer in original._flatten_layers()):
+        if any(id(layer) in makers for layer in all_layers(original)):
             # That is so in what was made by hand only.
             if not isinstance(original, keras.Model) or not is_graph(original):
                 raise CannotCopyError(
@@ -137,7 +143,7 @@ def _copy_graph(model, makers=None):
         _copy_state(original, twin)
     for fill in fillings:
         fill()
-    copy._trainable = model._trainable
+    set_own_trainable(copy, model.trainable)
     # Shared across the border of a nested model. (Block-sparse layers have a variable more,
     # wrappers are a layer more.)
     counts = (state, _layers) if fillings else (state,)
@@ -170,7 +176,7 @@ def clone(layer):
     """A new layer of the same configuration, without masks inside."""
     # Whatever goes wrong here, goes wrong in the configuration of a user's class.
     try:
-        with SafeModeScope(False):  # Lambdas: the configuration comes from a live object.
+        with allow_lambdas():  # Lambdas: the configuration comes from a live object.
             return type(layer).from_config(_without_masks(layer.get_config()))
     except _CLONE_ERRORS as error:
         raise CannotCopyError(str(error)) from error
@@ -199,19 +205,18 @@ def _copy_state(original, copy):
         target.assign(source)
         target.trainable = source.trainable
     for source, target in zip(layers, twins, strict=True):
-        target._trainable = source._trainable
+        set_own_trainable(target, source.trainable)
 
 
 def _layers(layer):
     """A layer and all its sublayers, but for the masks and what holds them."""
-    inner = layer._flatten_layers()
-    return [each for each in inner if not isinstance(each, (Masks, MaskedLayer))]
+    return [each for each in all_layers(layer) if not isinstance(each, (Masks, MaskedLayer))]
 
 
 def state(layer):
     """The variables of a layer, but for masks and metrics."""
     left_out = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
-    for inner in layer._flatten_layers():
+    for inner in all_layers(layer):
         if isinstance(inner, Masks):
             left_out |= {id(v) for v in inner.variables}
     return [v for v in layer.variables if id(v) not in left_out]

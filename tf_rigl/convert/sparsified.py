@@ -4,7 +4,7 @@ import functools
 
 import keras
 
-from tf_rigl._base import tensors
+from tf_rigl._base import keras_internals, tensors
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
 from tf_rigl.weights import maskable, targets
@@ -72,9 +72,7 @@ class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
     def __init__(self, *args, recipe=None, masked=(), **kwargs):
         super().__init__(*args, **kwargs)
         self._masks = Masks(name="masks")
-        # Older versions of Keras do not track layers outside the graph by themselves.
-        if not any(layer is self._masks for layer in self._layers):
-            self._layers.append(self._masks)
+        keras_internals.track_layer(self, self._masks)
         if recipe is not None:
             self._create_masks(recipe)
         self._recreate_masks(masked)
@@ -125,14 +123,12 @@ class SparsifiedModel(_Sparsified, SparseModel):
         """The layers of the wrapped model."""
         return self.model.layers
 
+    @keras_internals.default_build  # It may take several arguments.
     def build(self, input_shape=None):
         if not self.model.built:
             self.model.build(input_shape)
         if self.model.built:
             self._make_masks()
-
-    # Tells Keras to build by a symbolic call first, with all the arguments of a call.
-    build._is_default = True
 
     def __call__(self, *args, **kwargs):
         if not self._masks.items:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
 
 from tf_rigl import methods, patterns
 from tf_rigl._base.arguments import check_sparsity, unknown_name
+from tf_rigl._base.keras_internals import Functional, all_layers
 from tf_rigl._base.workers import resolve_seed
-from tf_rigl.convert import copies, replacing
+from tf_rigl.block_sparse import conversion
+from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedGraph, SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable, targets
@@ -104,8 +105,8 @@ def sparsify(
     if compute not in ("masked", "sparse"):
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":
-        pattern = replacing.check(pattern, method)
-    if method.scope == "global" and getattr(pattern, "constant_fan_in", False):
+        pattern = conversion.check(pattern, method)
+    if method.scope == "global" and pattern.constant_fan_in:
         raise ValueError(
             "Argument `pattern` must not be one of a constant fan-in with `scope='global'`, in "
             "which each weight has as many blocks as are among the best of all. Received: "
@@ -178,12 +179,12 @@ def with_masks(model, masks) -> SparseModel:
 
 def is_sparse(model) -> bool:
     """Whether a model has masks, or layers that store blocks."""
-    layers = model._flatten_layers()
+    layers = all_layers(model)
     return any(isinstance(each, (SparseModel, Masks)) for each in layers) or _holds_blocks(model)
 
 
 def _holds_blocks(model):
-    return any(map(replacing.is_replacement, model._flatten_layers()))
+    return bool(conversion.replacements(model))
 
 
 def _block_sparse(model, arguments):
@@ -195,9 +196,9 @@ def _block_sparse(model, arguments):
         )
     method, recipe = arguments["method"], arguments["recipe"]
     seed = resolve_seed(arguments["seed"])
-    replaced, masked = replacing.plan(model, recipe, method, seed)
+    replaced, masked = conversion.plan(model, recipe, method, seed)
     makers = {
-        key: functools.partial(replacing.replacement, *given) for key, given in replaced.items()
+        key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
     try:
         inputs, outputs = copies.ends(copies.attempt(model, makers))

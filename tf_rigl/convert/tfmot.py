@@ -14,8 +14,10 @@ import keras
 import numpy as np
 
 from tf_rigl import methods
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.convert import sparsifying
 from tf_rigl.methods.magnitude import MagnitudePruning
+from tf_rigl.training import loop
 from tf_rigl.weights import maskable
 
 
@@ -83,7 +85,7 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
             item.set_mask(pairs[item.path][1])
     # A layer that is called several times counts every call.
     steps = [int(wrapper.pruning_step.numpy()) for wrapper in wrappers.values()]
-    sparse._step = max(0, min(steps))
+    loop.of(sparse).steps_taken = max(0, min(steps))
     return sparse
 
 
@@ -91,7 +93,7 @@ def _routes(layer, cls, route=()):
     """The wrappers with something to prune in a model, by the names of the layers on the way."""
     routes = {}
     inner = getattr(layer, "layers", None)
-    for child in layer._flatten_layers(False, False) if inner is None else inner:
+    for child in all_layers(layer, include_self=False, recursive=False) if inner is None else inner:
         # tfmot wraps layers without anything to prune, too.
         if isinstance(child, cls) and child.pruning_vars:
             routes[(*route, child.layer.name)] = child

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_rigl._base import files
 from tf_rigl.convert import sparsifying
+from tf_rigl.training import loop
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
@@ -83,7 +84,7 @@ class Ticket:
             variable.assign(value)
         for item in sparse.masked_weights:
             item.set_mask(self.masks[item.path])
-        sparse._step = self.rewind_step
+        loop.of(sparse).steps_taken = self.rewind_step
         return sparse
 
     def save(self, path):

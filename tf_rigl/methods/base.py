@@ -1,4 +1,4 @@
-"""What a method has to say: how masks begin, when they change, and to what."""
+"""The base class of methods: how masks begin, when they change, and to what."""
 
 import dataclasses
 import inspect
@@ -6,33 +6,35 @@ import inspect
 import keras
 import tensorflow as tf
 
-from tf_rigl._base import tensors
+from tf_rigl._base.arguments import constructor_arguments
 from tf_rigl.weights.masked_layer import random_mask
 
 
 class Method:
     """Base class of all methods.
 
-    A method answers three questions; the defaults here keep a random mask for ever.
-    It holds no state of its own: masks, the step counter, and what is kept of gradients
-    belong to the model.
+    A method says which mask a weight starts with, at which steps masks change, and which
+    entries are then dropped and grown. By default it keeps a random mask. A method holds no
+    state of its own: the model holds masks, the step counter and averages of gradients.
 
     Attributes:
         jit_compile: bool, whether XLA may compile `update`, which makes it several times
-            faster for large weights. To be set to False in a method whose scores need
-            operations that XLA does not know.
+            faster for large weights. Set it to False if the scores need operations that
+            XLA does not have.
         begins_dense: bool, whether masks are all ones when training begins.
-        order: str, what an update step is to the optimizer. "instead": the optimizer is
-            not applied on that batch. "after": it is, and masks change after it, by
-            the gradient of the same batch. "before": masks change first, and need no
-            gradient; then the batch is trained on.
-        scope: str, "layer": each weight keeps its own share of units. "global": all
-            masked weights draw theirs from one pool.
-        state_names: tuple of str, what is kept for each weight beside its mask, in
-            `MaskedWeight.state`: `("gradient",)` where there is an `observation`.
-        trains_scores: bool, whether the optimizer trains the scores in `state["scores"]`
-            instead of the weights, and masks follow from them at every step: see
-            `EdgePopup`.
+        order: str, how an update step relates to the optimizer. "instead": the optimizer is
+            not applied to that batch. "after": it is, and then masks change by the gradient
+            of the same batch. "before": masks change first and need no gradient, and then
+            the batch is trained on.
+        scope: str, "layer": each weight keeps its own number of units. "global": all masked
+            weights share one number.
+        state_names: tuple of str, the names in `SparseWeight.state` of what the method keeps
+            for each weight beside its mask. A method with an `observation` keeps "gradient".
+        trained_state: str, the name in `state` of the variable that the optimizer trains in
+            the weight's place; None: it trains the weight itself. Such a method fills the
+            state in `initial_mask` and sets masks and weights in `after_optimizer`, as
+            `EdgePopup` does.
+        freezes_others: bool, whether only the masked weights are trained.
     """
 
     jit_compile = True
@@ -40,23 +42,24 @@ class Method:
     order = "instead"
     scope = "layer"
     state_names = ()
-    trains_scores = False
+    trained_state = None
+    freezes_others = False
 
     @property
     def needs_length(self) -> bool:
-        """Whether `plan` needs to know how many steps `fit` will run."""
+        """True if `plan` needs to know how many steps `fit` will run."""
         return False
 
     @property
     def final_sparsity(self):
-        """The overall sparsity that the method itself says it ends at, or None."""
+        """The overall sparsity at which the method ends by itself, or None."""
         return None
 
     def initial_mask(self, item, seed, index):
-        """How a mask begins: at random, by default.
+        """Returns the mask that a weight starts with: a random one by default.
 
         Args:
-            item: `tf_rigl.weights.masked_weight.MaskedWeight`.
+            item: `tf_rigl.weights.sparse_weight.SparseWeight`.
             seed: int, the model's seed.
             index: int, the number of the weight in the model.
 
@@ -66,44 +69,42 @@ class Method:
         return random_mask(item, seed, index)
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
-        """When masks change: what happens at a step.
+        """Decides whether masks change at a step, and how many units move.
 
         Args:
-            step: int, batches seen before this one.
-            active: list of int, units now active in each masked weight.
+            step: int, the number of batches before this one.
+            active: list of int, the units that are active in each masked weight.
             first_step: int, the step at which the present run of `fit` began.
-            run_steps: int, how many steps it will have in all, or None.
-            items: list of `tf_rigl.weights.masked_weight.MaskedWeight`, for methods that need to know
-                shapes and target sparsities.
+            run_steps: int, how many steps the run has in all, or None if that is unknown.
+            items: list of `tf_rigl.weights.sparse_weight.SparseWeight`, for methods that
+                need shapes and target sparsities.
 
         Returns:
-            None for an ordinary step; for an update step a list of `(keep, grow)`
-            for each masked weight: the units of the present mask to keep, and those
-            to add.
+            None for an ordinary step. For an update step a list with `(keep, grow)` for each
+            masked weight: how many units of the present mask to keep, and how many to add.
         """
         del step, active, first_step, run_steps, items
 
     def observation(self, step, first_step=0, run_steps=None):
-        """Whether the method keeps the dense gradient of a step in mind, and how.
+        """Decides whether the dense gradient of a step goes into a running mean.
 
         Arguments are those of `plan`.
 
         Returns:
-            None, or a float `past`: what is kept of gradients becomes
-            `past * kept + (1 - past) * gradient`. At an update step scores then see this
-            mean instead of the gradient of the batch alone.
+            None, or a float `past`: the mean becomes `past * mean + (1 - past) * gradient`.
+            At an update step, scores get the mean in place of the gradient of the batch.
         """
         del step, first_step, run_steps
 
     def next_update(self, step, first_step=0, run_steps=None):
-        """The first update step from `step` on, or None where there is none.
+        """Returns the first update step from `step` on, or None if there is none.
 
         Arguments are those of `plan`.
         """
         del step, first_step, run_steps
 
     def share(self, counts, scored, patterns):
-        """Divides what an update keeps and adds among the weights: as planned, by default.
+        """Divides what an update keeps and adds among the weights, with `scope="global"`.
 
         Args:
             counts: list of `(keep, grow)`, int32 scalar tensors, for each weight.
@@ -111,42 +112,42 @@ class Method:
             patterns: list of `tf_rigl.patterns.Pattern`, for each weight.
 
         Returns:
-            A list like `counts`.
+            A list like `counts`: by default the same one.
         """
         del scored, patterns
         return counts
 
     def drop_scores(self, weight, gradient, mask, seed):
-        """Which active entries to keep: those of the highest score.
+        """Scores the active entries: those of highest score are kept.
 
         Args:
             weight: float tensor, the weight.
-            gradient: float tensor, the dense gradient of the loss with respect to it,
-                averaged over the global batch.
+            gradient: float tensor, the dense gradient of the loss with respect to the
+                weight, averaged over the global batch.
             mask: boolean tensor, the present mask.
-            seed: int32 tensor of shape (2,), for `tf.random.stateless_*`, other for
+            seed: int32 tensor of shape (2,), for `tf.random.stateless_*`; it differs for
                 each weight and step.
 
         Returns:
-            A tensor of real scores of the weight's shape; its magnitude by default.
+            A tensor of real scores of the weight's shape: by default `|weight|`.
         """
         del gradient, mask, seed
         return tf.abs(weight)
 
     def grow_scores(self, weight, gradient, mask, seed):
-        """Which entries to add, among all that are not kept: those of the highest score.
+        """Scores the entries that are not kept: those of highest score are grown.
 
         Arguments and result are those of `drop_scores`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not grow connections.")
 
     def new_values(self, weight, seed):
-        """The values at which newly grown entries start: zeros by default."""
+        """Returns the values at which newly grown entries start: zeros by default."""
         del seed
         return tf.zeros_like(weight)
 
     def update(self, weight, gradient, mask, keep, grow, pattern, seed):
-        """One change of a mask: drop, then grow (algorithm 1 of the RigL paper).
+        """Changes a mask: drops, then grows (algorithm 1 of the RigL paper).
 
         Args:
             weight, gradient, mask, seed: as in `drop_scores`.
@@ -155,8 +156,8 @@ class Method:
             pattern: `tf_rigl.patterns.Pattern`.
 
         Returns:
-            The new mask and the new weight. A newly grown entry starts at its new
-            value; one that was dropped and grown at once keeps the old one.
+            The new mask and the new weight. A newly grown entry starts at its new value.
+            An entry that is dropped and grown at once keeps its value.
         """
         kept = pattern.keep(self.drop_scores(weight, gradient, mask, seed), keep, mask)
         grown = pattern.select(self.grow_scores(weight, gradient, mask, seed), grow, kept=kept)
@@ -164,17 +165,46 @@ class Method:
         old_values = tf.where(mask, weight, self.new_values(weight, seed))
         return new_mask, tf.where(new_mask, old_values, tf.zeros([], weight.dtype))
 
-    def update_function(self, entries):
-        """`update` as the training step calls it on a weight of so many entries."""
-        return tensors.compiled_if_large(self.update, entries) if self.jit_compile else self.update
+    def trained_variable(self, weight):
+        """Returns the variable that the optimizer trains for a sparse weight.
+
+        Args:
+            weight: `tf_rigl.weights.sparse_weight.SparseWeight`.
+        """
+        return weight.weight if self.trained_state is None else weight.state[self.trained_state]
+
+    def trained_gradient(self, weight, gradient):
+        """Returns the gradient of the trained variable: by default the weight's, masked.
+
+        Args:
+            weight: `tf_rigl.weights.sparse_weight.SparseWeight`.
+            gradient: tensor or `tf.IndexedSlices`, that of the loss with respect to the weight.
+        """
+        return weight.masked_gradient(gradient)
+
+    def after_optimizer(self, weights, compiled):
+        """Recomputes masks and weights after each optimizer step: by default they stay.
+
+        It is also called when training begins and ends.
+
+        Args:
+            weights: list of `tf_rigl.weights.sparse_weight.SparseWeight` that are trained.
+            compiled: `tf_rigl._base.tensors.Compiled`, which keeps compiled functions.
+
+        Returns:
+            A list of pairs (variable, new value).
+        """
+        del weights, compiled
+        return []
 
     def train_flops(self, report, steps=None) -> float:
-        """FLOPs of a training step for one example: three sparse forward passes' worth.
+        """Returns the FLOPs of a training step for one example: by default `3 f_S`.
+
+        `f_S` are the FLOPs of a sparse forward pass; a backward pass costs twice as much.
 
         Args:
             report: `tf_rigl.Report` of the model at its target sparsities.
-            steps: int, how many steps training has, for methods whose cost changes on
-                the way.
+            steps: int, how many steps training has, for methods whose cost changes.
 
         Returns:
             The mean over training.
@@ -187,22 +217,22 @@ class Method:
         return 3.0 * report.flops
 
     def get_config(self):
-        """The arguments of the constructor, for serialisation."""
+        """Returns the arguments of the constructor, for serialisation."""
         return {}
 
     @classmethod
     def from_config(cls, config):
-        """Makes the method from what `get_config` returned."""
+        """Makes the method from a result of `get_config`."""
         return cls(**config)
 
     def __repr__(self):
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        names = constructor_arguments(type(self))
         arguments = (f"{n}={_text(getattr(self, n))}" for n in names if hasattr(self, n))
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 def _text(value):
-    """An argument as it is written: functions by name, objects by how they are made."""
+    """Writes an argument: a function by its name, an object by its constructor."""
     if inspect.isfunction(value):
         return value.__name__
     if not hasattr(value, "get_config") or dataclasses.is_dataclass(value):
@@ -213,7 +243,7 @@ def _text(value):
 
 
 def serialize_function(value):
-    """A string as it is, a function in the form that Keras writes to files."""
+    """Returns a string as it is, and a function in the form that Keras stores."""
     return value if isinstance(value, str) else keras.saving.serialize_keras_object(value)
 
 

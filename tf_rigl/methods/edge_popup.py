@@ -1,4 +1,4 @@
-"""Edge-popup: the best subnetwork of a random network, whose weights never train."""
+"""Edge-popup: finds a subnetwork of a random network, whose weights never train."""
 
 import math
 
@@ -16,36 +16,38 @@ WEIGHTS = ("initial", "signed_constant")
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class EdgePopup(Method):
-    """Trains a score for each weight, and keeps the weights of highest score as they began.
+    """Trains a score for each weight entry, and keeps the frozen weights of highest score.
 
-    After every step the units of the highest scores are the mask, as many in each weight as
-    its target sparsity says. The weights of a layer are frozen: where the mask is 1 a weight
-    has its initial value, bit for bit, and elsewhere it is 0. The gradient of a score is
-    the dense gradient of the loss with respect to the weight, times the frozen value
-    (straight through the choice). The model's optimizer is built on the scores.
+    After each step the mask of a weight holds the units of highest score, as many as its target
+    sparsity leaves. Weights never train: where the mask is 1 an entry has its frozen value,
+    elsewhere it is 0. The optimizer trains the scores s by a straight-through gradient,
+    `dL/ds = dL/dw * v`, where v is the frozen value and `dL/dw` the dense gradient.
 
-    Scores and frozen values are in `item.state["scores"]` and `item.state["values"]`
-    of each of `SparseModel.masked_weights`, and are saved with the model. `trainable_weights`
-    are the scores. In the paper a network does best at sparsities around 0.5.
+    `item.state["scores"]` and `item.state["values"]` of each of `SparseModel.masked_weights`
+    hold scores and frozen values; they are saved with the model. `trainable_weights` are the
+    scores. In the paper, networks do best at sparsities around 0.5.
 
     Args:
         weights: str, the frozen values. "initial": the weights that the model has when it is
-            made sparse. "signed_constant": `sqrt(2 / fan_in)` with the signs of these; a layer
-            that is to have no zeros (as ERK may have it) keeps the weights that it has.
-        scale: bool, whether values are multiplied by `sqrt(1 / density)`, which makes up for
-            the inputs that a unit lacks.
-        score_initializer: str or `keras.initializers.Initializer`, the scores to begin with.
-            The model's seed decides what it draws. "he_uniform" is Kaiming's.
-        train_others: bool, whether what has no mask is trained too: biases, parameters of
-            normalisation, and layers that stay dense. The paper's networks have no such.
+            made sparse. "signed_constant": `sqrt(2 / fan_in)` with the signs of these. A layer
+            that stays dense keeps its weights.
+        scale: bool, whether to multiply frozen values by `sqrt(1 / density)`, to make up for
+            missing inputs.
+        score_initializer: str or `keras.initializers.Initializer`, the initial scores. The
+            model's seed decides what it draws. "he_uniform" is Kaiming's.
+        train_others: bool, whether to train weights without a mask too: biases, parameters of
+            normalisation, and layers that stay dense. The paper's networks have none.
 
     Raises:
         ValueError: if `weights` is unknown, or `scale` or `train_others` is not a bool.
 
     Example:
 
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     >>> method = tf_rigl.methods.EdgePopup(weights="signed_constant", scale=True)
     >>> sparse = tf_rigl.sparsify(model, method, sparsity=0.5, distribution="uniform_all")
+    >>> [variable.name for variable in sparse.trainable_weights]
+    ['0_scores']
 
     Reference:
 
@@ -53,7 +55,7 @@ class EdgePopup(Method):
       sections 3 and 4.
     """
 
-    trains_scores = True
+    trained_state = "scores"
     state_names = ("scores", "values")
 
     def __init__(
@@ -65,9 +67,10 @@ class EdgePopup(Method):
         self.scale = _check_bool("scale", scale)
         self.score_initializer = keras.initializers.get(score_initializer)
         self.train_others = _check_bool("train_others", train_others)
+        self.freezes_others = not self.train_others
 
     def initial_mask(self, item, seed, index):
-        """Draws the scores, takes the weights for frozen values, and chooses among them."""
+        """Draws scores, freezes the weights, and returns the mask of the highest scores."""
         if not item.is_sparse:
             return tf.ones(item.shape, tf.bool)
         scores, values = (item.state[name] for name in self.state_names)
@@ -77,7 +80,7 @@ class EdgePopup(Method):
         return item.pattern.select(tf.convert_to_tensor(scores.value), item.target_active())
 
     def _draw(self, item, seed, index):
-        """Scores to begin with, others in each weight."""
+        """Draws initial scores, different ones for each weight."""
         initializer, own = self.score_initializer, {}
         if hasattr(initializer, "get_config"):
             own = initializer.get_config()
@@ -88,7 +91,7 @@ class EdgePopup(Method):
         return initializer(item.shape, dtype=item.weight.dtype)
 
     def _frozen(self, item):
-        """The values that the weight is to have where its mask is 1."""
+        """Returns the frozen values: those of the weight where its mask is 1."""
         values = tf.convert_to_tensor(item.weight.value)
         if self.weights == "signed_constant":
             constant = tf.constant(
@@ -100,29 +103,31 @@ class EdgePopup(Method):
             values *= tf.constant(math.sqrt(1 / density), values.dtype)
         return values
 
-    def score_gradient(self, gradient, values):
-        """The gradient of the scores.
-
-        Args:
-            gradient: tensor or `tf.IndexedSlices`, that of the loss with respect to the weight.
-            values: the frozen values.
-        """
+    def trained_gradient(self, weight, gradient):
+        """Returns the gradient of the scores: the weight's, times the frozen values."""
+        values = tf.convert_to_tensor(weight.state["values"].value)
         if isinstance(gradient, tf.IndexedSlices):
             rows = gradient.values * tf.gather(values, gradient.indices)
             return tf.IndexedSlices(rows, gradient.indices, gradient.dense_shape)
         return gradient * values
 
+    def after_optimizer(self, weights, compiled):
+        """Sets masks to the highest of the new scores, and weights to the values under them."""
+        pairs = []
+        for weight in weights:
+            state = [tf.convert_to_tensor(weight.state[n].value) for n in self.state_names]
+            choose = compiled(self.choose, weight.shape)
+            mask, value = choose(*state, tf.constant(weight.target_active()), weight.pattern)
+            pairs += [(weight.mask, mask), (weight.weight, value)]
+        return pairs
+
     def choose(self, scores, values, count, pattern):
-        """The mask of the `count` units of highest score, and the weight under it."""
+        """Returns the mask of the `count` units of highest score, and the weight under it."""
         mask = pattern.select(scores, count)
         return mask, tensors.where(mask, values)
 
-    def update_function(self, entries):
-        """`choose` as the training step calls it on a weight of so many entries."""
-        return tensors.compiled_if_large(self.choose, entries)
-
     def train_flops(self, report, steps=None):
-        """The gradient of the scores needs that of every weight, masked or not."""
+        """Returns `2 f_S + f_D`: scores need the dense gradient at every step."""
         del steps
         return 2.0 * report.flops + report.dense_flops
 

@@ -10,6 +10,8 @@ import zlib
 import keras
 import numpy as np
 
+from tf_rigl._base import keras_internals
+
 _STORING = ("save_own_variables", "load_own_variables")
 _MARK = b"tf_rigl crc32 "  # How a file of weights ends: this, and eight digits.
 
@@ -106,6 +108,12 @@ class Seal(keras.layers.Layer):
                     )
 
 
+def seed_states(model) -> list:
+    """The states of the seeds of dropout and the like, in model order."""
+    layers = keras_internals.all_layers(model)
+    return [state for layer in layers for state in keras_internals.seed_states(layer)]
+
+
 def _recipe(model):
     """What a file must have in common with the model that it is loaded into."""
     weights = [[item.target_sparsity, repr(item.pattern)] for item in model.masked_weights]
@@ -134,12 +142,11 @@ def _compare(stored, own, paths):
 def _parts(model):
     """What is stored of a model, as lists of (path, array or variable)."""
     kept = {id(v): v for item in model.masked_weights for v in item.state.values()}
-    left_out = {
-        id(v) for layer in model._flatten_layers() if _is_changed(layer) for v in layer.weights
-    }
+    changed = filter(_is_changed, keras_internals.all_layers(model))
+    left_out = {id(v) for layer in changed for v in layer.weights}
     weights = [v for v in model.weights if id(v) not in kept and id(v) not in left_out]
     optimizer = getattr(model, "optimizer", None)
-    parts = {"weights": weights, "kept": kept.values(), "seeds": model._seed_states()}
+    parts = {"weights": weights, "kept": kept.values(), "seeds": seed_states(model)}
     parts["optimizer"] = optimizer.variables if optimizer is not None else ()
     parts = {name: [(v.path, v) for v in variables] for name, variables in parts.items()}
     return {**parts, "step": [("step", np.int64(model.step))]}

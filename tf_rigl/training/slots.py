@@ -6,6 +6,8 @@ from typing import NamedTuple
 import keras
 from keras import optimizers
 
+from tf_rigl._base import keras_internals
+
 # Built-in optimizers that work entry by entry: one of zero gradient and zero slots stays
 # as it is, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
 # Adafactor scale by norms, which a NaN anywhere carries everywhere.)
@@ -36,16 +38,6 @@ def moves_only_by_gradient(optimizer) -> bool:
     return type(optimizer) in _BY_GRADIENT and not by_norm and not divides_by_zero
 
 
-def fails_at_zero_blocks(optimizer) -> bool:
-    """Whether an optimizer divides by zero where all gradients of a block are zero.
-
-    Adafactor divides by the mean of what it keeps of a matrix, here of a block, and its default
-    `epsilon_1`, squared, is nothing in float32.
-    """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return isinstance(optimizer, optimizers.Adafactor) and optimizer.epsilon_1 < 1e-15
-
-
 def find_slots(optimizer, weights) -> dict[int, list]:
     """Finds the slots of each weight: moments, velocities, accumulators, averages.
 
@@ -67,7 +59,7 @@ def find_slots(optimizer, weights) -> dict[int, list]:
         id(accumulator): part.initial_accumulator_value
         for part in parts
         if isinstance(part, optimizers.Ftrl)
-        for accumulator in part._accumulators
+        for accumulator in keras_internals.ftrl_accumulators(part)
     }
     by_prefix = defaultdict(list)
     for weight in weights:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import keras
 from keras import layers
-from keras.src.initializers.random_initializers import compute_fans
+
+from tf_rigl._base.keras_internals import all_layers, stored_variable
 
 # Layer class -> the attributes that hold its maskable variables. Attention layers are
 # not listed: their projections are `EinsumDense` sublayers. Nor are recurrent layers:
@@ -86,25 +87,40 @@ def find(layer, include_self=True) -> list[Maskable]:
         A list of `Maskable` with unique paths. A weight that several layers share is
         listed once.
     """
-    found, seen_layers, seen_weights, paths = [], set(), set(), set()
+    found, seen, paths = [], set(), set()
+    for each, route, owner in walk(layer, (layer.name,) if include_self else ()):
+        for weight in own_weights(each):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                path = unique("/".join((*route, weight.name)), paths)
+                found.append(Maskable(path, route, owner or route, weight, each))
+    return found
 
-    def visit(layer, route, owner=None):
-        if id(layer) in seen_layers:
+
+def walk(layer, route=()):
+    """Visits a layer and all layers in it, each once, in model order.
+
+    Args:
+        layer: a `keras.layers.Layer` or model.
+        route: tuple of str, the names of the layers on the way to `layer`.
+
+    Yields:
+        Tuples of a layer, its route, and the route of the outermost layer on the way that is
+        not a model.
+    """
+    seen = set()
+
+    def visit(layer, route, owner):
+        if id(layer) in seen:
             return
-        seen_layers.add(id(layer))
+        seen.add(id(layer))
         if owner is None and not isinstance(layer, keras.Model):
             owner = route
-        for weight in own_weights(layer):
-            if id(weight) in seen_weights:
-                continue
-            seen_weights.add(id(weight))
-            path = unique("/".join((*route, weight.name)), paths)
-            found.append(Maskable(path, route, owner or route, weight, layer))
+        yield layer, route, owner
         for child in sublayers(layer):
-            visit(child, (*route, child.name), owner)
+            yield from visit(child, (*route, child.name), owner)
 
-    visit(layer, (layer.name,) if include_self else ())
-    return found
+    yield from visit(layer, route, None)
 
 
 def axes(layer, shape):
@@ -138,7 +154,27 @@ def fan_in(layer, shape) -> int:
         return math.prod(size for label, size in sizes if label not in output)
     if isinstance(layer, _TRANSPOSED):
         return math.prod(shape) // shape[-2]
-    return compute_fans(shape)[0]
+    return math.prod(shape[:-1] if len(shape) > 1 else shape)
+
+
+def stored(layer, attribute):
+    """How a layer stores a weight: a layer with a method `stored` says so itself.
+
+    Args:
+        layer: a built `keras.layers.Layer`.
+        attribute: str, the name of the weight, such as "kernel".
+
+    Returns:
+        The variable (None if there is none), and the shape of the weight, which that of the
+        variable may differ from.
+    """
+    own = layer.stored(attribute) if hasattr(layer, "stored") else None
+    if own is not None:
+        return own
+    value = getattr(layer, attribute, None)
+    if value is not None and not isinstance(value, keras.Variable):
+        value = stored_variable(layer, attribute)  # With LoRA it is a sum.
+    return value, None if value is None else tuple(value.shape)
 
 
 def einsum_labels(layer):
@@ -152,7 +188,7 @@ def sublayers(layer) -> list:
     """The layers directly inside a layer, those of a model in graph order."""
     if isinstance(layer, keras.Model):
         return layer.layers
-    return layer._flatten_layers(include_self=False, recursive=False)
+    return all_layers(layer, include_self=False, recursive=False)
 
 
 def unique(path, taken: set) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import patterns
+from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import check_sparsity, unknown_name
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl._base.workers import resolve_seed
@@ -105,6 +106,8 @@ class MaskedLayer(keras.layers.Wrapper):
         if layer.built:
             self.build(None)
 
+    # Keras first calls the wrapped layer symbolically, with all arguments of the call.
+    @keras_internals.default_build
     def build(self, input_shape=None):
         if not self.layer.built:
             self.layer.build(input_shape)
@@ -122,10 +125,6 @@ class MaskedLayer(keras.layers.Wrapper):
                 "mask. See `tf_rigl.maskable` for the layers that have; a layer of your own names "
                 "its weights with `get_prunable_weights()`."
             )
-
-    # Tells Keras to build the wrapped layer by a symbolic call, with whatever arguments
-    # it takes, before `build` is called with the first shape alone.
-    build._is_default = True
 
     def __call__(self, *args, **kwargs):
         self._masks.settle()

@@ -6,108 +6,11 @@ import functools
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from tf_rigl import distributions
-from tf_rigl._base import tensors
-from tf_rigl.block_sparse import weight
-from tf_rigl.patterns.base import Pattern
+from tf_rigl._base.keras_internals import all_layers, in_stateless_scope
 from tf_rigl.weights import maskable
-
-
-# Not a tuple: Keras tracks the variables in those, and the weight has its layer already.
-@dataclasses.dataclass(frozen=True, repr=False)
-class MaskedWeight:
-    """A weight and its mask.
-
-    Attributes:
-        path: str, unique within the model, such as "encoder/dense/kernel".
-        weight: `keras.Variable`, exactly 0.0 wherever the mask is 0.
-        mask: `keras.Variable` of the weight's shape and dtype "bool".
-        target_sparsity: float, the fraction of zeros that was asked for.
-        pattern: `tf_rigl.patterns.Pattern`, what lives and dies together.
-        layer: the `keras.layers.Layer` that holds the weight.
-        state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
-            method keeps for the weight beside its mask.
-    """
-
-    path: str
-    weight: keras.Variable
-    mask: keras.Variable
-    target_sparsity: float
-    pattern: Pattern
-    layer: keras.layers.Layer | None = None
-    state: dict = dataclasses.field(default_factory=dict)
-
-    def __repr__(self):
-        shape, target = tuple(self.weight.shape), self.target_sparsity
-        return f"MaskedWeight({self.path!r}, shape={shape}, target_sparsity={target:.4f})"
-
-    is_packed = False  # Whether nothing is stored of what is masked.
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight."""
-        return tuple(self.weight.shape)
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether the weight is masked at all: a layer that stays dense costs nothing."""
-        return self.target_sparsity > 0
-
-    def target_active(self) -> int:
-        """How many units are kept at the target sparsity."""
-        units = self.pattern.units(self.shape)
-        return self.pattern.possible(
-            self.shape, units - int(distributions.zeros(self.target_sparsity, units))
-        )
-
-    def active(self) -> int:
-        """How many units are kept now."""
-        return int(self.pattern.active(tf.convert_to_tensor(self.mask)))
-
-    def dense(self):
-        """The weight as a tensor."""
-        return tf.convert_to_tensor(self.weight.value)
-
-    def masked_gradient(self, gradient):
-        """A gradient, zero where the mask is 0."""
-        return tensors.masked_gradient(gradient, self.mask)
-
-    def emptied(self, slots):
-        """The weight and its optimizer slots, and what they are with the mask applied.
-
-        Args:
-            slots: list of (variable of the weight's shape, value of empty entries).
-        """
-        pairs = [(self.weight, 0.0), *slots]
-        values = [(variable, tf.convert_to_tensor(variable.value), e) for variable, e in pairs]
-        return [(variable, tensors.where(self.mask, value, e)) for variable, value, e in values]
-
-    def changes(self, mask, new_mask, new_weight, slots):
-        """Variables and what they become with another mask.
-
-        Args:
-            mask, new_mask: boolean tensors of the weight's shape.
-            new_weight: tensor of that shape.
-            slots: as for `emptied`.
-        """
-        # Slots of dropped entries would go stale; those of new ones start empty.
-        return [(self.mask, new_mask), (self.weight, new_weight)] + [
-            (slot, tensors.where(mask & new_mask, tf.convert_to_tensor(slot.value), empty))
-            for slot, empty in slots
-        ]
-
-    def zero_masked(self, variable, empty=0.0):
-        """Sets a variable of the weight's shape to `empty` wherever the mask is 0."""
-        keep = tf.convert_to_tensor(self.mask)
-        value = tf.convert_to_tensor(variable)
-        variable.assign(tf.where(keep, value, tf.constant(empty, value.dtype)))
-
-    def set_mask(self, mask):
-        """Replaces the mask, and sets the weight to zero where the new one is 0."""
-        self.mask.assign(mask)
-        self.zero_masked(self.weight)
+from tf_rigl.weights.masked_weight import MaskedWeight
+from tf_rigl.weights.sparse_weight import SparseWeight
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -243,21 +146,37 @@ class Masks(keras.layers.Layer):
 
 def layers(model) -> list[Masks]:
     """What holds the masks of a model, in model order."""
-    found = model._flatten_layers(include_self=False)
+    found = all_layers(model, include_self=False)
     return [layer for layer in found if isinstance(layer, Masks)]
 
 
-def find(model) -> list[MaskedWeight]:
-    """The masked weights of a model with their masks, in model order, under unique paths."""
+def find(model) -> list[SparseWeight]:
+    """Finds the sparse weights of a model, in model order, under unique paths."""
     items, taken = [], set()
     for layer in layers(model):
         layer.settle()
         items += layer.items
-    packed = weight.find(model)
-    if packed:  # Among the others as in the model.
+    stored = _stored_sparse(model)
+    if stored:  # Among the others as in the model.
         order = {id(variable): number for number, variable in enumerate(model.weights)}
-        items = sorted([*items, *packed], key=lambda item: order[id(item.weight)])
+        items = sorted([*items, *stored], key=lambda item: order[id(item.weight)])
     return [dataclasses.replace(item, path=maskable.unique(item.path, taken)) for item in items]
+
+
+def holds_any(layer) -> bool:
+    """True if a layer, or one in it, is made to hold sparse weights; it need not be built."""
+    return any(
+        isinstance(each, Masks) or hasattr(each, "sparse_weight") for each in all_layers(layer)
+    )
+
+
+def _stored_sparse(model):
+    """Finds the weights of layers that store them sparse, by their method `sparse_weight`."""
+    found = []
+    for layer, route, _ in maskable.walk(model):
+        if layer.built and hasattr(layer, "sparse_weight"):
+            found.append(layer.sparse_weight("/".join((*route, "kernel"))))
+    return found
 
 
 def _check_fit(item, mask):

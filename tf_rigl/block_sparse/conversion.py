@@ -5,7 +5,9 @@ import warnings
 import keras
 import tensorflow as tf
 
-from tf_rigl.block_sparse import layers, weight
+from tf_rigl._base import keras_internals
+from tf_rigl._base.keras_internals import all_layers
+from tf_rigl.block_sparse import layers
 from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
 from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable, targets
@@ -135,9 +137,9 @@ def by_projection(model):
     """The attention layer of each of its projections, by their ids."""
     return {
         id(projection): layer
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if type(layer) in (keras.layers.MultiHeadAttention, MultiHeadAttention)
-        for projection in layer._flatten_layers(include_self=False, recursive=False)
+        for projection in all_layers(layer, include_self=False, recursive=False)
         if projection.name in PROJECTIONS
     }
 
@@ -168,17 +170,18 @@ def ordinary(layer):
     return new, lambda: _fill(new, layer)
 
 
-def is_replacement(layer) -> bool:
-    """Whether a layer is one of `tf_rigl.block_sparse`, attention included."""
-    return weight.is_block_sparse(layer) or isinstance(layer, MultiHeadAttention)
+def replacements(model) -> list:
+    """The layers of `tf_rigl.block_sparse` in a model, attention included."""
+    kinds = layers.BlockSparseLayer, MultiHeadAttention
+    return [layer for layer in all_layers(model) if isinstance(layer, kinds)]
 
 
 def _fill(new, old, masks=None):
     """Gives a layer, and those in it, what another one has."""
-    for target, source in zip(new._flatten_layers(), old._flatten_layers(), strict=True):
-        target._trainable = source._trainable
-        packed = weight.is_block_sparse(target)
-        if not packed and not weight.is_block_sparse(source):
+    for target, source in zip(all_layers(new), all_layers(old), strict=True):
+        keras_internals.set_own_trainable(target, source.trainable)
+        packed = isinstance(target, layers.BlockSparseLayer)
+        if not packed and not isinstance(source, layers.BlockSparseLayer):
             for variable, value in zip(_own(target), _own(source), strict=True):
                 variable.assign(value)
             continue
@@ -186,10 +189,7 @@ def _fill(new, old, masks=None):
         if packed:
             target.places.assign(target.geometry.places(target.as_matrix(masks[target.name])))
             kernel = target.geometry.pack(target.as_matrix(kernel), target.places.value)
-        values, old = (
-            layer.values if weight.is_block_sparse(layer) else layer.kernel
-            for layer in (target, source)
-        )
+        values, old = (maskable.stored(layer, "kernel")[0] for layer in (target, source))
         values.assign(kernel)
         values.trainable = old.trainable
         if source.bias is not None:
@@ -199,5 +199,4 @@ def _fill(new, old, masks=None):
 
 def _own(layer):
     """The variables of a layer without those of layers in it."""
-    states = [seed.state for seed in layer._seed_generators]
-    return [*layer._trainable_variables, *layer._non_trainable_variables, *states]
+    return [*keras_internals.own_variables(layer), *keras_internals.seed_states(layer)]

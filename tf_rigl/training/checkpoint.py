@@ -1,0 +1,98 @@
+"""What files hold of a `SparseModel` beside its weights, and how loading leaves no half."""
+
+import contextlib
+import gc
+
+import keras
+import numpy as np
+
+from tf_rigl._base import files
+from tf_rigl.training import integrity, loop
+from tf_rigl.training.integrity import seed_states
+from tf_rigl.weights import masks
+
+COUNTERS = ("step", "seed", "seeds")  # Names in a file.
+
+
+def counters(model) -> dict:
+    """The step counter, the seed, and states of random seeds, which Keras leaves out."""
+    stored = {"step": np.int64(model.step), "seed": np.int64(model.seed)}
+    states = seed_states(model)
+    if states:
+        stored["seeds"] = np.stack([state.numpy() for state in states])
+    return stored
+
+
+def take_counters(model, stored):
+    """Restores what `counters` returned; a dense model's file has none of it."""
+    if "step" in stored:
+        loop.of(model).steps_taken = int(np.asarray(stored["step"]))
+    if "seed" in stored:
+        set_seed(model, int(np.asarray(stored["seed"])))
+    states, stored = seed_states(model), stored.get("seeds", ())
+    if len(stored) == len(states):
+        for state, value in zip(states, np.asarray(stored), strict=True):
+            state.assign(value)
+
+
+def set_seed(model, seed):
+    """Sets the seed of a model: its later draws are those of the model that had it."""
+    if seed != model.seed:
+        model.seed = seed
+        if model.train_function is not None:
+            model.make_train_function(force=True)  # The compiled steps hold the seed.
+
+
+def forget_refusals(model):
+    """Lets masks be loaded again after a file was refused."""
+    for layer in masks.layers(model):
+        layer.refusal = None
+
+
+@contextlib.contextmanager
+def undone_on_error(model, path):
+    """Within this context weights are loaded from a file; on an error the model is as before.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    integrity.check_file(path)
+    model._add_state()  # What loading would add could not be taken back.
+    masks.find(model)  # Masks that are due are drawn.
+    variables = [*model.weights, *seed_states(model)]
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)  # Else its state is left out.
+    variables += optimizer.variables if optimizer is not None else []
+    before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
+    step, seed = model.step, model.seed
+    try:
+        yield
+    except Exception as error:
+        for variable, value in before:
+            variable.assign(value)
+        loop.of(model).steps_taken = step
+        set_seed(model, seed)
+        gc.collect()  # Keras leaves the file open, and HDF5 would read it where it was.
+        if isinstance(error, (ValueError, OSError)):
+            raise
+        # Of HDF5, for example.
+        raise ValueError(f"The file {str(path)!r} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def written_whole(path, ending, wanted=True, seals=False):
+    """Gives a path to write a file to; it is moved to its place when it is whole.
+
+    Args:
+        path: str or path, the place.
+        ending: str; files of another ending are written in place.
+        wanted: bool, False to write in place.
+        seals: bool, whether a checksum is put at the end of the file.
+    """
+    own = wanted and str(path).endswith(ending)
+    with files.beside_local(path, own) as scratch:
+        yield scratch
+        if seals and own and "://" not in str(scratch):
+            integrity.close_file(scratch)

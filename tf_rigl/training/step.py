@@ -1,0 +1,281 @@
+"""The graph of a training step: forward, backward, then the optimizer or the mask update."""
+
+import contextlib
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_rigl._base import tensors
+from tf_rigl.training import slots
+from tf_rigl.weights.sparse_weight import SparseWeight, set_all
+
+
+class Record(NamedTuple):
+    """A sparse weight that training may change, and what belongs to it."""
+
+    number: int  # Its number among all sparse weights: counts and seeds go by it.
+    weight: SparseWeight
+    slots: tuple  # Its `Slot`s; none if the method trains another variable in its place.
+    place: int  # Its place among the variables of which gradients are taken.
+
+
+class Traces:
+    """What is found and made while steps are traced; it lives as long as the compiled steps.
+
+    Attributes:
+        compiled: `tensors.Compiled`, the compiled functions of weights.
+        unreached: set of int, the numbers of weights that the loss does not reach. An update
+            leaves them as they are.
+    """
+
+    def __init__(self):
+        self.compiled = tensors.Compiled()
+        self.unreached = set()
+
+
+class Step:
+    """A training step of a batch. It knows weights, a method and an optimizer, but no model.
+
+    Args:
+        forward: function of a batch that returns the loss, and a function without arguments
+            that returns the metrics when the step is done.
+        method: `tf_rigl.methods.Method`.
+        variables: list of `keras.Variable`, of which gradients are taken, in model order.
+        records: list of `Record`, the sparse weights among them.
+        optimizer: `keras.optimizers.Optimizer`.
+        seed: int, for what the method draws at random.
+        traces: `Traces`.
+    """
+
+    def __init__(self, forward, method, variables, records, optimizer, seed, traces):
+        self.forward = forward
+        self.method = method
+        self.variables = variables
+        self.records = records
+        self.optimizer = optimizer
+        self.seed = seed
+        self.traces = traces
+
+    def ordinary(self, data, past=None):
+        """Runs forward, backward and the optimizer.
+
+        Args:
+            data: a batch.
+            past: float32 scalar tensor if the method observes the dense gradient at this
+                step, see `Method.observation`; or None.
+
+        Returns:
+            The metrics.
+        """
+        return self._run(data, trains=True, past=past)
+
+    def update(self, data, counts, number, past=None):
+        """Changes the masks: instead of the optimizer step, before it or after it.
+
+        Args:
+            data: a batch.
+            counts: int32 tensor of shape (sparse weights, 2): units to keep and to grow.
+            number: int32 scalar tensor, the number of the step.
+            past: as for `ordinary`.
+
+        Returns:
+            The metrics.
+        """
+        order = self.method.order
+        if order == "before":
+            self._change([(record, None) for record in self.records], counts, number)
+            return self._run(data, trains=True, past=past)
+        return self._run(data, order == "after", past, counts, number)
+
+    def settle(self):
+        """Recomputes masks and weights, outside of a step, where they follow from a state."""
+        set_all(self._after_optimizer())
+
+    def _run(self, data, trains, past=None, counts=None, number=None):
+        """Runs forward and backward, then the optimizer step or the mask update."""
+        looks = past is not None or counts is not None
+        metrics, gradients, probed = self._backward(data, trains, looks)
+        usable = None
+        if looks:
+            dense, usable = self._dense_gradients(probed)
+            if trains and usable is not None:
+                usable &= tensors.all_finite(gradients)
+        if past is not None:
+            dense = _observe(dense, past, usable, is_update=counts is not None)
+        if trains:
+            self._optimize(gradients, usable)
+        elif usable is not None:
+            self._rescale(usable)
+        if counts is not None:
+            self._change(dense, counts, number, usable)
+        return metrics()
+
+    def _backward(self, data, trains, looks):
+        """Runs forward and backward.
+
+        Args:
+            data: a batch.
+            trains: bool, whether the gradients of all variables are needed.
+            looks: bool, whether the dense gradients of the sparse weights are.
+
+        Returns:
+            The function that returns the metrics; the gradients of the variables (None where
+            there is none, or it is not needed); a list of (record, gradient of its probe).
+        """
+        records = self.records if looks else []
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(record.weight.probe()) for record in records]
+            own = [probe for probe in probes if probe is not None]
+            tape = stack.enter_context(tf.GradientTape())
+            tape.watch(own)
+            loss, metrics = self.forward(data)
+            loss = self.optimizer.scale_loss(loss)
+        places = range(len(self.variables))
+        if not trains:
+            places = [r.place for r, probe in zip(records, probes, strict=True) if probe is None]
+        sources = [self.variables[place].value for place in places], own
+        found, seen = tape.gradient(loss, sources)
+        gradients = [None] * len(self.variables)
+        for place, gradient in zip(places, found, strict=True):
+            gradients[place] = gradient
+        seen = iter(seen)
+        probed = [
+            (record, gradients[record.place] if probe is None else next(seen))
+            for record, probe in zip(records, probes, strict=True)
+        ]
+        return metrics, gradients, probed
+
+    def _dense_gradients(self, probed):
+        """Sums dense gradients over replicas, and undoes the loss scale.
+
+        Args:
+            probed: list of (record, gradient of its probe on this replica, or None).
+
+        Returns:
+            A list of (record, dense gradient) without the weights that the loss does not
+            reach; and a boolean tensor, True if no gradient overflowed, or None where there
+            is no dynamic loss scale.
+        """
+        self.traces.unreached |= {record.number for record, g in probed if g is None}
+        reached = [(record, g) for record, g in probed if g is not None]
+        gradients = tensors.all_reduce([tf.convert_to_tensor(g) for _, g in reached])
+        usable = None
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        one = tf.ones([])
+        scale = self.optimizer.scale_loss(one)
+        dense = []
+        for (record, _), gradient in zip(reached, gradients, strict=True):
+            gradient = tf.cast(gradient, record.weight.weight.value.dtype)
+            if scale is not one:
+                gradient /= tf.cast(scale, gradient.dtype)
+            dense.append((record, record.weight.dense_gradient(gradient)))
+        return dense, usable
+
+    def _optimize(self, gradients, usable=None):
+        """Applies the optimizer to the gradients of what the method trains.
+
+        Args:
+            gradients: list of tensors, `tf.IndexedSlices` or None, for each variable.
+            usable: boolean scalar tensor, False if a gradient overflowed, or None.
+        """
+        method, trained, masked = self.method, list(self.variables), list(gradients)
+        for _, weight, _, place in self.records:
+            trained[place] = method.trained_variable(weight)
+            if masked[place] is not None:
+                masked[place] = method.trained_gradient(weight, masked[place])
+        if usable is None and self._one_replica_is_asked():
+            usable = tensors.all_finite(masked)
+        there = [place for place, gradient in enumerate(masked) if gradient is not None]
+        if usable is not None and there:
+            # One gradient that is not finite is enough to tell the optimizer.
+            last = tf.convert_to_tensor(masked[there[-1]])
+            masked[there[-1]] = tensors.where(usable, last, float("nan"))
+        if trained:
+            self.optimizer.apply_gradients(zip(masked, trained, strict=True))
+        tensors.assign(self._after_optimizer() or self._emptied())
+
+    def _after_optimizer(self):
+        """Pairs of variables and values that follow from a state that was trained."""
+        weights = [record.weight for record in self.records]
+        return self.method.after_optimizer(weights, self.traces.compiled)
+
+    def _emptied(self):
+        """Pairs of variables and values, zeros put back where the optimizer may move them."""
+        # Some optimizers move weights without a gradient, and so may constraints.
+        free = not slots.moves_only_by_gradient(self.optimizer)
+        pairs = []
+        for record in self.records:
+            if free or record.weight.weight.constraint:
+                pairs += record.weight.emptied(record.slots)
+        return pairs
+
+    def _one_replica_is_asked(self):
+        """True if Keras asks only the first of several replicas whether gradients are finite."""
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return scaled and tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+    def _rescale(self, usable):
+        """Halves the loss scale after an overflow, as the optimizer does where it is applied."""
+        variables = [self.optimizer.dynamic_scale, self.optimizer.step_counter]
+        scale, steps = (tf.convert_to_tensor(variable.value) for variable in variables)
+        values = [tf.where(usable, scale, scale / 2), tf.where(usable, steps, 0)]
+        tensors.assign(zip(variables, values, strict=True))
+
+    def _change(self, dense, counts, number, usable=None):
+        """Changes masks, the weights under them, and their optimizer slots.
+
+        Args:
+            dense: list of (record, dense gradient); None if the method needs no gradient.
+            counts, number: as for `update`.
+            usable: boolean scalar tensor, False if nothing may change, or None.
+        """
+        method = self.method
+        seeds = [tf.stack([(self.seed + record.number) % 2**31, number]) for record, _ in dense]
+        shares = [(counts[r.number, 0], counts[r.number, 1]) for r, _ in dense]
+        if method.scope == "global":
+            pairs = zip(dense, seeds, strict=True)
+            evidence = [record.weight.evidence(g, seed) for (record, g), seed in pairs]
+            shares = method.share(shares, evidence, [r.weight.pattern for r, _ in dense])
+        changes = []
+        for (record, gradient), seed, share in zip(dense, seeds, shares, strict=True):
+            changes += record.weight.changes(
+                method,
+                share,
+                gradient,
+                seed,
+                record.slots,
+                usable=usable,
+                compiled=self.traces.compiled,
+            )
+        tensors.assign(changes)
+
+
+def _observe(dense, past, usable, is_update):
+    """Takes dense gradients into the means that the method keeps, and returns the means.
+
+    Args:
+        dense: list of (record, dense gradient).
+        past: float32 scalar tensor, the weight of the mean so far.
+        usable: boolean scalar tensor, False if the gradients overflowed, or None.
+        is_update: bool. Entries that are infinite or NaN begin anew at an update; a check at
+            each step would be costly.
+
+    Returns:
+        A list of (record, mean) at an update; the list as it is at other steps.
+    """
+    variables = [record.weight.state["gradient"] for record, _ in dense]
+    gradients = [g if usable is None else tensors.where(usable, g) for _, g in dense]
+    if not is_update:
+        tensors.mix(variables, gradients, past)
+        return dense
+    values = []
+    for variable, gradient in zip(variables, gradients, strict=True):
+        kept = tf.convert_to_tensor(variable.value)
+        weight = tf.cast(past, kept.dtype)
+        value = weight * kept + (1 - weight) * gradient
+        value = tf.where(tf.math.is_finite(value), value, gradient)
+        values.append(tensors.where(tf.math.is_finite(value), value))
+    tensors.assign(zip(variables, values, strict=True))
+    return [(record, value) for (record, _), value in zip(dense, values, strict=True)]

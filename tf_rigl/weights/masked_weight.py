@@ -1,0 +1,66 @@
+"""`MaskedWeight`: a dense variable with zeros in it, and a mask beside it."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from tf_rigl._base import tensors
+from tf_rigl.patterns.base import Pattern
+from tf_rigl.weights.sparse_weight import SparseWeight, emptied, set_all
+
+
+# Not a tuple: Keras tracks the variables in those, and the weight has its layer already.
+@dataclasses.dataclass(frozen=True, repr=False)
+class MaskedWeight(SparseWeight):
+    """A weight and its mask.
+
+    Attributes:
+        path: str, unique within the model, such as "encoder/dense/kernel".
+        weight: `keras.Variable`, exactly 0.0 wherever the mask is 0.
+        mask: `keras.Variable` of the weight's shape and dtype "bool".
+        target_sparsity: float, the fraction of zeros to reach.
+        pattern: `tf_rigl.patterns.Pattern`, which entries are kept or dropped together.
+        layer: the `keras.layers.Layer` that holds the weight.
+        state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
+            method keeps for the weight beside its mask.
+    """
+
+    path: str
+    weight: keras.Variable
+    mask: keras.Variable
+    target_sparsity: float
+    pattern: Pattern
+    layer: keras.layers.Layer | None = None
+    state: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(self.weight.shape)
+
+    def dense(self, variable=None):
+        return tf.convert_to_tensor((self.weight if variable is None else variable).value)
+
+    def masked_gradient(self, gradient):
+        """The gradient, zero where the mask is 0."""
+        return tensors.masked_gradient(gradient, self.mask)
+
+    def emptied(self, slots):
+        return emptied(self.mask, [(self.weight, 0.0), *slots])
+
+    def zero_masked(self, variable, empty=0.0):
+        set_all(emptied(self.mask, [(variable, empty)]))
+
+    def stray(self):
+        mask = tf.convert_to_tensor(self.mask)
+        return tf.math.count_nonzero((self.dense() != 0) & ~mask)
+
+    def replaced(self, mask, new_mask, new_weight, slots=()):
+        # Slots of dropped entries would go stale; those of grown entries start empty.
+        stay = mask & new_mask
+        return [(self.mask, new_mask), (self.weight, new_weight), *emptied(stay, slots)]
+
+    def set_mask(self, mask):
+        self.mask.assign(mask)
+        self.zero_masked(self.weight)
