@@ -19,14 +19,15 @@ import typing
 ROOMS = (
     *("_base", "distributions", "schedules", "patterns", "weights", "methods", "block_sparse"),
     *("training", "callbacks", "convert", "accounting", "export", "channels", "lottery"),
-    *("data", "models", "plots", "experiments", "cli", "maskable", "interop"),
+    "experiments",
 )
 DOOR = "_base/keras_internals.py"  # The one file that may use private API.
 _OF = ("weights", "block_sparse")
 # Name -> the rooms that may ask for it.
 FLAGS = {"is_packed": _OF, "is_block_sparse": _OF, "is_replacement": _OF}
 FLAGS["trains_scores"] = ("methods",)
-STATE = {"_step": ("training",), "_run": ("training",)}  # Attribute -> the rooms that touch it.
+# Attribute -> the rooms that touch it.
+STATE = dict.fromkeys(("_step", "_run", "_loop"), ("training",))
 LINES_OF_FILE = 400
 LINES_OF_FUNCTION = 60
 
