@@ -4,9 +4,10 @@ import warnings
 
 import keras
 import numpy as np
-from keras.src.backend import AutocastScope, StatelessScope
 
+from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import check_integer, check_sparsity, unknown_name
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.channels import slimming
 from tf_rigl.convert import copies
 
@@ -198,13 +199,13 @@ def _last_layers(outputs):
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        operation, node, number = tensor._keras_history
+        operation, node, number = keras_internals.history(tensor)
         if _is_nested(operation):
             due.append(operation.outputs[number])
         elif isinstance(operation, keras.layers.Layer):
             found.add(id(operation))
         else:
-            due += operation._inbound_nodes[node].input_tensors
+            due += keras_internals.nodes_of(operation)[node].input_tensors
     return found
 
 
@@ -220,7 +221,7 @@ class _Maker:
 
 def _bfloat16(layer):
     new, fill = copies.twin(layer, dtype="mixed_bfloat16")
-    for inner in new._flatten_layers():
+    for inner in all_layers(new):
         if inner.dtype_policy.name == "float32":
             inner.dtype_policy = "mixed_bfloat16"
     return new, fill
@@ -230,14 +231,14 @@ def _can_be_lowered(layer):
     """Whether a layer computes in float32, and all of it can in bfloat16, also when saved."""
     if layer.dtype_policy.name != "float32" or isinstance(layer, keras.layers.InputLayer):
         return False
-    if len(layer._flatten_layers()) == 1:
+    if len(all_layers(layer)) == 1:
         return True
     probe, _ = copies.twin(_bfloat16(layer)[0])
     if layer.get_build_config() is not None:  # Some make layers only then.
         probe.build_from_config(layer.get_build_config())
-    inner = probe._flatten_layers()
+    inner = all_layers(probe)
     lowered = all(each.compute_dtype == "bfloat16" for each in inner)
-    return lowered and len(inner) == len(layer._flatten_layers())
+    return lowered and len(inner) == len(all_layers(layer))
 
 
 def _rounded(layer):
@@ -251,7 +252,7 @@ def _held_kernels(layers):
     return {
         id(inner): f"{layer.name}/{inner.name}"
         for layer in layers
-        for inner in layer._flatten_layers(include_self=False)
+        for inner in all_layers(layer, include_self=False)
         if type(inner) in _KERNELS
     }
 
@@ -278,9 +279,9 @@ class RoundedKernels(keras.layers.Wrapper):
     def call(self, inputs):
         """The layer on its inputs, with rounded kernels."""
         kernels = [getattr(self.layer, name) for name in _KERNELS[type(self.layer)]]
-        with AutocastScope(None):  # In the type that they are kept in.
+        with keras_internals.without_autocast():  # In the type that they are kept in.
             rounded = [(each, round_to_8_bits(each)) for each in kernels]
-        with StatelessScope(state_mapping=rounded):
+        with keras.StatelessScope(state_mapping=rounded):
             return self.layer.call(inputs)
 
     def compute_mask(self, inputs, previous_mask=None):

@@ -1,10 +1,17 @@
 """Channels removed for real: a smaller dense model that computes the same."""
 
 import dataclasses
+import inspect
 
 import keras
 import numpy as np
 
+from tf_rigl._base.keras_internals import (
+    all_layers,
+    history,
+    nodes_in_order,
+    set_own_trainable,
+)
 from tf_rigl.channels import early_bird, rules, slimming
 from tf_rigl.convert import copies
 from tf_rigl.weights import maskable
@@ -54,13 +61,13 @@ def remove_channels(model, masks=None):
             f"Received: model={model!r}"
         )
     slimming.check_dense(model)
-    if any(isinstance(each, early_bird.RoundedKernels) for each in model._flatten_layers()):
+    if any(isinstance(each, early_bird.RoundedKernels) for each in all_layers(model)):
         raise ValueError(
             "Argument `model` must not be a `low_precision` copy in 'int8'. Bring its weights back "
             "with `model.set_weights(copy.get_weights())`; its channel masks fit the model too. "
             f"Received: model={model!r}"
         )
-    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    names = [history(tensor).operation.name for tensor in model.inputs]
     if masks is not None:
         model = slimming.mask_channels(model, masks)
     graph = _Graph(model)
@@ -74,7 +81,7 @@ def remove_channels(model, masks=None):
 
 def _without_penalty(model):
     """Takes the L1 penalty from the scales of batch normalisation."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         has_scale = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
         if has_scale and isinstance(layer.gamma_regularizer, keras.regularizers.L1):
             # The layer's own is what is saved, the variable's what is added to the loss.
@@ -133,13 +140,12 @@ class _Graph:
         """
         function = keras.Function(inputs, outputs)
         found = dict(zip(map(id, function.inputs), numbers, strict=True))
-        for _, nodes in sorted(function._nodes_by_depth.items(), reverse=True):
-            for node in nodes:
-                if node.is_input or any(id(t) in found for t in node.outputs):
-                    continue
-                given = [found[id(t)] for t in node.input_tensors]
-                made = self._call(node, given, training)
-                found.update(zip(map(id, node.outputs), made, strict=True))
+        for node in nodes_in_order(function):
+            if node.is_input or any(id(t) in found for t in node.outputs):
+                continue
+            given = [found[id(t)] for t in node.input_tensors]
+            made = self._call(node, given, training)
+            found.update(zip(map(id, node.outputs), made, strict=True))
         return [found[id(t)] for t in function.outputs]
 
     def _call(self, node, inputs, training):
@@ -159,9 +165,9 @@ class _Graph:
         """The tensors that a nested model is called on, in the order of its inputs."""
         args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
         given, *others = args if args else [kwargs.pop("inputs")]
-        graph = layer._functional if isinstance(layer, keras.Sequential) else layer
-        if isinstance(given, dict) and not isinstance(graph._inputs_struct, dict):
-            given = [given[tensor.name] for tensor in graph.inputs]  # Keras ignores others.
+        wanted, _ = copies.ends(layer)
+        if isinstance(given, dict) and not isinstance(wanted, dict):
+            given = [given[tensor.name] for tensor in layer.inputs]  # Keras ignores others.
         given = keras.tree.flatten(given)
         known = all(isinstance(each, keras.KerasTensor) for each in given)
         if not known or len(given) != len(layer.inputs) or _tensors((others, kwargs)):
@@ -197,7 +203,7 @@ class _Graph:
                 for old, n in zip(call.node.input_tensors, call.inputs, strict=True)
             }
             args, kwargs = call.node.arguments.fill_in(given)
-            if call.training is not None and getattr(call.layer, "_call_has_training_arg", False):
+            if call.training is not None and _takes_training(call.layer):
                 kwargs["training"] = call.training
             outputs = keras.tree.flatten(new(*args, **kwargs))
             tensors.update(zip(call.outputs, outputs, strict=True))
@@ -206,12 +212,9 @@ class _Graph:
 
     def structured(self, ends):
         """Inputs and outputs in the structure that the model has them in."""
-        if isinstance(self.model, keras.Sequential):
-            return [tensors[0] for tensors in ends]
-        structures = (self.model._inputs_struct, self.model._outputs_struct)
         return [
             keras.tree.pack_sequence_as(structure, tensors)
-            for structure, tensors in zip(structures, ends, strict=True)
+            for structure, tensors in zip(copies.ends(self.model), ends, strict=True)
         ]
 
 
@@ -258,9 +261,15 @@ def _smaller(call, inputs, outputs, names):
             old, variable = getattr(layer, attribute), getattr(new, attribute)
             variable.assign(value)
             variable.trainable = old.trainable
-        new._trainable = layer._trainable
+        set_own_trainable(new, layer.trainable)
 
     return new, fill
+
+
+def _takes_training(layer):
+    """Whether a layer, or another operation in a graph, is a layer with that argument."""
+    is_layer = isinstance(layer, keras.layers.Layer)
+    return is_layer and "training" in inspect.signature(layer.call).parameters
 
 
 def _tensors(arguments):

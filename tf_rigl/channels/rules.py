@@ -7,7 +7,8 @@ all channels that come in and go out.
 import keras
 import numpy as np
 from keras import layers
-from keras.src.ops import core, nn, numpy
+
+from tf_rigl._base import keras_internals
 
 
 class Rule:
@@ -248,8 +249,9 @@ _SAME = (
     *_kinds("GlobalAveragePooling", "ZeroPadding", "Cropping", "UpSampling"),
 )
 _MERGES = (layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum)
-_MERGES += (numpy.Add, numpy.Subtract, numpy.Maximum, numpy.Minimum)
-_PRODUCTS = (layers.Multiply, numpy.Multiply)
+_MERGES += (keras_internals.Add, keras_internals.Subtract)
+_MERGES += (keras_internals.Maximum, keras_internals.Minimum)
+_PRODUCTS = (layers.Multiply, keras_internals.Multiply)
 _OF_SINGLE = {
     layers.Dense: _Matrix,
     **dict.fromkeys(_kinds("Conv"), _Matrix),
@@ -261,8 +263,8 @@ _OF_SINGLE = {
     layers.PReLU: _PReLU,
     layers.Flatten: _Flatten,
     layers.Reshape: _Reshape,
-    nn.Relu: _Alike,
-    core.Cast: _Alike,
+    keras_internals.Relu: _Alike,
+    keras_internals.Cast: _Alike,
     **dict.fromkeys(_SAME, _Alike),
 }
 

@@ -8,10 +8,9 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.export.export_utils import _infer_input_signature_from_model, get_input_signature
-from keras.src.models.functional import Functional
 
-from tf_rigl.block_sparse.weight import is_block_sparse
+from tf_rigl._base.keras_internals import all_layers, input_signature
+from tf_rigl.block_sparse import conversion
 from tf_rigl.convert import sparsifying
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable
@@ -35,7 +34,7 @@ def ordinary(model):
             "Argument `model` must be built before it is exported: call it on data first. "
             f"Received: model={model!r}"
         )
-    if isinstance(model, SparseModel) or any(map(is_block_sparse, model._flatten_layers())):
+    if isinstance(model, SparseModel) or conversion.replacements(model):
         return sparsifying.strip(model)
     if not has_zeros(model):
         warnings.warn(
@@ -57,12 +56,8 @@ def has_zeros(model) -> bool:
 
 def signature(model) -> list:
     """The positional arguments of a model's call, as structures of `keras.InputSpec`."""
-    graph = isinstance(model, (Functional, keras.Sequential))
     try:
-        # Keras wants a subclassed model to have been called; a stripped copy is built, no more.
-        if not graph and model.built and (specs := _infer_input_signature_from_model(model)):
-            return list(specs)
-        return list(get_input_signature(model))
+        return input_signature(model)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `model` cannot be exported: Keras does not know its inputs. Call it on data "
@@ -83,7 +78,7 @@ def check_batch(model, size, seed=0) -> list:
         integers that every `Embedding` of the model knows.
     """
     rng = np.random.default_rng(seed)
-    layers = model._flatten_layers()
+    layers = all_layers(model)
     known = [each.input_dim for each in layers if isinstance(each, keras.layers.Embedding)]
 
     def draw(spec):

@@ -5,10 +5,10 @@ import dataclasses
 import keras
 import numpy as np
 from keras import layers
-from keras.src.models.functional import Functional
 
 from tf_rigl._base import tables
-from tf_rigl.block_sparse.weight import is_block_sparse
+from tf_rigl._base.keras_internals import graph_of, history, nodes_of
+from tf_rigl.block_sparse import conversion
 from tf_rigl.export import _encoding, _source
 from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.layout import Layout
@@ -111,7 +111,7 @@ def advise(model) -> Advice:
         raise ValueError(
             f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
         )
-    if any(map(is_block_sparse, model._flatten_layers())):
+    if conversion.replacements(model):
         model = _source.ordinary(model)
     items = {id(item.weight): item for item in masks.find(model)}
     graph = _Graph(model)
@@ -190,10 +190,10 @@ class _Graph:
         self._add(model)
 
     def _add(self, model):
-        graph = _graph(model)
+        graph = graph_of(model)
         for operation in graph.operations if graph is not None else ():
             self._add(operation)
-            for node in operation._inbound_nodes:
+            for node in nodes_of(operation):
                 for source in node.parent_nodes:
                     self._connect(source.operation, operation)
 
@@ -300,18 +300,12 @@ def _is_end(layer, graph):
     return isinstance(layer, layers.GlobalAveragePooling2D)
 
 
-def _graph(operation):
-    """The graph of a model, or None."""
-    graph = getattr(operation, "_functional", operation)  # That of a Sequential.
-    return graph if isinstance(graph, Functional) else None
-
-
 def _borders(operation, side):
     """The layers at the inputs or the outputs of a nested model; of a layer, itself."""
-    graph = _graph(operation)
+    graph = graph_of(operation)
     if graph is None:
         return [operation.layer if isinstance(operation, MaskedLayer) else operation]
-    ends = [tensor._keras_history.operation for tensor in getattr(graph, side)]
+    ends = [history(tensor).operation for tensor in getattr(graph, side)]
     return [layer for end in ends for layer in _borders(end, side)]
 
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_rigl._base import keras_internals
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
@@ -127,7 +128,7 @@ def _check(model, folder, batch, names) -> float:
     loaded = tf.saved_model.load(str(folder))
     default = loaded.signatures["serving_default"]
     named = dict(zip(names, tf.nest.flatten(batch), strict=True))
-    half = any(layer.compute_dtype in _HALF for layer in model._flatten_layers())
+    half = any(layer.compute_dtype in _HALF for layer in keras_internals.all_layers(model))
     worst = 0.0
     # A model may draw random numbers or keep a state: at each call it goes on as what was
     # written does, and in the end it is as it was.
@@ -197,7 +198,7 @@ def _archive(model, weights):
         ("non_trainable_variables", [v for v in rest if not v.trainable]),
     ):
         archive.add_variable_collection(name, [v.value for v in part])
-    return archive, concrete._arg_keywords, unfit
+    return archive, keras_internals.argument_names(concrete), unfit
 
 
 class _Scope(keras.StatelessScope):
@@ -213,7 +214,7 @@ class _Scope(keras.StatelessScope):
             self.written.add(id(variable))
             super().add_update(update)
         else:
-            variable._direct_assign(value)
+            keras_internals.assign_directly(variable, value)
 
 
 class _PackedWeight:
@@ -236,7 +237,7 @@ class _PackedWeight:
 
         self.values, self.bits = make(value[keep], "values"), make(bits, "bits")
         self.dense = make(value.reshape(source.shape), "dense")
-        _leave_out(self.dense)
+        keras_internals.leave_value_out(self.dense)
 
     def read(self):
         """The restored value."""
@@ -250,19 +251,6 @@ class _PackedWeight:
         indices = tf.where(tf.reshape(tf.bitcast(spread, tf.uint8), [-1]))
         size = tf.constant([shape.num_elements()], tf.int64)
         self.dense.assign(tf.reshape(tf.scatter_nd(indices, self.values, size), shape))
-
-
-def _leave_out(variable):
-    """Keeps the value of a variable out of a SavedModel: it is there, with nothing to restore."""
-    export = variable._export_to_saved_model_graph
-
-    def export_without_value(object_map, **kwargs):
-        handles = export(object_map=object_map, **kwargs)
-        object_map[variable]._serialize_to_tensors = dict
-        return handles
-
-    variable._serialize_to_tensors = dict
-    variable._export_to_saved_model_graph = export_without_value
 
 
 class _Restorer(tf.saved_model.experimental.TrackableResource):

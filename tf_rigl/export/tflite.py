@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_rigl._base import files
 from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
@@ -116,7 +117,7 @@ def export_tflite(
         batch_size = check_integer("batch_size", batch_size, 1)
     model = _source.ordinary(model)
     has_zeros = _source.has_zeros(model)
-    loops = [x for x in model._flatten_layers() if isinstance(x, keras.layers.RNN) and not x.unroll]
+    loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would end the program: no exception.
         raise ValueError(
             "Argument `quantization` cannot be 'int8' for recurrent layers that loop: TensorFlow's "

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.convert import copies
 from tf_rigl.lottery.ticket import values
 from tf_rigl.weights import maskable
@@ -195,14 +196,14 @@ def redrawn(model, seed):
 def _statistics(model):
     """The ids of the statistics of all `BatchNormalization` layers that are trained."""
     norms = (keras.layers.BatchNormalization,)
-    layers = [each for each in model._flatten_layers() if isinstance(each, norms)]
+    layers = [each for each in all_layers(model) if isinstance(each, norms)]
     trained = [each for each in layers if each.trainable]
     return {id(v) for each in trained for v in (each.moving_mean, each.moving_variance)}
 
 
 def _has_seeds(model):
     """Whether an initializer of a layer has a seed of its own."""
-    for layer in model._flatten_layers(include_self=False):
+    for layer in all_layers(model, include_self=False):
         try:
             config = layer.get_config()
         except NotImplementedError:  # Of a class of the user's; what is in it comes by itself.
