@@ -12,9 +12,11 @@ import numpy as np
 from tf_rigl import distributions, patterns
 from tf_rigl._base import files, store
 from tf_rigl._base.arguments import check_integer, check_number, unknown_name
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.convert import copies, sparsifying
 from tf_rigl.lottery.ticket import Ticket, dense_weights, values
 from tf_rigl.patterns.selection import top_k_mask
+from tf_rigl.training import loop
 from tf_rigl.weights import maskable, targets
 
 _DESCRIPTION = "search.json"
@@ -165,7 +167,7 @@ def _train(model, ticket, fit, rounds, rewind_step, seed):
     watcher = None
     if ticket.round == 0 and rewind_step:
         watcher = _Watcher(rewind_step)
-        sparse._run.callbacks.append(watcher)
+        loop.of(sparse).callbacks.append(watcher)
     before = values(dense_weights(sparse))
     history = _history(fit(sparse))
     changes = {"history": history, "trained": values(dense_weights(sparse))}
@@ -295,7 +297,7 @@ def _layers(model):
     configuration may be another in each process.
     """
     found = []
-    for layer in model._flatten_layers(include_self=False):
+    for layer in all_layers(model, include_self=False):
         if isinstance(layer, keras.Model):
             continue  # Its layers come by themselves.
         try:
