@@ -3,6 +3,7 @@
 #   make demo      train RigL at 90% sparsity beside dense, on embedded data
 #   make test      the whole test suite
 #   make lint      ruff
+#   make door      the test of private API on the lowest Keras and TensorFlow that setup.py allows
 #   make soak      long forms of the tests of reliability: an hour
 #   make PYTHON=python3.12 demo    with another Python
 
@@ -14,7 +15,7 @@ SOAK := $(addprefix tests/training/,test_workers.py test_distribute.py test_kill
 	test_damaged_files.py test_bad_numbers.py test_fit.py test_configurations.py) \
 	tests/test_malformed_input.py
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint door soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/tf-rigl train --beside-dense
@@ -25,6 +26,19 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The newest versions are those of `make test`. Python 3.13 came with TensorFlow 2.20.
+LOWEST := $(VENV)-lowest
+door: $(LOWEST)/installed
+	TF_CPP_MIN_LOG_LEVEL=3 $(LOWEST)/bin/python -m pytest tests/base/test_keras_internals.py
+
+$(LOWEST)/installed: setup.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	tf=$$($(PYTHON) -c "import sys; print('2.18' if sys.version_info < (3, 13) else '2.20')"); \
+	$(LOWEST)/bin/python -m pip install --quiet 'keras==3.10.0' "tensorflow==$$tf.*" \
+		"tf-keras==$$tf.*" wrapt filelock pytest
+	touch $@
 
 # What was tried is collected in runs/soak.jsonl, a line for each test.
 soak: $(VENV)/installed
@@ -43,4 +57,4 @@ $(VENV)/installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) runs build *.egg-info
