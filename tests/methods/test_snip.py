@@ -234,3 +234,14 @@ def test_a_model_of_which_nothing_can_be_scored_is_trained():
     x, y = random_data(batches=3)
     model.fit(x, y, batch_size=BATCH, epochs=20, verbose=0)
     assert (head.numpy() != before).any()
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("how", [EAGER, {}])
+def test_a_second_fit_trains_although_a_weight_is_not_reached(how):
+    """What is found when a step is traced is known as long as the trace is used."""
+    model = compiled(sparsify(detached_mlp(), SNIP()), **how)
+    for batches in (5, 9, 13):
+        fit_unchecked(model, *random_data(batches=4))
+        # The first batch of all is scored, not trained on.
+        assert int(model.optimizer.iterations) == batches - 2

@@ -157,8 +157,9 @@ class Step:
             reach; and a boolean tensor, True if no gradient overflowed, or None where there
             is no dynamic loss scale.
         """
-        self.traces.unreached |= {record.number for record, g in probed if g is None}
         reached = [(record, g) for record, g in probed if g is not None]
+        self.traces.unreached |= {record.number for record, _ in probed}
+        self.traces.unreached -= {record.number for record, _ in reached}
         gradients = tensors.all_reduce([tf.convert_to_tensor(g) for _, g in reached])
         usable = None
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
