@@ -135,7 +135,7 @@ def test_masked_channels_are_zero_and_the_model_stays_as_it_was():
         ),
         (lambda m: lottery.channel_masks(m, 1.0), r"`prune_fraction` must be a number in \[0, 1\)"),
         (lambda m: lottery.channel_masks(m, 0.5, least=-1), "`least` must be an integer"),
-        (lambda m: lottery.channel_masks(m, 0.9, least=2), "of 9 channels 1 are to be kept"),
+        (lambda m: lottery.channel_masks(m, 0.9, least=2), "keeps 1 of 9 channels"),
         (
             lambda m: lottery.channel_masks(normalized(4, scale=False), 0.5),
             "must have `BatchNormalization` layers with `scale=True`",

@@ -1,3 +1,3 @@
-"""Channels instead of single weights: network slimming, Early-Bird tickets and removal."""
+"""Pruning of channels: network slimming, Early-Bird tickets, and removal of channels."""
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import backend  # noqa: F401, first: registers our Keras classes

@@ -15,34 +15,42 @@ from tf_rigl.convert import copies
 class EarlyBird(keras.callbacks.Callback):
     """Draws channel masks after each epoch, and stops training when they no longer change.
 
-    The distance of two masks is the share of channels that one keeps and the other does not. The
-    ticket is drawn when the newest mask is closer than `threshold` to each of the
-    `window - 1` before it. Train with `with_scale_penalty`; make the ticket real with
-    `remove_channels`, and train it on. Each `fit` begins anew.
+    The distance of two masks is the fraction of channels on which they differ. The ticket is the
+    first mask that is closer than `threshold` to each of the `window - 1` masks before it.
+    Train a model made by `with_scale_penalty`, remove the pruned channels with
+    `remove_channels`, and train the smaller model further. Each `fit` starts anew.
 
     Args:
-        prune_fraction: float in (0, 1), of all channels, as in `channel_masks`.
-        threshold: float in (0, 1], the distance that all have to be below.
-        window: int, at least 2, how many masks are compared; also the fewest epochs.
-        stop: bool, whether training stops there.
-        least: int, how many channels each layer keeps at least.
+        prune_fraction: float in (0, 1), the fraction of channels to prune, as in `channel_masks`.
+        threshold: float in (0, 1], the distance that masks must stay below.
+        window: int, at least 2, the number of masks to compare; also the fewest epochs.
+        stop: bool, whether training stops when the ticket is found.
+        least: int, the fewest channels that each layer keeps.
 
     Attributes:
         masks: the ticket, a dict as `channel_masks` returns it, or None if none was found.
-        epoch: int, the epoch after which it was drawn, counted from 0 as Keras does, or None.
-        history: list of all masks drawn, one an epoch.
-        first_epoch: int, the epoch of the first of these, or None: 0 unless `fit` was given an
-            `initial_epoch`.
+        epoch: int, the epoch after which it was found, counted from 0 as in Keras, or None.
+        history: list of all masks, one for each epoch.
+        first_epoch: int, the epoch of the first mask in `history`, or None: 0 unless `fit` was
+            given an `initial_epoch`.
 
     Raises:
-        ValueError: if an argument is out of range, or at the beginning of `fit`, if the model has
-            no scales to draw masks by.
+        ValueError: if an argument is out of range; when `fit` begins, if the model has no
+            `BatchNormalization` layer with scales.
 
     Example:
 
+    >>> hidden, norm = keras.layers.Dense(32), keras.layers.BatchNormalization()
+    >>> layers = [keras.Input((16,)), hidden, norm, keras.layers.ReLU(), keras.layers.Dense(4)]
+    >>> slim = tf_rigl.lottery.with_scale_penalty(keras.Sequential(layers), factor=1e-3)
+    >>> slim.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     >>> bird = tf_rigl.lottery.EarlyBird(prune_fraction=0.5)
-    >>> history = slim.fit(x, y, epochs=100, callbacks=[bird])
+    >>> history = slim.fit(x, y, epochs=200, callbacks=[bird], verbose=0)
+    >>> bird.epoch < 199  # The masks no longer changed, so training stopped early.
+    True
     >>> small = tf_rigl.lottery.remove_channels(slim, bird.masks)
+    >>> small.layers[1].units
+    16
 
     Reference:
 
@@ -72,12 +80,12 @@ class EarlyBird(keras.callbacks.Callback):
         self.masks, self.epoch, self.history, self.first_epoch = None, None, [], None
 
     def on_train_begin(self, logs=None):
-        """Forgets an earlier run, and fails early where there is nothing to draw."""
+        """Clears the results of an earlier run; raises if the model has no scales."""
         self._begin()
         self._draw()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Draws a mask, and looks how far it is from those before."""
+        """Draws a mask, and compares it with the masks of the epochs before."""
         if not self.history:
             self.first_epoch = epoch
         self.history.append(self._draw())
@@ -90,19 +98,19 @@ class EarlyBird(keras.callbacks.Callback):
                 self.model.stop_training = True
 
     def on_train_end(self, logs=None):
-        """Says so if no ticket was found."""
+        """Warns if no ticket was found."""
         if self.masks is None:
             rows = self.distances()[-self.window :, -self.window :]
-            apart = f"the last are {rows[-1].max():.2f} apart" if len(rows) else "none was drawn"
+            far = f"the newest differs by {rows[-1].max():.2f}" if len(rows) else "no mask exists"
             warnings.warn(
                 f"No Early-Bird ticket was found in {len(self.history)} epochs: masks of "
-                f"{self.window} epochs have to be closer than {self.threshold}, {apart}. `masks` "
+                f"{self.window} epochs must be closer than {self.threshold}, but {far}. `masks` "
                 "is None.",
                 stacklevel=2,
             )
 
     def distances(self):
-        """The distances between the masks of all epochs.
+        """Returns the distances between the masks of all epochs.
 
         Returns:
             An array of shape (epochs, epochs), symmetric, zeros on the diagonal.
@@ -117,7 +125,7 @@ class EarlyBird(keras.callbacks.Callback):
 
 
 def mask_distance(one, other) -> float:
-    """The share of channels that one of two masks keeps and the other does not.
+    """Returns the fraction of channels on which two masks differ.
 
     Args:
         one, other: dicts of masks, from `channel_masks`.
@@ -127,29 +135,29 @@ def mask_distance(one, other) -> float:
 
 
 def low_precision(model, precision):
-    """A copy of a model for a cheaper search of an Early-Bird ticket.
+    """Copies a model in low precision, for a cheaper search of an Early-Bird ticket.
 
-    On most machines the search is not faster: this shows what masks it would find.
+    On most machines the search is not faster: the copy only shows which masks it would find.
 
-    - "bfloat16": layers compute in bfloat16 (Keras's policy "mixed_bfloat16") on weights kept
-      in float32. The layers that the outputs come from stay in float32, and so do layers that
-      hold others whose type their configuration does not say (some of your own).
-    - "int8", simulated: in forward passes the kernels of `Dense`, convolutions, depthwise and
-      separable convolutions are rounded to 255 levels, k * max|kernel| / 127 for k from -127
-      to 127; gradients pass as if they were not. Activations, gradients, biases, normalisation
-      and the weights that the optimizer changes stay as they are. So do kernels inside of
-      layers that hold others (`TimeDistributed`, some of your own), which a warning names.
+    - "bfloat16": layers compute in bfloat16 (the Keras policy "mixed_bfloat16"), with weights
+      in float32. The layers that produce the outputs stay in float32. So do layers that hold
+      others whose dtype is not in their configuration (some of your own).
+    - "int8", simulated: forward passes round the kernels of `Dense`, convolutions, depthwise and
+      separable convolutions to 255 levels, k * max|kernel| / 127 for k from -127 to 127.
+      Gradients ignore the rounding. Activations, gradients, biases, normalisation and the
+      weights that the optimizer changes are not rounded, nor are the kernels of layers inside
+      other layers (`TimeDistributed`, some of your own); a warning names these.
 
     Args:
-        model: a built functional or Sequential `keras.Model`, dense. It is left as it is.
+        model: a built functional or Sequential `keras.Model`, dense. It does not change.
         precision: "bfloat16" or "int8".
 
     Returns:
         A `keras.Model` with the same weights in the same order: `model.set_weights(
-        search.get_weights())` brings them back, and channel masks fit both.
+        search.get_weights())` copies them back, and channel masks fit both.
 
     Raises:
-        ValueError: if an argument is not possible.
+        ValueError: if an argument is invalid.
 
     Reference:
 
@@ -168,8 +176,8 @@ def low_precision(model, precision):
         held = _held_kernels(layers)
         if held:
             warnings.warn(
-                f"The kernels of {', '.join(held.values())} are not rounded: only those of layers "
-                "that are in the graph themselves are.",
+                f"The kernels of {', '.join(held.values())} are not rounded: these layers are "
+                "inside other layers.",
                 stacklevel=2,
             )
         chosen = [each for each in layers if type(each) in _KERNELS and id(each) not in held]
@@ -180,7 +188,7 @@ def low_precision(model, precision):
 
 
 def _graph_layers(model):
-    """The layers of a graph, those of nested graphs among them."""
+    """Lists the layers of a graph, including those of nested graphs."""
     found = []
     for layer in model.layers:
         found += _graph_layers(layer) if _is_nested(layer) else [layer]
@@ -192,7 +200,7 @@ def _is_nested(operation):
 
 
 def _last_layers(outputs):
-    """The ids of the layers that outputs come from, perhaps by operations that are no layers."""
+    """Returns the ids of the last layers before the outputs; other operations are passed over."""
     found, seen, due = set(), set(), list(outputs)
     while due:
         tensor = due.pop()
@@ -210,7 +218,7 @@ def _last_layers(outputs):
 
 
 class _Maker:
-    """Makes a layer for the place of another, for `copies.copied`."""
+    """Makes a layer that takes the place of another, for `copies.copied`."""
 
     def __init__(self, layer, make):
         self.layer, self.make = layer, make
@@ -228,13 +236,13 @@ def _bfloat16(layer):
 
 
 def _can_be_lowered(layer):
-    """Whether a layer computes in float32, and all of it can in bfloat16, also when saved."""
+    """Returns True if a float32 layer can compute all in bfloat16, also after it is saved."""
     if layer.dtype_policy.name != "float32" or isinstance(layer, keras.layers.InputLayer):
         return False
     if len(all_layers(layer)) == 1:
         return True
     probe, _ = copies.twin(_bfloat16(layer)[0])
-    if layer.get_build_config() is not None:  # Some make layers only then.
+    if layer.get_build_config() is not None:  # Some layers make their sublayers here.
         probe.build_from_config(layer.get_build_config())
     inner = all_layers(probe)
     lowered = all(each.compute_dtype == "bfloat16" for each in inner)
@@ -248,7 +256,7 @@ def _rounded(layer):
 
 
 def _held_kernels(layers):
-    """The names of layers inside of others, whose kernels stay as they are, by id."""
+    """Returns the names of layers with kernels that are inside other layers, by id."""
     return {
         id(inner): f"{layer.name}/{inner.name}"
         for layer in layers
@@ -270,31 +278,31 @@ _KERNELS = {
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class RoundedKernels(keras.layers.Wrapper):
-    """Calls a layer with its kernels rounded to 8 bits; gradients pass as if they were not."""
+    """Calls a layer with its kernels rounded to 8 bits; gradients ignore the rounding."""
 
     def __init__(self, layer, **kwargs):
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
 
     def call(self, inputs):
-        """The layer on its inputs, with rounded kernels."""
+        """Calls the layer with rounded kernels."""
         kernels = [getattr(self.layer, name) for name in _KERNELS[type(self.layer)]]
-        with keras_internals.without_autocast():  # In the type that they are kept in.
+        with keras_internals.without_autocast():  # Rounds in the dtype of the variables.
             rounded = [(each, round_to_8_bits(each)) for each in kernels]
         with keras.StatelessScope(state_mapping=rounded):
             return self.layer.call(inputs)
 
     def compute_mask(self, inputs, previous_mask=None):
-        """That of the layer."""
+        """Returns the mask that the layer computes."""
         return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape):
-        """That of the layer."""
+        """Returns the output shape of the layer."""
         return self.layer.compute_output_shape(input_shape)
 
 
 def round_to_8_bits(kernel):
-    """A tensor rounded to k * max|tensor| / 127, whose gradient is that of the tensor."""
+    """Rounds a tensor to multiples of max|tensor| / 127; the gradient ignores the rounding."""
     kernel = keras.ops.convert_to_tensor(kernel)
     step = keras.ops.max(keras.ops.abs(kernel)) / 127
     safe = keras.ops.where(step > 0, step, keras.ops.ones_like(step))

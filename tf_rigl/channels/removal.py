@@ -1,4 +1,4 @@
-"""Channels removed for real: a smaller dense model that computes the same."""
+"""Removal of channels: a smaller dense model that computes the same."""
 
 import dataclasses
 import inspect
@@ -18,38 +18,41 @@ from tf_rigl.weights import maskable
 
 
 def remove_channels(model, masks=None):
-    """A smaller dense model without the channels, units and weights that change nothing.
+    """Makes a smaller dense model without the channels, units and weights that have no effect.
 
-    Removed is what is exactly zero for every input (channels that masks prune, units without
-    connections, and what follows from them), and what no later layer looks at. The outputs are
-    those of `mask_channels(model, masks)`, to rounding.
+    A channel is removed if it is exactly zero for every input (masks prune it, it has no
+    connections, or it depends only on such channels), or if no later layer uses it. The outputs
+    are those of `mask_channels(model, masks)`, up to rounding.
 
     Layers joined by an addition or a multiplication, or by a layer that works channel by channel,
-    keep the same channels: one that any of them needs stays in all. Attention, recurrent and
-    grouped layers, shared layers with weights and layers of your own keep all channels that come
-    in and go out. Nested models are dissolved. An L1 penalty on the scales of batch normalisation,
-    as `with_scale_penalty` sets it, has done its work where masks are given, and is left out;
+    keep the same channels: a channel that one of them needs stays in all. Attention, recurrent and
+    grouped layers, shared layers with weights and layers of your own keep all their input and
+    output channels. The layers of nested models become layers of the new model. With masks, the
+    L1 penalty on scales that `with_scale_penalty` adds is removed, because its work is done;
     other regularizers stay.
 
     Args:
-        model: a built functional or Sequential `keras.Model`, dense (`tf_rigl.strip` makes one
-            of a sparse model). It is left as it is.
+        model: a built functional or Sequential `keras.Model`, dense (`tf_rigl.strip` makes a
+            sparse model dense). It does not change.
         masks: dict of the path of a `BatchNormalization` layer to boolean array, from
-            `channel_masks`. None: only what is zero already is removed.
+            `channel_masks`. None: only channels that have no effect already are removed.
 
     Returns:
-        A functional `keras.Model`, to be compiled. Layers keep their names, inputs and outputs
-        their shapes. A layer keeps at least one channel.
+        A functional `keras.Model`, not compiled. Layers keep their names, inputs and outputs
+        their shapes. Each layer keeps at least one channel.
 
     Raises:
-        ValueError: if the model is no graph of layers or is sparse, or the masks do not fit.
+        ValueError: if the model is not a graph of layers or is sparse, or the masks do not fit.
 
     Example:
 
-    >>> masks = tf_rigl.lottery.channel_masks(slim, prune_fraction=0.5)
-    >>> small = tf_rigl.lottery.remove_channels(slim, masks)
-    >>> small.count_params() < slim.count_params()
-    True
+    >>> model = tf_rigl.models.small_vgg((28, 28, 1), 10)
+    >>> masks = {"norm_1": np.arange(32) < 8}  # After training: `channel_masks(model, 0.5)`.
+    >>> small = tf_rigl.lottery.remove_channels(model, masks)
+    >>> small.get_layer("conv_1").filters
+    8
+    >>> tuple(small.get_layer("conv_2").kernel.shape)
+    (3, 3, 8, 32)
 
     Reference:
 
@@ -63,7 +66,7 @@ def remove_channels(model, masks=None):
     slimming.check_dense(model)
     if any(isinstance(each, early_bird.RoundedKernels) for each in all_layers(model)):
         raise ValueError(
-            "Argument `model` must not be a `low_precision` copy in 'int8'. Bring its weights back "
+            "Argument `model` must not be a `low_precision` copy in 'int8'. Copy its weights back "
             "with `model.set_weights(copy.get_weights())`; its channel masks fit the model too. "
             f"Received: model={model!r}"
         )
@@ -75,27 +78,27 @@ def remove_channels(model, masks=None):
     ends = graph.rebuild(kept, names)
     small = keras.Model(*graph.structured(ends), name=model.name)
     if masks is not None:
-        _without_penalty(small)
+        _remove_penalty(small)
     return small
 
 
-def _without_penalty(model):
-    """Takes the L1 penalty from the scales of batch normalisation."""
+def _remove_penalty(model):
+    """Removes the L1 penalty on the scales of batch normalisation."""
     for layer in all_layers(model):
         has_scale = isinstance(layer, keras.layers.BatchNormalization) and layer.scale
         if has_scale and isinstance(layer.gamma_regularizer, keras.regularizers.L1):
-            # The layer's own is what is saved, the variable's what is added to the loss.
+            # Keras saves the layer's regularizer and adds the variable's to the loss.
             layer.gamma_regularizer = layer.gamma.regularizer = None
 
 
 @dataclasses.dataclass
 class _Call:
-    """A call of a layer; tensors are numbers."""
+    """A call of a layer; its tensors are given by number."""
 
-    node: object  # Of Keras, which knows the arguments.
+    node: object  # The Keras node, which holds the arguments.
     inputs: list
     outputs: list
-    training: bool | None  # What the nested model that it was in was called with.
+    training: bool | None  # Its own argument, or that of the nested model around it.
     rule: rules.Rule | None = None
 
     @property
@@ -104,12 +107,12 @@ class _Call:
 
 
 class _Graph:
-    """The layers of a model as they are called, those of nested models among the others.
+    """The calls of all layers of a model, including those in nested models.
 
     Attributes:
-        shapes: list, of each tensor.
-        calls: list of `_Call`, each after those that it depends on.
-        inputs, outputs: lists of int, tensors.
+        shapes: list of tuple, the shape of each tensor.
+        calls: list of `_Call`, each after the calls that it depends on.
+        inputs, outputs: lists of int, numbers of tensors.
     """
 
     def __init__(self, model):
@@ -121,7 +124,7 @@ class _Graph:
         for call in self.calls:
             shapes = ([self.shapes[n] for n in ends] for ends in (call.inputs, call.outputs))
             shared = layers.count(id(call.layer)) > 1 and not _is_plain(call.layer)
-            # Of a constant among the inputs the graph knows nothing.
+            # Constants among the inputs are not in the graph, so nothing is known of them.
             arguments = (call.node.arguments.args, call.node.arguments.kwargs)
             constants = len(_tensors(arguments)) > len(call.inputs)
             call.rule = rules.rule(call.layer, *shapes, opaque=shared or constants)
@@ -131,12 +134,12 @@ class _Graph:
         return len(self.shapes) - 1
 
     def _walk(self, inputs, outputs, numbers, training):
-        """Adds the calls between some tensors and others, and returns the numbers of these.
+        """Adds the calls between inputs and outputs, and returns the numbers of the outputs.
 
         Args:
             inputs, outputs: lists of symbolic tensors.
-            numbers: list of int, the inputs.
-            training: bool or None, what the model that they are of is called with.
+            numbers: list of int, the numbers of the inputs.
+            training: bool or None, the argument that the model around them is called with.
         """
         function = keras.Function(inputs, outputs)
         found = dict(zip(map(id, function.inputs), numbers, strict=True))
@@ -162,24 +165,24 @@ class _Graph:
         return self._walk(layer.inputs, layer.outputs, inputs, training)
 
     def _given(self, node, layer):
-        """The tensors that a nested model is called on, in the order of its inputs."""
+        """Returns the tensors that a nested model is called on, in the order of its inputs."""
         args, kwargs = node.arguments.args, dict(node.arguments.kwargs)
         given, *others = args if args else [kwargs.pop("inputs")]
         wanted, _ = copies.ends(layer)
         if isinstance(given, dict) and not isinstance(wanted, dict):
-            given = [given[tensor.name] for tensor in layer.inputs]  # Keras ignores others.
+            given = [given[tensor.name] for tensor in layer.inputs]  # Keras ignores other keys.
         given = keras.tree.flatten(given)
         known = all(isinstance(each, keras.KerasTensor) for each in given)
         if not known or len(given) != len(layer.inputs) or _tensors((others, kwargs)):
             raise ValueError(
-                "Argument `model` must call nested models on their inputs, which are no constants, "
-                f"and on no other tensor. Received: model={self.model!r}, in which {layer.name!r} "
+                "Argument `model` must call nested models on their inputs alone, and inputs must "
+                f"not be constants. Received: model={self.model!r}, in which {layer.name!r} "
                 f"is called on {len(_tensors((args, kwargs)))} tensors"
             )
         return given
 
     def _converted(self, number, given, wanted):
-        """A tensor as Keras makes it fit an input of a nested model: in its type and rank."""
+        """Converts a tensor to the dtype and rank of a nested model's input, as Keras does."""
         start = made = keras.KerasTensor(given.shape, given.dtype)
         if made.dtype != wanted.dtype:
             made = keras.ops.cast(made, wanted.dtype)
@@ -189,7 +192,7 @@ class _Graph:
         return number if made is start else self._walk([start], [made], [number], None)[0]
 
     def rebuild(self, kept, input_names):
-        """Calls new layers of the channels that are kept, and returns inputs and outputs."""
+        """Calls new layers that have the kept channels only; returns inputs and outputs."""
         tensors, made, names = {}, {}, set(input_names)
         for number, tensor, name in zip(self.inputs, self.model.inputs, input_names, strict=True):
             tensors[number] = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
@@ -211,7 +214,7 @@ class _Graph:
         return [[tensors[n] for n in ends] for ends in (self.inputs, self.outputs)]
 
     def structured(self, ends):
-        """Inputs and outputs in the structure that the model has them in."""
+        """Packs inputs and outputs into the structure that the model has."""
         return [
             keras.tree.pack_sequence_as(structure, tensors)
             for structure, tensors in zip(copies.ends(self.model), ends, strict=True)
@@ -219,7 +222,7 @@ class _Graph:
 
 
 def _kept_channels(graph):
-    """The channels to keep of each tensor: the fewest with which all that is left is exact."""
+    """Returns the channels of each tensor to keep: the fewest that leave the outputs exact."""
     zeros = [np.zeros(rules.channels(shape), bool) for shape in graph.shapes]
     kept = [each.copy() for each in zeros]
     for call in graph.calls:
@@ -230,13 +233,13 @@ def _kept_channels(graph):
         kept[number][:] = True
     _spread(graph.calls, kept, zeros)
     while empty := [each for each in kept if not each.any()]:
-        empty[-1][0] = True  # There are no layers of nothing.
+        empty[-1][0] = True  # A layer has at least one channel.
         _spread(graph.calls, kept, zeros)
     return kept
 
 
 def _spread(calls, kept, zeros):
-    """Lets every call ask for what it needs until none asks for more."""
+    """Adds the channels that each call needs, until no call needs more."""
     before = None
     while before != (before := sum(map(np.count_nonzero, kept))):
         for call in reversed(calls):
@@ -245,7 +248,7 @@ def _spread(calls, kept, zeros):
 
 
 def _smaller(call, inputs, outputs, names):
-    """A layer for a call with fewer channels, and a function that fills it when it is built."""
+    """Makes a layer with fewer channels, and a function that fills it once it is built."""
     layer = call.layer
     name = maskable.unique(layer.name, names)
     if not isinstance(layer, keras.layers.Layer):
@@ -267,17 +270,17 @@ def _smaller(call, inputs, outputs, names):
 
 
 def _takes_training(layer):
-    """Whether a layer, or another operation in a graph, is a layer with that argument."""
+    """Returns True if an operation is a layer whose `call` has the argument `training`."""
     is_layer = isinstance(layer, keras.layers.Layer)
     return is_layer and "training" in inspect.signature(layer.call).parameters
 
 
 def _tensors(arguments):
-    """The tensors and arrays in arguments, symbolic or not."""
+    """Lists the tensors and arrays in arguments, symbolic or not."""
     return [each for each in keras.tree.flatten(arguments) if hasattr(each, "shape")]
 
 
 def _is_plain(layer):
-    """Whether calls of a layer have nothing to share: no weights, no sizes of their own."""
+    """Returns True if calls of an operation share nothing: no weights and no target shape."""
     is_layer = isinstance(layer, keras.layers.Layer)
     return not isinstance(layer, keras.layers.Reshape) and not (is_layer and layer.variables)

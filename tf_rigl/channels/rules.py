@@ -1,7 +1,7 @@
-"""How channels pass through a layer: which are zero, which it needs, how it is cut to fewer.
+"""Rules of layers: which channels are zero, which are needed, and how to cut a layer to fewer.
 
 A channel is an index of the last axis. Each kind of layer has a rule; a layer without one keeps
-all channels that come in and go out.
+all its input and output channels.
 """
 
 import keras
@@ -12,26 +12,26 @@ from tf_rigl._base import keras_internals
 
 
 class Rule:
-    """The rule of a layer that nothing is known of: all channels stay."""
+    """The rule of a layer of unknown kind: all channels stay."""
 
     def __init__(self, layer, sizes):
         self.layer = layer
         self.sizes = sizes  # Channels of each output.
 
     def zeros(self, inputs):
-        """Which channels of each output are zero for every input of the model.
+        """Returns which channels of each output are zero for every input of the model.
 
         Args:
-            inputs: list of boolean arrays, which are so of each input.
+            inputs: list of boolean arrays, which channels of each input are zero.
         """
         del inputs
         return [np.zeros(size, bool) for size in self.sizes]
 
     def spread(self, inputs, outputs, zeros):
-        """Adds to the channels that are kept those that have to be for the sake of others.
+        """Adds the channels that must be kept because other channels are kept.
 
         Args:
-            inputs, outputs: lists of boolean arrays, changed in place.
+            inputs, outputs: lists of boolean arrays, the kept channels, changed in place.
             zeros: list of boolean arrays, which channels of the inputs are zero.
         """
         del zeros
@@ -39,14 +39,14 @@ class Rule:
             kept[:] = True
 
     def cut(self, inputs, outputs):
-        """What becomes of the layer.
+        """Cuts the layer to the kept channels.
 
         Args:
-            inputs, outputs: lists of boolean arrays, the channels that are kept.
+            inputs, outputs: lists of boolean arrays, the kept channels.
 
         Returns:
-            Changes to its configuration, and a dict of attribute to new value for its
-            variables, or None if all stay as they are.
+            A dict of changes to the layer's configuration, and a dict of attribute to new value
+            of its variables, or None if no variable changes.
         """
         del inputs, outputs
         return {}, None
@@ -57,7 +57,7 @@ class Rule:
 
 
 class _Alike(Rule):
-    """Each channel of the output is made of the same one of all inputs."""
+    """Each output channel is computed from the same channel of all inputs."""
 
     def __init__(self, layer, sizes, keeps_zero=True, any_zero=False):
         super().__init__(layer, sizes)
@@ -74,7 +74,7 @@ class _Alike(Rule):
 
 
 class _Reshape(_Alike):
-    """The last axis stays as it is."""
+    """A reshape that keeps the last axis."""
 
     def cut(self, inputs, outputs):
         *others, last = self.layer.get_config()["target_shape"]
@@ -107,7 +107,7 @@ class _PReLU(_Alike):
 
 
 class _Weighted(Rule):
-    """A layer with kernels, perhaps a bias, and an activation function."""
+    """A layer with kernels, an activation function, and perhaps a bias."""
 
     def __init__(self, layer, sizes):
         super().__init__(layer, sizes)
@@ -122,11 +122,11 @@ class _Weighted(Rule):
 
 
 class _Matrix(_Weighted):
-    """Each output is a sum over inputs: `Dense` and convolutions."""
+    """A layer whose outputs are sums over inputs: `Dense` and convolutions."""
 
     def __init__(self, layer, sizes):
         super().__init__(layer, sizes)
-        self.links = self._links()  # (inputs, outputs), whether one depends on the other.
+        self.links = self._links()  # (inputs, outputs), True if the output uses the input.
 
     def _links(self):
         kernel = self._kernel()
@@ -153,7 +153,7 @@ class _Matrix(_Weighted):
 
 
 class _Transposed(_Matrix):
-    """Its kernel has the outputs before the inputs."""
+    """A transposed convolution: its kernel has the outputs before the inputs."""
 
     def _kernel(self):
         return np.swapaxes(self._value("kernel"), -1, -2)
@@ -164,7 +164,7 @@ class _Transposed(_Matrix):
 
 
 class _Separable(_Matrix):
-    """A depthwise kernel and then a matrix."""
+    """A separable convolution: a depthwise kernel, then a pointwise one."""
 
     def _links(self):
         depthwise, pointwise = self._value("depthwise_kernel"), self._value("pointwise_kernel")
@@ -183,7 +183,7 @@ class _Separable(_Matrix):
 
 
 class _Depthwise(_Weighted):
-    """Each input channel makes some outputs of its own, next to each other."""
+    """A depthwise convolution: the outputs of one input channel are next to each other."""
 
     def __init__(self, layer, sizes):
         super().__init__(layer, sizes)
@@ -206,7 +206,7 @@ class _Depthwise(_Weighted):
 
 
 class _Flatten(Rule):
-    """The channels follow each other once for every position."""
+    """The output repeats the channels once for every position."""
 
     def zeros(self, inputs):
         return [np.tile(inputs[0], self.sizes[0] // inputs[0].size)]
@@ -217,7 +217,7 @@ class _Flatten(Rule):
 
 
 class _Concatenate(Rule):
-    """The channels of the inputs one after the other."""
+    """The output has the channels of the inputs one after the other."""
 
     def zeros(self, inputs):
         return [np.concatenate(inputs)]
@@ -229,7 +229,7 @@ class _Concatenate(Rule):
         outputs[0] |= np.concatenate(inputs)
 
 
-# Functions of single numbers. Others may mix channels, as softmax does.
+# Activations that act on each number alone. Others, such as softmax, may mix channels.
 _BY_CHANNEL = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish")
 _BY_CHANNEL += ("tanh", "sigmoid", "hard_sigmoid", "hard_silu", "hard_tanh", "softplus")
 _BY_CHANNEL += ("softsign", "exponential", "linear", "squareplus", "log_sigmoid", "soft_shrink")
@@ -252,7 +252,7 @@ _MERGES = (layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.M
 _MERGES += (keras_internals.Add, keras_internals.Subtract)
 _MERGES += (keras_internals.Maximum, keras_internals.Minimum)
 _PRODUCTS = (layers.Multiply, keras_internals.Multiply)
-_OF_SINGLE = {
+_ONE_INPUT_RULES = {
     layers.Dense: _Matrix,
     **dict.fromkeys(_kinds("Conv"), _Matrix),
     **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose), _Transposed),
@@ -270,17 +270,17 @@ _OF_SINGLE = {
 
 
 def rule(operation, inputs, outputs, opaque=False) -> Rule:
-    """The rule for a layer.
+    """Returns the rule for a layer.
 
     Args:
         operation: `keras.layers.Layer`, or another operation in a graph.
         inputs, outputs: lists of shapes.
-        opaque: bool, whether nothing is to be assumed of it.
+        opaque: bool, whether to treat the layer as unknown.
     """
     sizes = [channels(shape) for shape in outputs]
     unknown = Rule(operation, sizes)
     known = all(len(s) > 1 and isinstance(s[-1], int) for s in (*inputs, *outputs))
-    # Of a subclass nobody knows what it does.
+    # Only exact types have rules: a subclass may compute something else.
     kind, first = type(operation), getattr(operation, "data_format", None) == "channels_first"
     if not known or opaque or first or len(outputs) != 1:
         return unknown
@@ -304,21 +304,23 @@ def rule(operation, inputs, outputs, opaque=False) -> Rule:
         or getattr(operation, "lora_enabled", False)
         or getattr(operation, "quantization_mode", None) is not None
     )
-    return unknown if refused or kind not in _OF_SINGLE else _OF_SINGLE[kind](operation, sizes)
+    if refused or kind not in _ONE_INPUT_RULES:
+        return unknown
+    return _ONE_INPUT_RULES[kind](operation, sizes)
 
 
 def channels(shape) -> int:
-    """How many channels a tensor has; 1 if that is not known, of which all are kept."""
+    """Returns the number of channels of a tensor; an unknown number counts as 1."""
     return shape[-1] if len(shape) > 1 and isinstance(shape[-1], int) else 1
 
 
 def is_by_channel(activation) -> bool:
-    """Whether an activation function is known to act on each number alone."""
+    """Returns True if an activation function is known to act on each number alone."""
     return activation is None or id(activation) in _FUNCTIONS or type(activation) in _ACTIVATIONS
 
 
 def keeps_zero(activation) -> bool:
-    """Whether it makes zero of zero."""
+    """Returns True if an activation function maps zero to zero."""
     zero = keras.ops.zeros((1, 1))
     return activation is None or float(keras.ops.convert_to_numpy(activation(zero))[0, 0]) == 0
 

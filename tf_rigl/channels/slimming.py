@@ -12,24 +12,26 @@ from tf_rigl.weights import maskable
 
 
 def with_scale_penalty(model, factor=1e-4):
-    """A copy of a model that trains with an L1 penalty on the scales of batch normalisation.
+    """Copies a model and adds an L1 penalty on the scales of batch normalisation.
 
     Args:
-        model: a built `keras.Model`, dense. It is left as it is; the copy has its weights.
-        factor: float, by which the sum of all |gamma| is added to the loss; it replaces an
-            earlier such penalty.
+        model: a built `keras.Model`, dense. It does not change; the copy has its weights.
+        factor: float. The loss grows by `factor` times the sum of all |gamma|. It replaces the
+            factor of an earlier such penalty.
 
     Returns:
-        A `keras.Model`, to be compiled.
+        A `keras.Model`, not compiled.
 
     Raises:
-        ValueError: if the model has no `BatchNormalization` with a scale, or scales have another
-            regularizer, which would be lost.
+        ValueError: if the model has no `BatchNormalization` with scales, or the scales have
+            another regularizer, which would be lost.
 
     Example:
 
-    >>> slim = tf_rigl.lottery.with_scale_penalty(model)
-    >>> slim.compile("adam", "sparse_categorical_crossentropy")
+    >>> model = tf_rigl.models.small_vgg((28, 28, 1), 10)  # 448 scales, all 1 at the start.
+    >>> slim = tf_rigl.lottery.with_scale_penalty(model, factor=1e-3)
+    >>> round(float(sum(slim.losses)), 3)
+    0.448
 
     Reference:
 
@@ -48,32 +50,37 @@ def with_scale_penalty(model, factor=1e-4):
             )
     copy = copies.copied(model)
     for layer in scaled(copy).values():
-        # The layer's own is what is saved, the variable's what is added to the loss.
+        # Keras saves the layer's regularizer and adds the variable's to the loss.
         layer.gamma_regularizer = layer.gamma.regularizer = keras.regularizers.L1(factor)
     return copy
 
 
 def channel_masks(model, prune_fraction, *, least=1):
-    """Which channels to keep: those of the largest |gamma| over the whole network.
+    """Selects the channels to keep: those of the largest |gamma| in the whole network.
 
     Args:
         model: a built `keras.Model`, dense or a `tf_rigl.SparseModel`.
-        prune_fraction: float in [0, 1), of all channels with a scale. The count is exact,
-            floor(prune_fraction * channels); of equal scales the lower index is kept.
-        least: int, how many channels each layer keeps at least, its largest. Early in training,
-            or where much is pruned, one threshold for all can leave a layer a single channel,
-            and the network dead: a few prevent that.
+        prune_fraction: float in [0, 1), the fraction of all channels with a scale to prune. The
+            count is exact, floor(prune_fraction * channels); of equal scales the lower index is
+            kept.
+        least: int, the fewest channels that each layer keeps, those of its largest |gamma|. Early
+            in training or at a high `prune_fraction`, one threshold for all layers can leave a
+            layer a single channel, and the network cannot learn; a few channels prevent that.
 
     Returns:
         A dict of the path of each `BatchNormalization` layer that has scales, such as
         "block/bn", to a boolean array, True for the channels to keep.
 
     Raises:
-        ValueError: if the model has no such layer, or `least` leaves too little to prune.
+        ValueError: if the model has no such layer, or `least` leaves too few channels to prune.
 
     Example:
 
-    >>> masks = tf_rigl.lottery.channel_masks(slim, prune_fraction=0.5)
+    >>> norm = keras.layers.BatchNormalization(name="norm")
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4), norm])
+    >>> _ = norm.gamma.assign([0.1, 0.9, 0.5, 0.2])
+    >>> tf_rigl.lottery.channel_masks(model, prune_fraction=0.5)
+    {'norm': array([False,  True,  True, False])}
 
     Reference:
 
@@ -91,8 +98,9 @@ def channel_masks(model, prune_fraction, *, least=1):
     missing = count - np.count_nonzero(kept)
     if missing < 0:
         raise ValueError(
-            f"Argument `least` must leave room for `prune_fraction`: of {pooled.size} channels "
-            f"{count} are to be kept. Received: least={least}, prune_fraction={prune_fraction}"
+            "Argument `least` must leave room for `prune_fraction`, which keeps "
+            f"{count} of {pooled.size} channels. "
+            f"Received: least={least}, prune_fraction={prune_fraction}"
         )
     order = np.argsort(-pooled, kind="stable")
     kept[order[~kept[order]][:missing]] = True
@@ -100,15 +108,15 @@ def channel_masks(model, prune_fraction, *, least=1):
 
 
 def mask_channels(model, masks):
-    """A copy of a model in which pruned channels are zero: their gamma and beta are 0.
+    """Copies a model and sets gamma and beta of the pruned channels to 0.
 
     Args:
-        model: a built `keras.Model`, dense. It is left as it is.
+        model: a built `keras.Model`, dense. It does not change.
         masks: dict of layer path to boolean array, from `channel_masks`.
 
     Returns:
-        A `keras.Model` of the same size. Trained on, the channels would grow again: see
-        `remove_channels`.
+        A `keras.Model` of the same size. Further training would bring the channels back;
+        `remove_channels` removes them.
 
     Raises:
         ValueError: if the masks do not fit the model.
@@ -126,10 +134,10 @@ def mask_channels(model, masks):
 
 
 def scaled(model):
-    """The `BatchNormalization` layers of a model that have scales, by path.
+    """Returns the `BatchNormalization` layers of a model that have scales, by path.
 
     Raises:
-        ValueError: if it has none, or is not built.
+        ValueError: if the model has none, or is not built.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
@@ -159,13 +167,13 @@ def check_dense(model):
     """Raises if a model has masks."""
     if isinstance(model, keras.Model) and sparsifying.is_sparse(model):
         raise ValueError(
-            "Argument `model` must be dense; `tf_rigl.strip` makes a dense one of a sparse one. "
+            "Argument `model` must be dense; `tf_rigl.strip` makes a sparse model dense. "
             f"Received: model={model!r}"
         )
 
 
 def _magnitude(gamma):
-    """|gamma|; NaN counts as the lowest."""
+    """Returns |gamma|; NaN counts as the lowest."""
     scale = np.abs(keras.ops.convert_to_numpy(gamma).astype("float32"))
     return np.where(np.isnan(scale), np.float32(-1), scale)
 

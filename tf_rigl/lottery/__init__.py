@@ -1,6 +1,6 @@
 """Lottery tickets: sparse networks that were there before training, and how to doubt them."""
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import backend  # noqa: F401, first: registers our Keras classes
 from tf_rigl.channels.early_bird import EarlyBird, low_precision, mask_distance
 from tf_rigl.channels.removal import remove_channels
 from tf_rigl.channels.slimming import channel_masks, mask_channels, with_scale_penalty
