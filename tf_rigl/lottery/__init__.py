@@ -1,4 +1,4 @@
-"""Lottery tickets: sparse networks that were there before training, and how to doubt them."""
+"""Lottery tickets: sparse networks that train well from their initial weights; and controls."""
 
 from tf_rigl._base import backend  # noqa: F401, first: registers our Keras classes
 from tf_rigl.channels.early_bird import EarlyBird, low_precision, mask_distance

@@ -1,4 +1,4 @@
-"""What a ticket is compared with. Each control is one function: a ticket in, another one out."""
+"""Controls that a ticket is compared with. Each is a function from a ticket to another one."""
 
 import dataclasses
 
@@ -13,22 +13,22 @@ from tf_rigl.weights import maskable
 
 
 def reinitialised(ticket, model, seed=0):
-    """The same mask with new random weights.
+    """Returns a ticket with the same mask and new random weights.
 
-    Weights that are not trained (those of frozen or preprocessing layers) are the model's; the
-    statistics of a `BatchNormalization` that is trained begin anew.
+    Weights that are not trained (those of frozen or preprocessing layers) are copied from the
+    model. The statistics of a trained `BatchNormalization` start anew.
 
     Args:
         ticket: `Ticket`.
         model: the dense `keras.Model` that was searched; its initializers draw the weights.
-        seed: int, by which they draw: it seeds all generators
+        seed: int, the seed of the initializers. It seeds all generators
             (`keras.utils.set_random_seed`).
 
     Returns:
         A `Ticket` that begins at step 0.
 
     Raises:
-        ValueError: if the model draws the weights that it has.
+        ValueError: if the initializers draw the weights that the model already has.
 
     Reference:
 
@@ -38,7 +38,7 @@ def reinitialised(ticket, model, seed=0):
 
 
 def random_mask(ticket, seed=0):
-    """A random mask with as many weights in each layer, from the same initial weights."""
+    """Returns a ticket with random masks of the same densities and the same initial weights."""
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     masks = {}
     for path, mask in ticket.masks.items():
@@ -49,14 +49,14 @@ def random_mask(ticket, seed=0):
 
 
 def shuffled(ticket, model, seed=0):
-    """Each unit's connections at random, as many as it had: the mask is shuffled along its inputs.
+    """Returns a ticket whose mask is shuffled within each unit, which keeps its number of inputs.
 
-    In `random_mask` the numbers of each unit are random too. In weights of one axis each entry is
-    one unit's, so they are shuffled as a whole.
+    In `random_mask` the number of inputs of each unit is random too. In a weight of one axis
+    each entry is a unit, so the weight is shuffled as a whole.
 
     Args:
         ticket: `Ticket`.
-        model: the dense `keras.Model` that was searched; its layers say which axes are units.
+        model: the dense `keras.Model` that was searched; its layers tell which axes are units.
         seed: int.
     """
     rng = np.random.default_rng(check_integer("seed", seed, 0))
@@ -72,7 +72,7 @@ def shuffled(ticket, model, seed=0):
 
 
 def _shuffle(rng, mask, layer):
-    """A mask whose entries are permuted among those of the same unit."""
+    """Permutes the entries of a mask within each unit."""
     if mask.ndim == 1:
         return rng.permutation(mask)
     found = maskable.axes(layer, mask.shape)
@@ -83,11 +83,11 @@ def _shuffle(rng, mask, layer):
 
 
 def transplanted(ticket, other):
-    """The mask of one ticket, found elsewhere, with the initial weights of another.
+    """Returns a ticket with its own initial weights and the masks of another ticket.
 
     Args:
-        ticket: `Ticket`, whose weights are used.
-        other: `Ticket` of a model of the same shapes, whose masks are used.
+        ticket: `Ticket` that provides the weights.
+        other: `Ticket` of a model of the same shapes, which provides the masks.
     """
     shapes = [[mask.shape for mask in each.masks.values()] for each in (ticket, other)]
     if shapes[0] != shapes[1]:
@@ -100,7 +100,7 @@ def transplanted(ticket, other):
 
 
 class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate, or another schedule, and a number of steps."""
+    """A schedule made from a learning rate, or from another schedule, and a number of steps."""
 
     def __init__(self, schedule, steps):
         self.schedule, self.steps = schedule, check_integer("steps", steps, 0)
@@ -121,7 +121,7 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class WarmUp(_Schedule):
-    """What `warm_up` makes."""
+    """The schedule that `warm_up` returns."""
 
     def __call__(self, step):
         share = (keras.ops.cast(step, "float32") + 1) / max(1, self.steps)
@@ -130,22 +130,25 @@ class WarmUp(_Schedule):
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class FromStep(_Schedule):
-    """What `from_step` makes."""
+    """The schedule that `from_step` returns."""
 
     def __call__(self, step):
         return self.rate(step + self.steps)
 
 
 def warm_up(schedule, steps):
-    """A learning rate that rises in equal steps, and then is what it was.
+    """Returns a schedule that first raises the learning rate from near 0 in equal steps.
 
     Args:
         schedule: float or `keras.optimizers.schedules.LearningRateSchedule`.
-        steps: int, after how many steps it is in force.
+        steps: int, the steps of the warm-up.
 
     Example:
 
-    >>> optimizer = keras.optimizers.SGD(warm_up(0.1, steps=1000), momentum=0.9)
+    >>> rate = tf_rigl.lottery.warm_up(0.1, steps=4)
+    >>> [round(float(rate(step)), 3) for step in range(6)]
+    [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
+    >>> optimizer = keras.optimizers.SGD(rate, momentum=0.9)
 
     Reference:
 
@@ -155,11 +158,11 @@ def warm_up(schedule, steps):
 
 
 def from_step(schedule, step):
-    """A learning rate schedule that begins later on: that of a ticket with trained weights.
+    """Returns a schedule that starts at a later step, for tickets that start from trained weights.
 
     Args:
         schedule: `keras.optimizers.schedules.LearningRateSchedule`.
-        step: int, at which it begins, such as `model.step` after rewinding.
+        step: int, the step at which it starts, such as `model.step` after rewinding.
 
     Example:
 
@@ -171,9 +174,9 @@ def from_step(schedule, step):
 
 
 def redrawn(model, seed):
-    """A copy of a model with new random weights, see `reinitialised`."""
+    """Copies a model with new random weights; see `reinitialised`."""
     check_integer("seed", seed, 0)
-    # Not the number itself: the model may have been made by the same one.
+    # Another seed is derived, because the model may have been made with this one.
     keras.utils.set_random_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
     copy = copies.fresh_copy(model)
     fresh = _statistics(copy)
@@ -184,17 +187,18 @@ def redrawn(model, seed):
                 new.assign(old)
         elif np.ptp(values([new])[0]) > 0:
             (same if np.array_equal(*values([old, new])) else other).append(old.path)
-    # Initializers such as an LSTM's forget gate of ones are no chance, and need no seed.
+    # Some initializers are not random, such as the ones of an LSTM's forget gate.
     if same and (not other or _has_seeds(model)):
         raise ValueError(
-            "Argument `model` draws the same weights again: initializers have seeds of their own. "
+            "Argument `model` must have initializers without seeds: it draws the same weights "
+            "again. "
             f"Received: model={model!r}, weights {same}"
         )
     return copy
 
 
 def _statistics(model):
-    """The ids of the statistics of all `BatchNormalization` layers that are trained."""
+    """Returns the ids of the statistics of all trained `BatchNormalization` layers."""
     norms = (keras.layers.BatchNormalization,)
     layers = [each for each in all_layers(model) if isinstance(each, norms)]
     trained = [each for each in layers if each.trainable]
@@ -202,11 +206,11 @@ def _statistics(model):
 
 
 def _has_seeds(model):
-    """Whether an initializer of a layer has a seed of its own."""
+    """Returns True if an initializer of a layer has a seed of its own."""
     for layer in all_layers(model, include_self=False):
         try:
             config = layer.get_config()
-        except NotImplementedError:  # Of a class of the user's; what is in it comes by itself.
+        except NotImplementedError:  # A user's class; its sublayers are in the loop too.
             continue
         if _seeded(config):
             return True
@@ -223,5 +227,5 @@ def _seeded(config):
 
 
 def _changed(ticket, **changes):
-    """A ticket that has not been trained yet."""
+    """Returns a changed ticket, without the results of training."""
     return dataclasses.replace(ticket, history={}, trained=None, **changes)

@@ -1,4 +1,4 @@
-"""Whether a pruned network needs its weights: trained from scratch, or fine-tuned."""
+"""Training a pruned network from scratch or fine-tuning it, to see if it needs its weights."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ from tf_rigl.lottery.ticket import Ticket
 
 
 class Trained(NamedTuple):
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         model: the trained `keras.Model`.
-        epochs: int, how many it was trained for.
-        result: what `fit` returned.
+        epochs: int, the number of epochs of the training.
+        result: the value that `fit` returned.
     """
 
     model: keras.Model
@@ -28,18 +28,18 @@ class Trained(NamedTuple):
 
 
 def scratch_e(pruned, dense, fit, epochs, seed=0) -> Trained:
-    """Trains the pruned architecture from new random weights, as long as the dense network.
+    """Trains the pruned network from new random weights, for as many epochs as the dense one.
 
     Args:
-        pruned: `Ticket` of `dense`, or a smaller `keras.Model` that channels were removed from.
+        pruned: `Ticket` of `dense`, or a smaller `keras.Model` after removal of channels.
         dense: the dense `keras.Model` before pruning.
-        fit: function of a model and a number of epochs that compiles and trains it.
-        epochs: int, those of the dense network.
-        seed: int, by which weights are drawn; it seeds all generators
-            (`keras.utils.set_random_seed`), for the training too.
+        fit: function of a model and a number of epochs, which compiles and trains the model.
+        epochs: int, the epochs of the dense network.
+        seed: int, the seed of the weights and of the training; it seeds all generators
+            (`keras.utils.set_random_seed`).
 
     Returns:
-        A `Trained`. The models passed in are left as they are.
+        A `Trained`. The models passed in do not change.
 
     Reference:
 
@@ -54,11 +54,11 @@ def scratch_e(pruned, dense, fit, epochs, seed=0) -> Trained:
 
 
 def scratch_b(pruned, dense, fit, epochs, seed=0, at_most=2.0) -> Trained:
-    """The same for as much compute: the fewer FLOPs, the more epochs.
+    """Trains like `scratch_e`, but with the FLOPs of the dense training, so for more epochs.
 
     Args:
         pruned, dense, fit, epochs, seed: as for `scratch_e`.
-        at_most: float, the most that epochs are multiplied with; infinity for no limit.
+        at_most: float, the largest factor of the epochs; infinity for no limit.
 
     Returns:
         A `Trained`, whose epochs are `scratch_b_epochs(...)`.
@@ -66,13 +66,13 @@ def scratch_b(pruned, dense, fit, epochs, seed=0, at_most=2.0) -> Trained:
     Reference:
 
     - [Rethinking the Value of Network Pruning](https://arxiv.org/abs/1810.05270), section 3,
-      where epochs are doubled at most on ImageNet.
+      which at most doubles the epochs on ImageNet.
     """
     return scratch_e(pruned, dense, fit, scratch_b_epochs(pruned, dense, epochs, at_most), seed)
 
 
 def scratch_b_epochs(pruned, dense, epochs, at_most=2.0) -> int:
-    """Epochs times dense FLOPs over pruned FLOPs, rounded; see `scratch_b`."""
+    """Returns epochs times dense FLOPs over pruned FLOPs, rounded; see `scratch_b`."""
     epochs = check_integer("epochs", epochs, 1)
     what = "the largest factor of the epochs"
     at_most = check_number("at_most", at_most, at_least=1, finite=False, what=what)
@@ -91,16 +91,16 @@ def scratch_b_epochs(pruned, dense, epochs, at_most=2.0) -> int:
 
 
 def fine_tune(pruned, dense, fit, epochs, before=None, seed=0) -> Trained:
-    """Trains the pruned network on from the trained weights that were left in it.
+    """Trains the pruned network further, from the trained weights that pruning kept.
 
     Args:
         pruned, dense, fit: as for `scratch_e`.
-        epochs: int, how many more.
-        before: for a `Ticket`, that of the round before, whose trained weights were pruned.
-        seed: int, by which all generators are seeded before the training.
+        epochs: int, the number of further epochs.
+        before: for a `Ticket`, the ticket of the round before, whose trained weights were pruned.
+        seed: int, seeds all generators before the training.
 
     Returns:
-        A `Trained`. The models passed in are left as they are.
+        A `Trained`. The models passed in do not change.
 
     Reference:
 

@@ -38,50 +38,52 @@ def find_ticket(
     """Searches for a lottery ticket: train, prune, rewind, repeat.
 
     Each round trains the network from the same weights with the masks found so far, and then
-    prunes those of the smallest magnitude among what is left. `rounds=1` is one-shot pruning.
+    prunes the active weights of smallest magnitude. `rounds=1` is one-shot pruning.
 
     Args:
-        model: a dense, built `keras.Model`. Its weights are where tickets begin. It is left as
-            it is (one that Keras cannot clone has its weights back at the end).
-        fit: function of a `tf_rigl.SparseModel`: compiles and trains it, always alike, and
-            returns a `keras.callbacks.History`, a dict of lists, or None. Training begins at
-            step `model.step`, the rewind step: see `from_step` for its learning rate. Data sets
-            that are shuffled anew at each pass, such as those of `tf_rigl.data.load`, have to be
-            made in here: one made outside goes on where the training before has left it.
-        rounds: int, how often is pruned. There is one more training: that of the dense network
-            (0 rounds: that one alone). After n rounds a fraction (1 - prune_fraction)^n is left.
-        prune_fraction: float in (0, 1), the fraction of the weights left that a round prunes.
-        rewind_step: int. 0: tickets begin at initialisation. k: with the weights that the dense
-            network has after k steps of `model.fit`. Tickets train for as long as `fit` says: to
-            end where the dense network did, it has to train for `model.step` steps less.
-        scope: "layer": the same fraction in every layer. "global": the smallest of all layers,
-            which may leave a layer without any.
+        model: a dense, built `keras.Model`; tickets start from its weights. It does not change
+            (if Keras cannot clone it, it gets its weights back at the end).
+        fit: function of a `tf_rigl.SparseModel`, which compiles and trains it in the same way
+            each time, and returns a `keras.callbacks.History`, a dict of lists, or None.
+            Training starts at step `model.step`, the rewind step: see `from_step` for its
+            learning rate. Make data sets that are shuffled anew at each pass, such as those of
+            `tf_rigl.data.load`, inside `fit`: one made outside continues where the last
+            training ended.
+        rounds: int, the number of pruning rounds. The dense network is trained before the first
+            one. After n rounds a fraction (1 - prune_fraction)^n of the weights is active.
+        prune_fraction: float in (0, 1), the fraction of the active weights that a round prunes.
+        rewind_step: int. 0: tickets start from the initial weights. k: from the weights of the
+            dense network after k steps of `model.fit`. `fit` decides how long tickets train: to
+            end where the dense network did, it must train for `model.step` steps less.
+        scope: "layer": each round prunes the same fraction of every layer. "global": it prunes
+            the smallest weights of all layers, which may leave a layer without any.
         rates: mapping of layer name (or path) to its own `prune_fraction`, such as half of it
-            for the output layer; with `scope="layer"`.
+            for the output layer; only with `scope="layer"`.
         exclude: layers kept dense, as in `tf_rigl.sparsify`.
-        folder: str or path. Each round is stored there as it ends, and a search that was cut off
-            goes on after the last one that is there, or does further rounds. It has to be
-            empty, absent, or that of this search; what `fit` does is not compared. None:
-            nothing is stored.
-        seed: int, by which all generators are seeded before each training
-            (`keras.utils.set_random_seed`): a round that is begun again is the same.
+        folder: str or path. Each finished round is stored there; the same call continues after
+            the last stored round, and one with more rounds does only those. It must be empty,
+            absent, or that of this search; `fit` is not compared. None: nothing is stored.
+        seed: int, seeds all generators before each training (`keras.utils.set_random_seed`), so
+            that a repeated round gives the same result.
 
     Returns:
         A list of `rounds + 1` `Ticket`s, the dense network first, each with the history of its
         training and the trained weights.
 
     Raises:
-        ValueError: if an argument is out of range, `fit` has not trained the model (and there
+        ValueError: if an argument is out of range, `fit` does not train the model (and there
             are rounds), or the folder holds another search or a damaged file.
 
     Example:
 
     >>> def fit(model):
-    ...     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    ...     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ...     model.compile("adam", loss, metrics=["accuracy"])
     ...     return model.fit(x, y, epochs=2, verbose=0)
     >>> tickets = tf_rigl.lottery.find_ticket(model, fit, rounds=3)
-    >>> [round(ticket.density, 3) for ticket in tickets]
-    [1.0, 0.8, 0.64, 0.512]
+    >>> [f"{ticket.density:.2f}" for ticket in tickets]
+    ['1.00', '0.80', '0.64', '0.51']
+    >>> sparse = tickets[-1].model(model)  # With the initial weights; compile and train it.
 
     Reference:
 
@@ -97,8 +99,8 @@ def find_ticket(
         raise unknown_name("scope", scope, ("layer", "global"), or_object=False)
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
-            "Argument `model` must be a built `keras.Model`, whose weights are those that tickets "
-            f"begin with. Received: model={model!r}"
+            "Argument `model` must be a built `keras.Model`: tickets start from its weights. "
+            f"Received: model={model!r}"
         )
     if sparsifying.is_sparse(model):
         raise ValueError(f"Argument `model` must be dense. Received: model={model!r}")
@@ -123,7 +125,7 @@ def find_ticket(
             try:
                 done = _train(model, ticket, fit, rounds, rewind_step, seed)
             finally:
-                # A model that cannot be cloned is the one that was trained.
+                # If the model cannot be cloned, the training has changed the model itself.
                 for variable, value in zip(copies.state(model), before, strict=True):
                     variable.assign(value)
             finished.save(done)
@@ -144,7 +146,7 @@ def _check_fraction(argument, value):
 
 
 def _fractions(model, prune_fraction, scope, rates, exclude):
-    """The fraction that a round prunes of each weight, by path."""
+    """Returns the fraction of each weight that a round prunes, by path."""
     if rates is not None and (scope == "global" or not isinstance(rates, Mapping)):
         raise ValueError(
             "Argument `rates` must be a mapping of layer name to the fraction that a round "
@@ -161,7 +163,7 @@ def _fractions(model, prune_fraction, scope, rates, exclude):
 
 
 def _train(model, ticket, fit, rounds, rewind_step, seed):
-    """Trains a ticket; the dense network also tells where it was at the rewind step."""
+    """Trains a ticket; the dense network's weights at the rewind step become the ticket's."""
     keras.utils.set_random_seed(seed)
     sparse = ticket.model(model)
     watcher = None
@@ -184,39 +186,39 @@ def _train(model, ticket, fit, rounds, rewind_step, seed):
 
 
 def _check_not_empty(masks, before, number):
-    """Warns of layers that a global search has just emptied."""
+    """Warns of layers that this round of a global search has emptied."""
     empty = [path for path, mask in masks.items() if before[path].any() and not mask.any()]
     if empty:
         warnings.warn(
-            f"Round {number} leaves no weights in {empty}: what comes after them learns nothing of "
-            "the input. `scope='layer'` keeps some in each layer.",
+            f"Round {number} leaves no weights in {empty}: the layers after them do not see the "
+            "input. `scope='layer'` keeps some in each layer.",
             stacklevel=3,
         )
 
 
 def _check_finite(scores, number):
-    """Warns where weights are no numbers, which says nothing of what to prune."""
+    """Warns if weights are not finite, because their magnitude then says nothing."""
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
     if bad:
         warnings.warn(
-            f"The training of round {number} has ended with weights that are not finite, in {bad}: "
-            "what is pruned of them is chance. Try a lower learning rate.",
+            f"The training of round {number} ended with weights that are not finite, in {bad}: "
+            "pruning them is arbitrary. Try a lower learning rate.",
             stacklevel=3,
         )
 
 
 def _check_trained(sparse, before, after, ticket):
-    """Raises if nothing has happened to a network: masks would be those of its beginnings."""
+    """Raises if `fit` trained nothing: pruning would only see the initial weights."""
     same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     if same and sparse.step == ticket.rewind_step:
         raise ValueError(
-            "Argument `fit` must train the model that it is called with. No weight of it has "
-            f"changed in round {ticket.round}."
+            "Argument `fit` must train the model that it is called with. No weight changed in "
+            f"round {ticket.round}."
         )
 
 
 def _history(result):
-    """What `fit` returned, as a dict of lists that JSON knows."""
+    """Returns the result of `fit` as a dict of lists that JSON can hold."""
     found = result.history if isinstance(result, keras.callbacks.History) else result
     if found is None:
         return {}
@@ -230,7 +232,7 @@ def _history(result):
         try:
             history[str(key)] = json.loads(json.dumps(value, default=_plain))
         except (TypeError, ValueError) as error:
-            # A training is not lost for a note on it.
+            # An entry that JSON cannot hold is no reason to lose the training.
             warnings.warn(
                 f"History {key!r} is left out of the ticket, as JSON cannot hold it: {error}",
                 stacklevel=4,
@@ -239,7 +241,7 @@ def _history(result):
 
 
 def _plain(value):
-    """Arrays and tensors, of any number of axes, as lists and numbers."""
+    """Converts arrays and tensors, of any number of axes, to lists and numbers."""
     return keras.ops.convert_to_numpy(value).tolist()
 
 
@@ -261,7 +263,7 @@ class _Watcher(keras.callbacks.Callback):
 
 
 def _prune(masks, scores, sparsities, scope):
-    """The masks after one more round: those of the highest scores among what is left."""
+    """Returns the masks after one more round, which keep the active weights of highest score."""
     keep = {
         path: max(1, mask.size - int(distributions.zeros(sparsities[path], mask.size)))
         for path, mask in masks.items()
@@ -282,7 +284,7 @@ def _prune(masks, scores, sparsities, scope):
 
 
 def _digest(variables):
-    """A checksum of weights, to tell one search from another."""
+    """Returns a checksum of weights, which tells one search from another."""
     digest = hashlib.sha256()
     for value in values(variables):
         digest.update(f"{value.dtype} {value.shape}".encode())
@@ -291,18 +293,18 @@ def _digest(variables):
 
 
 def _layers(model):
-    """A checksum of what layers are, and their simple settings such as activations and rates.
+    """Returns a checksum of the layers' types and simple settings, such as activations and rates.
 
-    Their names are left out: Keras numbers them. So are settings that are objects, whose
-    configuration may be another in each process.
+    It leaves out names, because Keras numbers them, and settings that are objects, because
+    their configuration may differ in each process.
     """
     found = []
     for layer in all_layers(model, include_self=False):
         if isinstance(layer, keras.Model):
-            continue  # Its layers come by themselves.
+            continue  # The loop visits its layers too.
         try:
             config = layer.get_config()
-        except NotImplementedError:  # Of a class of the user's.
+        except NotImplementedError:  # A user's class.
             config = {}
         own = {key: value for key, value in config.items() if key != "name" and _is_simple(value)}
         found.append((type(layer).__name__, sorted(own.items())))
@@ -316,7 +318,7 @@ def _is_simple(value):
 
 
 class _Rounds:
-    """The rounds of a search that are finished, in a folder; without a folder, nothing is kept.
+    """The finished rounds of a search, stored in a folder; without a folder, nothing is stored.
 
     Args:
         folder: str or path, or None.
@@ -336,29 +338,29 @@ class _Rounds:
             ending=".npz",
             read=Ticket.load,
             write=lambda path, ticket: ticket.save(path),
-            remedy="Delete it, and those of later rounds, to have them done again.",
+            remedy="Delete it and the files of later rounds to repeat these rounds.",
         )
 
     def load(self, ticket):
-        """The same ticket after its training, if that is finished, or None."""
+        """Returns the ticket after its training if that is stored, or None."""
         if self._store is None:
             return None
         name = _name(ticket)
         return self._store.get(name, check=lambda stored: _check_same(stored, ticket))
 
     def save(self, ticket):
-        """Stores a round that is finished."""
+        """Stores a finished round."""
         if self._store is not None:
             self._store.add(_name(ticket), ticket)
 
 
 def _name(ticket):
-    """The name of a round in its folder."""
+    """Returns the name of a round in its folder."""
     return f"round_{ticket.round:02}"
 
 
 def _check_same(stored, ticket):
-    """Raises if a stored ticket is not this one after its training."""
+    """Raises if a stored ticket is not the given one after its training."""
     same = stored.masks.keys() == ticket.masks.keys() and all(
         np.array_equal(stored.masks[path], mask) for path, mask in ticket.masks.items()
     )
@@ -369,4 +371,4 @@ def _check_same(stored, ticket):
         or [np.shape(value) for value in stored.weights] != shapes
         or [np.shape(value) for value in stored.trained or ()] != shapes
     ):
-        raise ValueError("it holds another ticket than this search has found")
+        raise ValueError("it holds another ticket than this search found")

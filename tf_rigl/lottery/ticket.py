@@ -1,4 +1,4 @@
-"""A ticket: a mask, and the weights that it is trained from."""
+"""A ticket: masks, and the weights that training starts from."""
 
 import dataclasses
 import io
@@ -14,20 +14,19 @@ from tf_rigl.convert import sparsifying
 from tf_rigl.training import loop
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
+@dataclasses.dataclass(frozen=True, eq=False)  # `==` of arrays is no bool.
 class Ticket:
-    """A sparse network before its training.
+    """A sparse network before its training, and the results of the training.
 
     Attributes:
         masks: dict of path to boolean array, as in `tf_rigl.SparseModel.masks`.
         weights: list of arrays, all weights of the dense model in the order of its
-            `weights`, at initialisation or at the rewind step; masks are applied to them in
-            `model`.
-        rewind_step: int, how many steps the weights have been trained for.
-        round: int, how often was pruned to find it; 0 for the dense network.
-        history: dict of str to list, what `fit` returned of its training; empty for one that
-            was not trained.
-        trained: list of arrays like `weights`, after that training, or None.
+            `weights`, at initialisation or at the rewind step; `model` applies the masks to
+            them.
+        rewind_step: int, the number of steps that `weights` were trained for.
+        round: int, the number of pruning rounds that led to it; 0 for the dense network.
+        history: dict of str to list, the history that `fit` returned; empty before training.
+        trained: list of arrays like `weights`, the weights after training, or None.
 
     Reference:
 
@@ -49,23 +48,23 @@ class Ticket:
 
     @property
     def density(self) -> float:
-        """The fraction of all maskable weights that are left."""
+        """The fraction of the maskable weights that the masks keep."""
         masks = self.masks.values()
         return sum(map(np.count_nonzero, masks)) / sum(mask.size for mask in masks)
 
     def model(self, model, trained=False):
-        """A sparse model with these masks and weights, to be compiled and trained.
+        """Makes a sparse model with these masks and weights; it is not compiled.
 
         Args:
-            model: the dense `keras.Model` that was searched, or one like it. It is left as it
-                is, if Keras can clone it.
-            trained: bool, whether it is to have the weights after training.
+            model: the dense `keras.Model` that was searched, or one like it. It does not
+                change if Keras can clone it.
+            trained: bool, whether to use the weights after training.
 
         Returns:
-            A `tf_rigl.SparseModel` that keeps its masks. Its `step` is the rewind step.
+            A `tf_rigl.SparseModel` whose masks do not change. Its `step` is the rewind step.
 
         Raises:
-            ValueError: if the model is another one, or the ticket was not trained.
+            ValueError: if the model does not fit, or there are no weights after training.
         """
         weights = self.trained if trained else self.weights
         if weights is None:
@@ -88,7 +87,7 @@ class Ticket:
         return sparse
 
     def save(self, path):
-        """Writes the ticket to a file, beside its place at first.
+        """Writes the ticket to a temporary file, and moves it into place when it is complete.
 
         Args:
             path: str or path.
@@ -105,10 +104,10 @@ class Ticket:
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Reads a ticket that `save` wrote.
 
         Raises:
-            ValueError: if the file is damaged, or something else.
+            ValueError: if the file is damaged, or does not hold a ticket.
         """
         content = pathlib.Path(path).read_bytes()
         try:
@@ -122,12 +121,12 @@ class Ticket:
             weights = _numbered(arrays, "weight", about.pop("weight_dtypes"))
             trained = _numbered(arrays, "trained", about.pop("trained_dtypes"))
             return cls(masks=masks, weights=weights, trained=trained or None, **about)
-        except Exception as error:  # Whatever a damaged file makes NumPy and zipfile raise.
+        except Exception as error:  # A damaged file can make NumPy raise anything.
             raise ValueError(f"The file {str(path)!r} holds no ticket: {error!r}") from error
 
 
 def _numbered(arrays, kind, dtypes):
-    """Arrays of one kind in order. NumPy reads bfloat16 as bytes without a type."""
+    """Returns arrays of one kind in order. NumPy reads bfloat16 as bytes without a dtype."""
     return [
         arrays[f"{kind}_{number}"].view(tf.as_dtype(name).as_numpy_dtype)
         for number, name in enumerate(dtypes)
@@ -135,12 +134,12 @@ def _numbered(arrays, kind, dtypes):
 
 
 def dense_weights(model):
-    """The variables of a sparse model that the dense one has too, in its order."""
+    """Returns the variables that the dense model has too, in its order."""
     items = model.masked_weights
     own = {id(v) for item in items for v in (item.mask, *item.state.values())}
     return [variable for variable in model.weights if id(variable) not in own]
 
 
 def values(variables):
-    """The values of variables, as arrays of their own."""
+    """Copies the values of variables to arrays."""
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
