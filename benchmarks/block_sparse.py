@@ -1,16 +1,16 @@
-"""The cost of training in blocks beside dense training, side by side in one run.
+"""Time and memory of block-sparse training relative to dense training, measured in one run.
 
     python benchmarks/block_sparse.py
 
-prints, and writes beside this file as JSON and as a plot:
+prints the following, and writes it next to this file as JSON and as a plot:
 
 - the time per training step with `compute="sparse"` over dense, plain and with
-  `jit_compile=True`, of an MLP and of a Transformer with wide feed-forward blocks: at each
-  of several densities and block sizes, in rounds in which they take turns, the ratio of the
-  medians. RigL moves the blocks: one step in 100 is an update, which is timed
-  separately. In the Transformer all block sizes are measured at density 0.1 alone;
+  `jit_compile=True`, of an MLP and of a Transformer with wide feed-forward blocks, at several
+  densities and block sizes. All models take turns in each round, and the ratio is that of the
+  medians. RigL moves the blocks: one step in 100 is an update, which is timed separately. The
+  Transformer is measured with all block sizes at density 0.1 only;
 - the memory of weights and of Adam's slots over dense;
-- the time per step of two layers of many widths, beside perfect scaling.
+- the time per step of two layers of several widths, compared with perfect scaling.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def transformer(width=512, heads=8, feed_forward=4096, length=64, blocks=4):
 
 
 def pair(width):
-    """Two layers, each of as many units as it has inputs."""
+    """Two hidden layers, each with as many units as inputs."""
     hidden = [keras.layers.Dense(width, activation="relu") for _ in range(2)]
     layers = [keras.Input((width,)), *hidden, keras.layers.Dense(10, name=HEAD)]
     return keras.Sequential(layers)
@@ -65,7 +65,7 @@ def read(loss):
 
 
 class Running:
-    """A compiled model, dense or sparse, with steps to be called one by one."""
+    """A compiled model, dense or sparse, whose steps are called one by one."""
 
     def __init__(self, model, batch_size, jit_compile):
         rng = np.random.default_rng(0)
@@ -78,12 +78,12 @@ class Running:
         self.iterator = iter(data)
 
     def step(self):
-        """An ordinary step."""
+        """Runs an ordinary step."""
         self.model._step = 1
         return self.model.train_function(self.iterator)["loss"]
 
     def update_seconds(self, rounds):
-        """The median time of an update step."""
+        """Returns the median time of an update step."""
 
         def update():
             self.model._step = INTERVAL
@@ -92,13 +92,13 @@ class Running:
         return in_turns({"update": update}, rounds, wait=read)["update"]
 
     def bytes(self):
-        """Of weights, where their blocks are, and the optimizer's slots."""
+        """Returns the bytes of weights, of block positions, and of the optimizer's slots."""
         variables = [*self.model.weights, *self.model.optimizer.variables]
         return sum(keras.ops.convert_to_numpy(v).nbytes for v in variables)
 
 
 def compare(make, batch_size, cases, jit_compile, rounds, steps):
-    """Times a dense model, and sparse ones of several densities and block sizes, in turn.
+    """Times a dense model and sparse ones of several densities and block sizes, in turns.
 
     Args:
         make: function that makes the dense model.
@@ -148,7 +148,7 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
 
 
 def show(name, result):
-    """Prints what `compare` returns."""
+    """Prints a result of `compare`."""
     print(f"\n{name}: dense {result['dense_milliseconds']:.1f} ms")
     header = ["density", "block", "reached", "ms", "update ms", "times faster", "memory"]
     rows = [
@@ -167,7 +167,7 @@ def show(name, result):
 
 
 def plot(widths, path):
-    """Draws step times over dense against density and against width."""
+    """Draws step times, relative to dense, against density and against width."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,13 +1,13 @@
-"""What block-sparse training gains in time and costs in accuracy.
+"""The time that block-sparse training saves, and the accuracy that it costs.
 
     python benchmarks/block_sparse_accuracy.py
 
-trains an MLP of three 2048-unit layers on Fashion-MNIST: dense, by RigL with single entries
-(masked, so no faster), and by RigL block-sparse with blocks of 16, 32 and 64, at 90% sparsity,
-three seeds; each for as many epochs as dense, and the block-sparse ones once more for as many
-as fit into the time of dense. Writes the test accuracy after each epoch against the seconds
-of training as JSON, a table and a picture. Finished trainings are kept and not repeated.
-Nothing else should run beside it.
+trains an MLP of three 2048-unit layers on Fashion-MNIST with three seeds: dense, by RigL with
+single entries (masked, so no faster), and by RigL block-sparse with blocks of 16, 32 and 64, at
+90% sparsity. Each trains for the epochs of dense; the block-sparse ones train once more for the
+epochs that fit into the time of dense. Writes the test accuracy after each epoch against the
+seconds of training as JSON, a table and a picture. Finished trainings are stored and not
+repeated. Run nothing else at the same time.
 """
 
 import argparse
@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 class Watch(keras.callbacks.Callback):
-    """Seconds of training and test accuracy after each epoch."""
+    """Records seconds of training and test accuracy after each epoch."""
 
     def __init__(self, test):
         super().__init__()
@@ -74,7 +74,7 @@ def train(arguments, seed, epochs):
 
 
 def all_runs(folder):
-    """Trains what has not been trained; returns the runs by label, kind and seed."""
+    """Does the trainings that are not stored; returns all runs by label, kind and seed."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = {label: {"equal epochs": [], "equal time": []} for label in VARIANTS}
 
@@ -103,7 +103,7 @@ def all_runs(folder):
 
 
 def table(runs):
-    """The runs as Markdown."""
+    """Returns the runs as a Markdown table."""
     header = ["", "sparsity", "equal epochs: accuracy, %", "seconds"]
     header += ["equal time: accuracy, %", "epochs"]
     lines = []
@@ -128,7 +128,7 @@ def _percent(runs):
 
 
 def draw(runs, path):
-    """Test accuracy against seconds: a line for each training, one colour for each variant."""
+    """Draws test accuracy against seconds: a line for each training, a colour for each variant."""
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
     for color, (label, kinds) in enumerate(runs.items()):

@@ -1,18 +1,18 @@
-"""What is left of a network without half of its channels, drawn early or at the end.
+"""The accuracy of networks with half of their channels, pruned early or after training.
 
     python benchmarks/channels.py
 
 trains small_vgg on 10,000 images of Fashion-MNIST with a penalty on the scales of batch
-normalisation (network slimming), three seeds, and from that one training
+normalisation (network slimming) and three seeds. From each of these trainings it
 
-- draws Early-Bird tickets as it goes, removes their channels and trains them on for the epochs that
-  are left;
-- removes channels at the end, and fine-tunes what is left, or trains it from new random weights
-  for as many epochs (Scratch-E) or as many FLOPs (Scratch-B).
+- draws Early-Bird tickets, removes their pruned channels, and trains them for the remaining
+  epochs;
+- removes channels at the end, and fine-tunes the smaller network, or trains it from new random
+  weights for as many epochs (Scratch-E) or as many FLOPs (Scratch-B).
 
-Counts the training FLOPs of each: three times those of the forward pass, for each image, the
-search included. Writes the runs as JSON, a table, and a picture of the distances between masks.
-Finished seeds are kept and not repeated; `--seed N` does only one, for several processes.
+Counts the training FLOPs of each network: three forward passes for each image, the search
+included. Writes the runs as JSON, a table, and a picture of the distances between masks.
+Finished seeds are stored and not repeated; `--seed N` does only one, for several processes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH, RATE, PENALTY, DECAY, AT_MOST = 64, 0.05, 2e-3, 1e-4, 2.0
 
 
 class Keep(keras.callbacks.Callback):
-    """Makes the ticket of an `EarlyBird` real in the epoch in which it is drawn."""
+    """Removes the pruned channels of an `EarlyBird` ticket after the epoch that found it."""
 
     def __init__(self, bird):
         super().__init__()
@@ -44,7 +44,7 @@ class Keep(keras.callbacks.Callback):
 
 
 def some(name, count):
-    """A data set in memory, with so many of its training images."""
+    """Loads a data set into memory, with `count` of its training images."""
     whole = data.arrays(name)
     x, y = whole.train
     chosen = np.random.default_rng(0).permutation(len(x))[:count]
@@ -52,9 +52,9 @@ def some(name, count):
 
 
 def compiled(model, epochs, images, start=0, rate=RATE):
-    """Compiles for a training of so many epochs that begins after some of them.
+    """Compiles a model for a training of `epochs` epochs that begins at epoch `start`.
 
-    The learning rate falls to a tenth after a half, and again after three quarters.
+    The learning rate falls to a tenth after half of the epochs, and again after three quarters.
     """
     steps = -(-len(images.train[0]) // BATCH)
     drops = [round(steps * epochs * part) for part in (0.5, 0.75)]
@@ -74,19 +74,19 @@ def compiled(model, epochs, images, start=0, rate=RATE):
 
 
 def fit(model, images, epochs, start=0, callbacks=()):
-    """Trains from an epoch to another, and returns the accuracy on test images."""
+    """Trains from epoch `start` on, and returns the accuracy on test images."""
     x, y = images.train
     model.fit(x, y, BATCH, epochs, initial_epoch=start, verbose=0, callbacks=list(callbacks))
     return model.evaluate(*images.test, batch_size=500, verbose=0)[1]
 
 
 def forward(model):
-    """FLOPs of a forward pass for one image."""
+    """Returns the FLOPs of a forward pass for one image."""
     return tf_rigl.report(model).dense_flops
 
 
 def one_seed(images, options, seed):
-    """All trainings of a seed; returns rows and the distances between masks."""
+    """Does all trainings of a seed; returns rows and the distances between masks."""
     epochs, count = options.epochs, len(images.train[0])
     keras.utils.set_random_seed(seed)
     initial = models.small_vgg(images.input_shape, images.num_classes)
@@ -110,7 +110,7 @@ def one_seed(images, options, seed):
     for bird, keep in zip(birds, keeps, strict=True):
         fraction, small = bird.prune_fraction, keep.small
         if small is None:
-            print(f"seed {seed}: no ticket of {fraction} was drawn", flush=True)
+            print(f"seed {seed}: no ticket of {fraction} was found", flush=True)
             continue
         start = bird.epoch + 1
         keras.utils.set_random_seed(seed)
@@ -145,7 +145,7 @@ def one_seed(images, options, seed):
 
 
 def table(rows):
-    """The rows as Markdown, over seeds."""
+    """Returns the rows as a Markdown table, averaged over seeds."""
     header = ["channels pruned", "network", "test accuracy, %", "drawn after epoch"]
     header += ["parameters", "FLOPs, of dense", "epochs", "training FLOPs, of dense"]
     lines = []
@@ -175,12 +175,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     add = parser.add_argument
     add("--dataset", default="fashion_mnist", help="digits, or an image data set of TFDS")
-    add("--images", type=int, default=10_000, help="for training")
+    add("--images", type=int, default=10_000, help="number of training images")
     add("--epochs", type=int, default=30)
     add("--seeds", type=int, default=3)
-    add("--seed", type=int, help="only this one, and no table")
+    add("--seed", type=int, help="train only this seed; write no table")
     add("--fractions", type=float, nargs="+", default=[0.5, 0.7])
-    add("--least", type=int, default=8, help="channels that each layer keeps")
+    add("--least", type=int, default=8, help="fewest channels that each layer keeps")
     add("--output", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs/channels"))
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""How well a subnetwork does in a random network whose weights never train.
+"""The accuracy of subnetworks of a random network whose weights are never trained.
 
     python benchmarks/edge_popup.py
 
 searches by edge-popup in LeNet-300-100 and in networks two and four times as wide, on
-Fashion-MNIST, at several sparsities and with several seeds, beside the dense network trained and
-the random network that nobody trained. Checks at the end that each weight is, bit for bit, the
-one that it began as, or 0. Writes the runs as JSON, and prints and writes a table. Finished
-trainings are kept and not repeated.
+Fashion-MNIST, at several sparsities and with several seeds. The trained dense network and the
+untrained random network are controls. Checks at the end that each weight equals its initial
+value bit for bit, or is 0. Writes the runs as JSON, and prints and writes a table. Finished
+trainings are stored and not repeated.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CONTROLS = {"dense": "dense, trained", "random": "dense, random"}
 
 
 def network(input_shape, num_classes, width):
-    """LeNet-300-100, so many times as wide, initialised as in the paper on edge-popup."""
+    """LeNet-300-100, `width` times as wide, initialised as in the paper on edge-popup."""
     drawn = {"kernel_initializer": "he_normal"}
     stack = [keras.Input(input_shape), keras.layers.Flatten()]
     stack += [keras.layers.Dense(n * width, activation="relu", **drawn) for n in (300, 100)]
@@ -34,7 +34,7 @@ def network(input_shape, num_classes, width):
 
 
 def unchanged(model):
-    """Whether each masked weight has its frozen value where its mask is 1, and is 0 elsewhere."""
+    """Returns True if each masked weight has its frozen value where the mask is 1, and else 0."""
     return all(
         np.array_equal(
             item.weight.numpy(), np.where(item.mask.numpy(), item.state["values"].numpy(), 0)
@@ -50,11 +50,11 @@ def train(dataset, epochs, width, kind, seed, arguments, learning_rate):
         dataset: `tf_rigl.data.Data`.
         epochs, width, seed: int.
         kind: "dense", "random", or a sparsity.
-        arguments: dict, those of `EdgePopup`.
-        learning_rate: float, that of the scores; dense weights have their own.
+        arguments: dict, the arguments of `EdgePopup`.
+        learning_rate: float, the learning rate of the scores; dense weights have their own.
 
     Returns:
-        Test accuracies before training and after each epoch, and seconds.
+        A dict of test accuracies, before training and after each epoch, and seconds.
     """
     keras.utils.set_random_seed(seed)
     model = network(dataset.input_shape, dataset.num_classes, width)
@@ -90,7 +90,7 @@ def train(dataset, epochs, width, kind, seed, arguments, learning_rate):
 
 
 def all_runs(options, folder):
-    """Trains what has not been trained; returns a list of results."""
+    """Does the trainings that are not stored; returns a list of all results."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments, results = {"weights": options.weights, "scale": options.scale}, []
     for seed in range(options.seeds):
@@ -116,7 +116,7 @@ def all_runs(options, folder):
 
 
 def table(results):
-    """Test accuracies as Markdown: a row for each kind, a column for each width."""
+    """Returns test accuracies as Markdown: a row for each kind, a column for each width."""
     widths = list(dict.fromkeys(run["width"] for run in results))
     names = [f"{300 * width}-{100 * width}" for width in widths]
     lines = []
@@ -143,8 +143,8 @@ def main():
     add("--widths", type=int, nargs="+", default=[1, 2, 4])
     add("--sparsities", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
     add("--weights", default="signed_constant", choices=["signed_constant", "initial"])
-    add("--no-scale", dest="scale", action="store_false", help="values are not rescaled")
-    add("--learning-rate", type=float, default=1.0, help="that of the scores, at the start")
+    add("--no-scale", dest="scale", action="store_false", help="do not rescale the frozen weights")
+    add("--learning-rate", type=float, default=1.0, help="initial learning rate of the scores")
     add("--output", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
     add("--runs", type=pathlib.Path, default=pathlib.Path("runs/edge_popup"))
     options = parser.parse_args()

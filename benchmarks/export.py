@@ -1,17 +1,17 @@
-"""Size and speed of exported files, beside those of the dense network.
+"""Size and speed of exported files, relative to the dense network.
 
     python benchmarks/export.py
 
-prints, and writes beside this file as JSON:
+prints the following, and writes it next to this file as JSON:
 
 - LiteRT: file size and latency (batch 1, one thread) of an MLP of 1024-unit layers and of a
-  small MobileNet, by pattern, sparsity and quantization, over those of the dense network
-  in float32, all files taking turns in one run; the speed also without XNNPACK, the
-  library that computes what is dense;
-- SavedModel: bytes of the variables of a packed one over the fewest possible, and its load
-  time and latency over those of an ordinary one.
+  small MobileNet, by pattern, sparsity and quantization, relative to the dense network in
+  float32. All files take turns in one run. The speed is also measured without XNNPACK, the
+  library that computes dense layers;
+- SavedModel: bytes of the variables of a packed one over the fewest possible bytes, and its
+  load time and latency over those of an unpacked one.
 
-Masks are random: neither size nor time depends on the weights.
+Masks are random, because neither size nor time depends on the weights.
 """
 
 import argparse
@@ -40,7 +40,7 @@ QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
 
 def variants():
-    """Pattern, sparsity and quantization of each file; the first one is dense."""
+    """Yields pattern, sparsity and quantization of each file; the first one is dense."""
     for quantization in QUANTIZATIONS:
         yield None, 0.0, quantization
     for pattern in PATTERNS:
@@ -53,7 +53,7 @@ def variants():
 
 
 def sparse(model, pattern, sparsity):
-    """A copy of a model with random masks."""
+    """Returns a copy of a model with random masks."""
     distribution = "uniform" if pattern == "2:4" else "erk"
     return tf_rigl.sparsify(
         model, "static", sparsity, distribution=distribution, pattern=pattern, seed=0
@@ -61,7 +61,7 @@ def sparse(model, pattern, sparsity):
 
 
 def litert_rows(make, input_shape, rounds):
-    """Size and latency of each variant of a model, as parts of the dense one's."""
+    """Measures size and latency of each variant of a model, relative to the dense one."""
     model = make(input_shape, 10)
     images = np.random.default_rng(0).random((64, *input_shape), np.float32)
     rows = []
@@ -71,7 +71,7 @@ def litert_rows(make, input_shape, rounds):
             source = model if pattern is None else sparse(model, pattern, sparsity)
             data = images if quantization == "int8" else None
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # That the dense ones have no zeros.
+                warnings.simplefilter("ignore")  # It says that dense models have no zeros.
                 info = tf_rigl.export_tflite(
                     source,
                     path,
@@ -93,7 +93,7 @@ def litert_rows(make, input_shape, rounds):
 
 
 def saved_model_ratios(make, input_shape, rounds):
-    """A packed SavedModel at 0.9, in blocks of 16x1, beside an ordinary one."""
+    """Measures a packed SavedModel at 0.9, in blocks of 16x1, relative to an unpacked one."""
     model = sparse(make(input_shape, 10), "block_16x1", 0.9)
     masked = [item.weight for item in model.masked_weights if item.is_sparse]
     entries = sum(int(np.prod(w.shape)) for w in masked)

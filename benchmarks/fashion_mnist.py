@@ -1,14 +1,14 @@
-"""The comparisons on Fashion-MNIST of docs/results, and when growing by gradient pays.
+"""The comparisons on Fashion-MNIST in docs/results, and when growing by gradient helps.
 
     python benchmarks/fashion_mnist.py --output runs/fashion_mnist
 
-does what these commands do, one after the other (several hours on two cores; what is
-finished is kept, and the same command in a second shell shares the work):
+does the same as several commands of this form, one after the other:
 
     tf-rigl compare --dataset fashion_mnist --batch-size 128 --epochs 10 ...
 
-and then draws RigL's accuracy less SET's against sparsity, training length, and the
-settings of the update, seed by seed. `--draw` only draws what is there.
+This takes several hours on two cores. Finished runs are stored, and the same command in a second
+shell shares the work. Then it draws RigL's accuracy minus SET's against sparsity, training length,
+and the settings of the update, seed by seed. `--draw` only draws the finished runs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tf_rigl.experiments import compare
 from tf_rigl.experiments.settings import Settings
 
 METHODS = "dense static snip snip(scope=global) set snfs rigl magnitude set@2x rigl@2x"
-# What may decide whether gradients beat chance: (label, RigL, SET).
+# Settings that may decide whether growing by gradient beats random growth: (label, RigL, SET).
 SETTINGS = [
     ("as usual", "rigl", "set"),
     ("2x epochs", "rigl@2x", "set@2x"),
@@ -43,7 +43,7 @@ SETTINGS = [
 UNIFORM = ["static(distribution=uniform_all)", "rigl(distribution=uniform_all)"]
 OPTIONS = list(dict.fromkeys(s for _, *pair in SETTINGS for s in pair)) + UNIFORM
 
-# Folder: model, specs, sparsities, seeds, and what else is not as in the others.
+# Folder: model, specs, sparsities, seeds, and settings that differ from the usual ones.
 COMPARISONS = {
     "lenet-300-100": ("lenet-300-100", METHODS.split(), (0.9, 0.95, 0.98), 5),
     "sparser": ("lenet-300-100", ["static", "set", "rigl"], (0.99, 0.995), 3),
@@ -54,7 +54,7 @@ COMPARISONS = {
         (0.9, 0.98, 0.99),
         3,
     ),
-    # At the learning rate of the others some of its runs collapse to chance.
+    # At the usual learning rate, some of its runs fall to the accuracy of guessing.
     "lenet-5": (
         "lenet-5",
         ["dense", "static", "snip", "set", "snfs", "rigl", "rigl@2x", "magnitude"],
@@ -66,7 +66,7 @@ COMPARISONS = {
 
 
 def accuracies(folder, names=COMPARISONS):
-    """Test accuracies by seed, in percent, by (model, spec, sparsity)."""
+    """Reads test accuracies of all seeds, in percent, by (model, spec, sparsity)."""
     found = {}
     for name in names:
         path = folder / name / compare.RESULT
@@ -78,14 +78,14 @@ def accuracies(folder, names=COMPARISONS):
 
 
 def differences(found, model, ours, other, sparsity):
-    """How much better one is than the other, seed by seed."""
+    """Returns the accuracy of one spec minus that of the other, seed by seed."""
     ours, other = (found.get((model, spec, sparsity), []) for spec in (ours, other))
     seeds = min(len(ours), len(other))
     return [a - b for a, b in zip(ours[:seeds], other[:seeds], strict=True)]
 
 
 def draw(found, path):
-    """RigL less SET: against sparsity, and by setting at 0.98."""
+    """Draws RigL minus SET: against sparsity, and by setting at 0.98."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     for model, times, marker in (
@@ -106,7 +106,7 @@ def draw(found, path):
             density = [1 - s for s in x]
             left.errorbar(density, y, yerr=error, fmt=marker, capsize=3, label=label)
     left.axhline(0, color="gray", linewidth=0.8)
-    left.set(xscale="log", xlabel="sparsity", ylabel="RigL less SET, points of test accuracy")
+    left.set(xscale="log", xlabel="sparsity", ylabel="RigL minus SET, points of test accuracy")
     left.invert_xaxis()
     left.set_xticks([0.1, 0.05, 0.02, 0.01, 0.005], ["0.9", "0.95", "0.98", "0.99", "0.995"])
     left.minorticks_off()
@@ -122,21 +122,21 @@ def draw(found, path):
         right.barh(labels, heights, xerr=errors, color="#4878a8", capsize=3)
         right.invert_yaxis()
     right.axvline(0, color="gray", linewidth=0.8)
-    right.set(xlabel="RigL less SET, points", title="LeNet-300-100 at 0.98 (seeds)")
+    right.set(xlabel="RigL minus SET, points", title="LeNet-300-100 at 0.98 (seeds)")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 
 def table(found):
-    """The difference in each setting, as Markdown."""
+    """Returns the difference in each setting as a Markdown table."""
     lines = []
     for label, ours, other in SETTINGS:
         values = differences(found, "lenet-300-100", ours, other, 0.98)
         if values:
             pair = (found["lenet-300-100", spec, 0.98][: len(values)] for spec in (ours, other))
             lines.append([label, *map(tables.mean_and_spread, (*pair, values))])
-    header = ["setting, sparsity 0.98", "RigL", "SET", "RigL less SET"]
+    header = ["setting, sparsity 0.98", "RigL", "SET", "RigL minus SET"]
     return "\n".join(tables.markdown(header, lines))
 
 
@@ -147,7 +147,7 @@ def _std(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="runs/fashion_mnist", type=pathlib.Path)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
+    parser.add_argument("--draw", action="store_true", help="only draw the finished runs")
     options = parser.parse_args()
     for name, (model, specs, sparsities, seeds, *others) in COMPARISONS.items():
         if not options.draw:

@@ -1,14 +1,14 @@
-"""The cost of sparse training beside dense training, side by side in one run.
+"""The time and memory of sparse training relative to dense training, measured in one run.
 
     python benchmarks/overhead.py
 
-prints, and writes beside this file as JSON:
+prints the following, and writes it next to this file as JSON:
 
 - the time per training step of each method at 90% sparsity over dense, mask updates every
-  100 steps included, plain and with `jit_compile=True`: for many short rounds in which
-  they take turns, the ratio of the medians;
-- the time of one mask update of a 3x3x512x512 kernel over that of the sort-based way
-  (`tf.math.top_k` over all entries, twice, as google-research/rigl does);
+  100 steps included, plain and with `jit_compile=True`. All models take turns in many short
+  rounds, and the ratio is that of the medians;
+- the time of one mask update of a 3x3x512x512 kernel, and that of an update by sorting
+  (`tf.math.top_k` over all entries, twice, as in google-research/rigl);
 - the memory that masks add.
 """
 
@@ -26,7 +26,7 @@ from tf_rigl import methods, models, patterns, schedules
 from tf_rigl._base import tables, tensors
 from tf_rigl._base.timing import in_turns
 
-STEPS = 100  # In a round: one mask update among them.
+STEPS = 100  # Steps in a round; one of them is a mask update.
 
 
 def mlp(input_shape, num_classes):
@@ -45,7 +45,7 @@ MODELS = {
 
 
 def compiled(model, dataset, jit_compile):
-    """A compiled and warmed-up model, and an endless iterator for it."""
+    """Compiles and warms up a model; returns its train function and an endless iterator."""
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -57,7 +57,7 @@ def compiled(model, dataset, jit_compile):
 
 
 def all_methods(rounds):
-    """Each method, changing its masks once in a round."""
+    """Returns each method by name; it changes masks once in a round."""
     moving = {"update_interval": STEPS, "end_step": 10**9}
     ramp = schedules.PolynomialDecay(end_step=(rounds + 4) * STEPS, frequency=STEPS)
     return {
@@ -71,7 +71,7 @@ def all_methods(rounds):
 
 
 def step_ratios(make, batch_size, input_shape, rounds, jit_compile):
-    """Times rounds of a dense model and of a sparse one by each method, in turn."""
+    """Times rounds of a dense model and of a sparse one for each method, in turns."""
     images = np.random.default_rng(0).random((8 * batch_size, *input_shape), np.float32)
     labels = np.random.default_rng(1).integers(0, 10, 8 * batch_size)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
@@ -153,7 +153,7 @@ def main():
             ratios = [f"{row['ratios'][name]:.3f}" for name in names]
             mode = "jit_compile" if jit_compile else "plain"
             rows.append([model, mode, f"{row['milliseconds']['dense']:.2f}", *ratios])
-            print(f"  {', '.join(rows[-1][:2])} is measured", flush=True)
+            print(f"  {', '.join(rows[-1][:2])} measured", flush=True)
     print("\n".join(tables.text(["model", "", "dense ms", *names], rows, left=(0, 1))))
     pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
 

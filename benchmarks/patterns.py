@@ -2,10 +2,10 @@
 
     python benchmarks/patterns.py
 
-trains an MLP of three 1024-unit layers on Fashion-MNIST by RigL, dense and with each
-pattern, three seeds; exports every model to LiteRT in float32 and int8; classifies the
-10,000 test images with Keras and with LiteRT; measures latency side by side; and writes a
-table, its rows as JSON and a picture. Finished trainings are kept and not repeated.
+trains an MLP of three 1024-unit layers on Fashion-MNIST with three seeds, dense and by RigL with
+each pattern. It exports every model to LiteRT in float32 and int8, classifies the 10,000 test
+images with Keras and with LiteRT, and measures latency, all models taking turns. Writes a table,
+its rows as JSON and a picture. Finished trainings are stored and not repeated.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tf_rigl.export import latency
 
 BASE = Settings(dataset="fashion_mnist", model="mlp-1024", batch_size=128, epochs=10)
 SEEDS = 3
-# Label: what differs from the settings above.
+# Label: settings that differ from those above.
 VARIANTS = {
     "dense": {"method": "dense"},
     "unstructured, 0.9": {},
@@ -41,13 +41,13 @@ QUANTIZATIONS = {"float32": None, "int8": "int8"}
 
 
 def all_settings(label):
-    """The settings of each seed."""
+    """Returns the settings of each seed."""
     changes = VARIANTS[label]
     return [dataclasses.replace(BASE, **changes, seed=seed) for seed in range(SEEDS)]
 
 
 def train(folder):
-    """Trains what has not been trained yet."""
+    """Does the trainings that are not stored."""
     for label in VARIANTS:
         for settings in all_settings(label):
             place = folder / settings.name
@@ -59,7 +59,7 @@ def train(folder):
 
 
 def classify(path, images):
-    """The classes that a LiteRT file finds."""
+    """Returns the classes that a LiteRT file predicts."""
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(source["index"], [500, *images.shape[1:]])
@@ -73,7 +73,7 @@ def classify(path, images):
 
 
 def measure(folder):
-    """Rows, one for each variant."""
+    """Measures all variants; returns a row for each."""
     dataset = data.load(BASE.dataset, BASE.batch_size)
     test = list(dataset.test.as_numpy_iterator())
     images, labels = (np.concatenate(part) for part in zip(*test, strict=True))
@@ -111,7 +111,7 @@ def measure(folder):
 
 
 def table(rows):
-    """The rows as Markdown."""
+    """Returns the rows as a Markdown table."""
     header = ["", "Keras, %", "float32 LiteRT: same class as Keras, of 10,000", "int8 LiteRT, %"]
     header += ["float32: time", "size", "int8: time", "size"]
     lines, dense = [], rows[0]
@@ -133,7 +133,7 @@ def table(rows):
 
 
 def draw(rows, path):
-    """Accuracy against latency."""
+    """Draws accuracy against latency."""
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, marker in zip(QUANTIZATIONS, "os", strict=True):
@@ -162,7 +162,7 @@ def draw(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="runs/patterns", type=pathlib.Path)
-    parser.add_argument("--train-only", action="store_true", help="export and measure nothing")
+    parser.add_argument("--train-only", action="store_true", help="only train")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*(has no zeros|stored dense).*")
     train(options.output)

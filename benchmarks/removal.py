@@ -1,12 +1,12 @@
-"""How much faster networks run when pruned channels are removed.
+"""The speed that networks gain when pruned channels are removed.
 
     python benchmarks/removal.py
 
-removes a share of the channels of each layer from several networks, checks that the outputs of
-the smaller network are those of the masked large one, and measures one image in LiteRT (one
-thread) and batches of 64 by `predict` in Keras: all shares of a network take turns, and the
-median of several rounds counts. The same channels as zeros, beside them, gain nothing. Writes
-ratios to the dense network as JSON and a table.
+removes a fraction of the channels of each layer from several networks, and checks that the
+outputs of the smaller network are those of the masked large one. It measures one image in LiteRT
+(one thread) and batches of 64 in Keras: all fractions of a network take turns, and the median of
+several rounds counts. A network with masked channels, not removed, is the control. Writes ratios
+to the dense network as JSON and a table.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BATCH = 64
 
 
 def random_masks(model, fraction, seed=0):
-    """Masks that keep the same share of each layer's channels."""
+    """Makes random masks that prune the same fraction of each layer's channels."""
     rng = np.random.default_rng(seed)
     everything = lottery.channel_masks(model, 0)
     masks = {}
@@ -45,14 +45,14 @@ def random_masks(model, fraction, seed=0):
 
 
 def difference(model, small, masks, images):
-    """The largest difference of outputs, over the largest output."""
+    """Returns the largest difference of outputs, over the largest output."""
     large = lottery.mask_channels(model, masks)
     one, other = (keras.ops.convert_to_numpy(m(images, training=False)) for m in (large, small))
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
 def keras_seconds(built, images, rounds):
-    """Median seconds of `predict_on_batch`, all models taking turns."""
+    """Returns the median seconds of `predict_on_batch` of each model; all take turns."""
     for model in built:
         model.compile(jit_compile=False)
     functions = {
@@ -63,13 +63,13 @@ def keras_seconds(built, images, rounds):
 
 
 def measure(name, rounds):
-    """Rows of a network: dense first."""
+    """Measures a network; returns rows, the dense one first."""
     make, shape = NETWORKS[name]
     keras.utils.set_random_seed(0)
     model = make(shape, 10)
     rng = np.random.default_rng(0)
     for layer in model._flatten_layers():
-        # As after training: nothing is 0 or 1 by itself.
+        # Values as after training, none of them exactly 0 or 1.
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
             layer.beta.assign(rng.uniform(-0.3, 0.3, layer.beta.shape))
@@ -102,7 +102,7 @@ def measure(name, rounds):
 
 
 def table(results):
-    """Ratios to dense as Markdown."""
+    """Returns ratios to dense as a Markdown table."""
     header = ["network", "", "FLOPs", "LiteRT file", "LiteRT: times faster", "Keras: times faster"]
     lines = []
     for name, rows in results.items():

@@ -1,11 +1,12 @@
-"""Whether a pruned network needs the weights that it inherits, for pruned single weights.
+"""Whether a pruned network needs its trained weights, when single weights are pruned.
 
     python benchmarks/rethinking.py
 
-prunes a trained LeNet-300-100 on Fashion-MNIST once, to several densities and with several seeds,
-and compares what is left: fine-tuned, trained from its initial weights (the lottery ticket), and
-from new random ones for as many epochs (Scratch-E) or as many FLOPs (Scratch-B, twice the epochs at
-most). Writes the runs as JSON, and a table. The same for channels is in `channels.py`.
+prunes a trained LeNet-300-100 on Fashion-MNIST once, to several densities and with several seeds.
+It compares the pruned network fine-tuned, trained from its initial weights (the lottery ticket),
+and trained from new random weights for as many epochs (Scratch-E) or as many FLOPs (Scratch-B, at
+most twice the epochs). Writes the runs as JSON, and a table. `channels.py` does the same for
+channels.
 """
 
 import argparse
@@ -29,7 +30,7 @@ KINDS = {
 
 
 def train(model, epochs, images, rate=RATE):
-    """Trains; returns the accuracy on test images."""
+    """Trains a model; returns the accuracy on test images."""
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -42,7 +43,7 @@ def train(model, epochs, images, rate=RATE):
 
 
 def one(images, fraction, seed, epochs):
-    """Test accuracies of all kinds at one fraction of weights pruned."""
+    """Returns test accuracies of all kinds at one pruned fraction."""
     keras.utils.set_random_seed(seed)
     dense = models.lenet_300_100(images.input_shape, images.num_classes)
     whole = functools.partial(train, epochs=epochs, images=images)
@@ -69,7 +70,7 @@ def _last(trained):
 
 
 def table(runs):
-    """The runs as Markdown, over seeds."""
+    """Returns the runs as a Markdown table, averaged over seeds."""
     header = ["weights left, %", *KINDS.values(), "epochs of Scratch-B"]
     lines = []
     for fraction in dict.fromkeys(run["fraction"] for run in runs):

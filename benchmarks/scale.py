@@ -2,17 +2,18 @@
 
     python benchmarks/scale.py
 
-measures each model in a process of its own, prints, and writes beside this file as JSON and
-as a plot:
+measures each model in a process of its own. It prints the following, and writes it next to this
+file as JSON and as a plot:
 
-- the time to draw the initial masks, of an ordinary training step, of an update step (the
-  batch of which changes the masks), and of the change of masks alone, at 90% sparsity with
-  RigL, SGD with momentum and batches of one example, so that the time is the weights';
-- the memory: weights, masks and slots; and what each of these adds to it at its peak;
-- the same for as many parameters in one kernel and in fifty, against the largest of them;
+- the time to draw the initial masks, of an ordinary training step, of an update step (which
+  changes the masks), and of the change of masks alone, at 90% sparsity with RigL, SGD with
+  momentum and batches of one example, so that weights take nearly all the time;
+- the memory of weights, masks and slots, and the peak memory that each of these steps adds;
+- the same for an equal number of parameters in one kernel, in four and in fifty, relative to the
+  largest kernel;
 - the time per step under `MirroredStrategy` on two logical devices, mask updates every 100
-  steps included, over dense Keras under the same strategy: for rounds in which they take
-  turns, the ratio of the medians.
+  steps included, over dense Keras under the same strategy. Both take turns in each round, and
+  the ratio is that of the medians.
 
 The sizes of tensors are those that the allocator of TensorFlow's x86 builds counts.
 """
@@ -43,20 +44,20 @@ from tf_rigl._base.timing import in_turns
 
 INTERVAL = 100  # Steps from one update to the next.
 SIZES = (1, 3, 10, 30, 100, 200)  # Millions of parameters, in four kernels.
-KERNELS = (1, 4, 50)  # In how many kernels the parameters of the second part are.
+KERNELS = (1, 4, 50)  # Numbers of kernels in the second part.
 MEMORY_ROUNDS = 3
 DEVICE = "CPU:0"
 GB = 1e9
 
 
-# In a process of its own: one model, alone.
+# The functions below run in a process of their own, with one model.
 
 
 def peak_of(function):
-    """How many bytes there are, at most, while a function runs, that were not there before.
+    """Returns the peak bytes that a function allocates.
 
-    TensorFlow keeps what it frees for later, so the size of the process does not show it; its
-    allocator counts. What NumPy has, at most, is added, though the two need not be at once.
+    TensorFlow keeps freed memory, so the size of the process does not show the peak; its
+    allocator does. The peak of NumPy is added, although the two may not occur at once.
     """
     gc.collect()
     memory = tf.config.experimental
@@ -70,7 +71,7 @@ def peak_of(function):
 
 
 class Sparse:
-    """A sparse model of so many square kernels, and what is measured of it."""
+    """A sparse model of square kernels, and the functions to measure."""
 
     def __init__(self, parameters, kernels):
         width = round(math.sqrt(parameters / kernels))
@@ -91,20 +92,20 @@ class Sparse:
         self.compiled_change = tf.function(self._change, autograph=False)
 
     def draw(self):
-        """Draws the masks once more, one after the other."""
+        """Draws new masks, one after the other."""
         for number, item in enumerate(self.items):
             self.method.initial_mask(item, 0, number)
 
     def step(self):
-        """An ordinary step."""
+        """Runs an ordinary step."""
         self._train(1)
 
     def update(self):
-        """An update step: forward, backward, and the masks change."""
+        """Runs an update step: forward, backward, and the change of masks."""
         self._train(INTERVAL)
 
     def change(self):
-        """The change of masks alone, by gradients that are there."""
+        """Changes the masks alone, by random gradients."""
         if self.gradients is None:
             shapes = [item.weight.shape for item in self.items]
             self.gradients = [tf.random.stateless_normal(shape, [0, 0]) for shape in shapes]
@@ -125,7 +126,7 @@ class Sparse:
         self.model.train_function(self.iterator)["loss"].numpy()
 
     def bytes(self):
-        """Of weights, masks, and the optimizer's slots."""
+        """Returns the bytes of weights, masks, and the optimizer's slots."""
 
         def total(variables):
             return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
@@ -138,7 +139,7 @@ class Sparse:
 
 
 def measure(parameters, kernels):
-    """Times and peaks of one model, a dict for JSON."""
+    """Measures times and peaks of one model; returns a dict for JSON."""
     sparse = Sparse(parameters, kernels)
     gc.collect()
     what = {name: getattr(sparse, name) for name in ("draw", "step", "update", "change")}
@@ -178,7 +179,7 @@ def _mlp(*units):
 
 
 def mirrored(rounds):
-    """Times per step on two logical devices, dense and sparse in turn, a list for JSON."""
+    """Times steps on two logical devices, dense and sparse in turns; returns a list for JSON."""
     device = tf.config.list_physical_devices("CPU")[0]
     logical = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(device, logical)
@@ -216,11 +217,11 @@ def mirrored(rounds):
     return rows
 
 
-# In the process that was started: all of them.
+# The functions below run in the main process, which starts the others.
 
 
 def alone(task, *arguments):
-    """What a function here returns, called in a process of its own."""
+    """Calls a function of this file in a process of its own, and returns its result."""
     command = [sys.executable, __file__, "--alone", json.dumps([task, *arguments])]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -228,7 +229,7 @@ def alone(task, *arguments):
 
 
 def machine():
-    """What it was measured on."""
+    """Describes the machine."""
     names = [
         line.partition(":")[2].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -246,7 +247,7 @@ def machine():
 
 
 def show(rows):
-    """Prints a table of rows that `measure` returned."""
+    """Prints a table of rows from `measure`."""
     parts = ("draw", "step", "update", "change")
     header = ["params", "kernels", *(f"{part}, ms" for part in parts), "stored, GB"]
     header += [*(f"{part} adds, GB" for part in parts), "change adds / largest"]
@@ -265,14 +266,14 @@ def show(rows):
 
 
 def growth(rows, value):
-    """The exponent with which a value grows from the second half of the sizes to the last."""
+    """Returns the exponent with which a value grows over the upper half of the sizes."""
     points = [(row["parameters"], value(row)) for row in rows[len(rows) // 2 - 1 :]]
     logarithms = np.log(points)
     return float(np.polyfit(logarithms[:, 0], logarithms[:, 1], 1)[0])
 
 
 def plot(rows, path):
-    """Draws times and memory against the number of parameters, beside straight lines."""
+    """Draws times and memory against the number of parameters, with lines of slope 1."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -305,8 +306,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, help="in millions")
-    parser.add_argument("--in-kernels", type=float, default=50, help="of the second part")
-    parser.add_argument("--rounds", type=int, default=11, help="with two replicas")
+    parser.add_argument("--in-kernels", type=float, default=50, help="second part, in millions")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds with two replicas")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
@@ -319,7 +320,7 @@ def main():
     print("90% sparsity, RigL, SGD with momentum, batch 1", flush=True)
     for millions in options.sizes:
         result["sizes"].append(alone("measure", 1e6 * millions, 4))
-        print(f"  {millions:g} million parameters are measured", flush=True)
+        print(f"  {millions:g} million parameters measured", flush=True)
     show(result["sizes"])
     if len(options.sizes) > 1:
         result["growth"] = {
@@ -330,10 +331,10 @@ def main():
             ),
         }
         print(f"  exponents of growth: {result['growth']}")
-    print("As many parameters in few kernels and in many", flush=True)
+    print("The same number of parameters in few kernels and in many", flush=True)
     for kernels in KERNELS:
         result["kernels"].append(alone("measure", 1e6 * options.in_kernels, kernels))
-        print(f"  {kernels} kernels are measured", flush=True)
+        print(f"  {kernels} kernels measured", flush=True)
     show(result["kernels"])
     print("Time per step with two replicas, sparse over dense", flush=True)
     result["mirrored"] = alone("mirrored", options.rounds)
