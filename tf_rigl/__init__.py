@@ -1,7 +1,7 @@
 """Sparse training for Keras 3 on TensorFlow.
 
-Names are loaded on first use: `import tf_rigl` is fast, and `tf_rigl.distributions`
-needs nothing but NumPy.
+Names are loaded on first use. So `import tf_rigl` is fast, and `tf_rigl.distributions`
+needs only NumPy.
 """
 
 import importlib
@@ -38,7 +38,7 @@ _MODULES = (
     "patterns",
     "schedules",
 )
-_OPTIONAL = ("plots",)  # Needs matplotlib, without which `import *` has to work.
+_OPTIONAL = ("plots",)  # Needs matplotlib; `import *` must work without it.
 _WITHOUT_KERAS = ("data", "distributions", "schedules")
 
 __all__ = [*_HOME, *_MODULES]
@@ -65,6 +65,6 @@ def __dir__():
 
 @wrapt.when_imported("keras")
 def _register(keras):
-    """Lets `keras.models.load_model` find our classes as soon as Keras is there."""
+    """Registers our classes when Keras is imported, so that `load_model` finds them."""
     if keras.backend.backend() == "tensorflow":
         importlib.import_module("tf_rigl.convert.sparsified")

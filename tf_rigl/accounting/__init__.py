@@ -1,6 +1,6 @@
-"""What a sparse model costs: parameters, FLOPs and bytes."""
+"""The cost of a sparse model: parameters, FLOPs and bytes."""
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import backend  # noqa: F401, first: registers all our classes
 from tf_rigl.accounting.reporting import plan, report, train_flops
 from tf_rigl.accounting.rows import LayerReport, Report
 

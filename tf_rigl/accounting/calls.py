@@ -1,4 +1,4 @@
-"""A symbolic call of a model: what it is called on, and which layers it calls."""
+"""Calls a model symbolically, and records the calls of its layers."""
 
 import contextlib
 import inspect
@@ -17,52 +17,54 @@ from tf_rigl.convert.sparsified import SparsifiedModel
 
 
 class Call(NamedTuple):
-    """One call of a layer, with the shapes that went in and came out."""
+    """One call of a layer, with the shapes of its inputs and its output."""
 
     layer: keras.layers.Layer
     arguments: dict  # Argument name -> list of shapes.
     output: tuple  # The shape of the first output.
-    times: tuple  # How often it happens: the timesteps around it, None if unknown.
+    times: tuple  # The timesteps of each loop around it; None if unknown.
 
     @property
     def input(self):
-        """The shape of the first input."""
+        """Returns the shape of the first input."""
         return next(iter(self.arguments.values()))[0]
 
 
 class NotBuiltError(Exception):
-    """A layer would create its weights during the symbolic call."""
+    """The symbolic call reached a layer that has no weights yet."""
 
 
 def prepare(model, input_shape):
-    """A built model, a copy if need be, and what to call it on.
+    """Returns a built model and symbolic arguments for it.
+
+    A model that is not built is copied, and the copy is built.
 
     Args:
         model: a `keras.Model`.
         input_shape: see `tf_rigl.accounting.report`.
 
     Returns:
-        The model (what a `SparsifiedModel` wraps), and a tuple of positional arguments,
-        keyword arguments, and the batch size.
+        The model (without its `SparsifiedModel` wrapper), and a tuple of positional arguments,
+        keyword arguments and the batch size.
 
     Raises:
-        ValueError: if `input_shape` is needed or does not fit, or the model is not built
+        ValueError: if `input_shape` is missing or does not fit, or the model is not built
             and cannot be copied.
     """
     if input_shape is not None:
-        input_shape = _checked(input_shape)
+        input_shape = _checked_shape(input_shape)
     if isinstance(model, SparsifiedModel):
         model = model.model
     if not model.built:
         model = _build_copy(model, input_shape)
     if copies.is_graph(model):
         structure, _ = copies.ends(model)
-        known = keras.tree.flatten(structure)
-        given = _given(known, structure, input_shape)
-        batch = next((x.shape[0] for x in known if x.shape and x.shape[0] is not None), 1)
+        inputs = keras.tree.flatten(structure)
+        shapes = _graph_shapes(inputs, structure, input_shape)
+        batch = next((x.shape[0] for x in inputs if x.shape and x.shape[0] is not None), 1)
         tensors = [
             keras.KerasTensor((batch, *shape) if x.shape else (), x.dtype, sparse=x.sparse)
-            for x, shape in zip(known, given, strict=True)
+            for x, shape in zip(inputs, shapes, strict=True)
         ]
         return model, ([keras.tree.pack_sequence_as(structure, tensors)], {}, batch)
     if input_shape is None:
@@ -79,7 +81,10 @@ def prepare(model, input_shape):
 
 
 def _symbolic_arguments(model, shapes, batch):
-    """Arguments for a model without a graph, by name if `call` has arguments of the names."""
+    """Returns symbolic arguments for a model without a graph.
+
+    A dict of shapes becomes keyword arguments if `call` has arguments of these names.
+    """
 
     def symbolic(shapes):
         return keras.tree.map_shape_structure(lambda s: keras.KerasTensor((batch, *s)), shapes)
@@ -91,14 +96,14 @@ def _symbolic_arguments(model, shapes, batch):
 
 
 def _build_copy(model, input_shape):
-    """A copy that is built, with the names of the original."""
+    """Returns a built copy whose layers have the names of the original's."""
     if input_shape is None:
         raise ValueError(
             "Argument `input_shape` is needed for a model that is not built: a tuple of integers "
             "without the batch axis, or a list or dict of them for several inputs. "
             f"Received: input_shape=None, model={model!r}"
         )
-    state = random.getstate()  # Keras draws the seeds of initializers from it.
+    state = random.getstate()  # Keras draws initializer seeds from `random`.
     try:
         copy = copies.clone(model)
         originals, twins = map(keras_internals.all_layers, (model, copy))
@@ -123,8 +128,8 @@ def _build_copy(model, input_shape):
     return copy
 
 
-def _checked(input_shape):
-    """`input_shape` in tuples of Python integers, lists and dicts; or raises."""
+def _checked_shape(input_shape):
+    """Returns `input_shape` as tuples of Python integers in lists and dicts, or raises."""
 
     def convert(value):
         if isinstance(value, Mapping) and value:
@@ -149,15 +154,21 @@ def _is_size(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0
 
 
-def _given(known, structure, input_shape):
-    """The shapes of the inputs of a graph, without the batch axis."""
-    expected = [tuple(x.shape[1:]) for x in known]
+def _graph_shapes(inputs, structure, input_shape):
+    """Returns the shapes to call a graph on, without the batch axis.
+
+    Args:
+        inputs: list of `keras.KerasTensor`, the inputs of the graph.
+        structure: the same inputs in the structure that the graph takes.
+        input_shape: checked shapes from the user, or None for those of the inputs.
+    """
+    expected = [tuple(x.shape[1:]) for x in inputs]
     if input_shape is None:
         return expected
     if isinstance(input_shape, tuple):
         given = [input_shape]
     elif isinstance(input_shape, Mapping):
-        names = list(structure) if isinstance(structure, Mapping) else [x.name for x in known]
+        names = list(structure) if isinstance(structure, Mapping) else [x.name for x in inputs]
         # Keras flattens a dict in the order of its sorted keys.
         names = sorted(names) if isinstance(structure, Mapping) else names
         given = [input_shape[n] for n in names] if set(names) == set(input_shape) else []
@@ -170,27 +181,26 @@ def _given(known, structure, input_shape):
         for shape, wanted in zip(given, expected, strict=True)
     )
     if not fits:
-        allowed = {x.name: shape for x, shape in zip(known, expected, strict=True)}
+        allowed = {x.name: shape for x, shape in zip(inputs, expected, strict=True)}
         raise ValueError(
-            "Argument `input_shape` does not fit the inputs of the model, which are (without the "
-            f"batch axis) {allowed}. Received: input_shape={input_shape!r}"
+            "Argument `input_shape` does not fit the inputs of the model. Their shapes without the "
+            f"batch axis are {allowed}. Received: input_shape={input_shape!r}"
         )
     return given
 
 
 def observe(model, args, kwargs) -> list[Call]:
-    """Calls a model symbolically, and returns the calls of the layers in it.
+    """Calls a model symbolically, and returns the calls of its layers.
 
-    Nothing is computed. Afterwards the model and its layers have the attributes that they
-    had before.
+    Nothing is computed. The attributes of the model and its layers are restored afterwards.
 
     Args:
         model: a built `keras.Model`.
         args, kwargs: its arguments, `keras.KerasTensor` in any structure.
 
     Returns:
-        A list of `Call`, one for each time that a layer is called. Layers inside
-        recurrent ones are called once, with the number of timesteps in `times`.
+        A list of `Call`, one for each call of a layer. A layer inside a recurrent layer is
+        called once, and `times` holds the number of timesteps.
 
     Raises:
         NotBuiltError: if a layer has no weights yet.
@@ -212,8 +222,8 @@ def observe(model, args, kwargs) -> list[Call]:
                 output = next(iter(_shapes(outputs)), ())
                 calls.append(Call(layer, shapes, output, tuple(times)))
                 return outputs
-            # Keras traces the body of a loop as often as it likes, or leaves it to one
-            # fused kernel: what happens at a timestep is watched outside of the loop.
+            # Keras may trace the body of a loop several times, or run it as one fused
+            # kernel. So one timestep is recorded outside the loop.
             timesteps, run_step = step
             with _pushed(times, timesteps):
                 run_step()
@@ -231,9 +241,9 @@ def observe(model, args, kwargs) -> list[Call]:
             attributes = vars(layer)
             if not layer.built:
                 if keras_internals.has_default_build(layer):
-                    attributes["built"] = True  # It has no weights of its own.
+                    attributes["built"] = True  # The layer has no weights of its own.
                 else:
-                    attributes["build"] = _refuse(layer, unbuilt)
+                    attributes["build"] = _refuse_to_build(layer, unbuilt)
             attributes["call"] = record(layer, layer.call)
         with _silence():
             keras_internals.compute_output_spec(model, *args, **kwargs)
@@ -251,7 +261,7 @@ def observe(model, args, kwargs) -> list[Call]:
 @contextlib.contextmanager
 def _silence():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # They belong to a call of the user's.
+        warnings.simplefilter("ignore")  # The user's own call shows these warnings.
         yield
 
 
@@ -264,7 +274,7 @@ def _pushed(stack, value):
         stack.pop()
 
 
-def _refuse(layer, unbuilt):
+def _refuse_to_build(layer, unbuilt):
     def build(*args, **kwargs):
         del args, kwargs
         unbuilt.append(layer)
@@ -274,9 +284,9 @@ def _refuse(layer, unbuilt):
 
 
 def _one_step(layer, arguments):
-    """The number of timesteps of a layer that loops over time, and a function of one.
+    """Returns the number of timesteps and a function that runs one, for a layer that loops.
 
-    None for other layers.
+    Returns None for layers that do not loop over time.
     """
     inputs = next(iter(arguments.values()), None)
     if isinstance(layer, layers.RNN):
@@ -289,5 +299,5 @@ def _one_step(layer, arguments):
 
 def _shapes(structure):
     tensors = [x for x in keras.tree.flatten(structure) if keras.ops.is_tensor(x)]
-    # A tensor of unknown rank has no size in any axis.
+    # For a tensor of unknown rank: two axes without a size.
     return [(None, None) if x.shape.rank is None else tuple(x.shape) for x in tensors]

@@ -1,4 +1,4 @@
-"""What one call of a layer computes, for each kind of layer."""
+"""Counts the operations of one call of a layer, for each kind of layer."""
 
 import math
 from typing import NamedTuple
@@ -11,47 +11,47 @@ from tf_rigl.weights import maskable
 
 
 class Kernel(NamedTuple):
-    """A weight that takes part in products, and the bias that goes with it."""
+    """A weight that takes part in products, and the size of its bias."""
 
-    weight: keras.Variable  # Of a block-sparse layer the values that it stores.
+    weight: keras.Variable  # For a block-sparse layer: the stored values.
     name: str
-    shape: tuple  # Of the whole kernel.
-    channels: int  # Output channels that have a bias of their own; 0 for none.
+    shape: tuple  # Shape of the whole kernel.
+    channels: int  # Number of output channels with a bias; 0 for none.
 
 
 class Count(NamedTuple):
-    """What one call of a layer computes."""
+    """The operations of one call of a layer."""
 
-    uses: dict  # id(weight) -> how often each of its entries is multiplied and added.
-    bias: dict  # id(weight) -> outputs to which a bias is added.
-    activations: int  # Outputs of activation functions.
-    products: int  # FLOPs of products of two activations, which involve no weight.
+    uses: dict  # id(weight) -> number of multiply-adds of each of its entries.
+    bias: dict  # id(weight) -> number of outputs that a bias is added to.
+    activations: int  # Number of outputs of activation functions.
+    products: int  # FLOPs of products of two activations, without a weight.
 
 
 class UnknownSizeError(Exception):
-    """An axis that the count needs has no size."""
+    """The count needs the size of an axis, and it is unknown."""
 
 
 def kernels(layer) -> list[Kernel]:
-    """The weights of a layer itself that take part in products, maskable or not."""
+    """Returns a layer's own weights that take part in products, maskable or not."""
     attributes, _ = _rule(layer)
     found = [(name, *maskable.stored(layer, name)) for name in attributes]
     found = [each for each in found if each[1] is not None]
     result = []
     for number, (attribute, weight, shape) in enumerate(found, start=1):
-        # Stored in another shape, it has the attribute's name; else it keeps its own.
+        # A weight that is stored in another shape is named after the attribute.
         name = weight.name if shape == tuple(weight.shape) else attribute
-        # One bias for a layer: that of its last kernel.
+        # A layer has one bias: it goes with the last kernel.
         channels = _channels(layer, shape) if number == len(found) else 0
         result.append(Kernel(weight, name, shape, channels))
-    for weight in _own(layer):
+    for weight in _custom_weights(layer):
         shape = tuple(weight.shape)
         result.append(Kernel(weight, weight.name, shape, shape[-1] if shape else 0))
     return result
 
 
 def count(call) -> Count:
-    """Counts what one call of a layer computes.
+    """Counts the operations of one call of a layer.
 
     Args:
         call: `tf_rigl.accounting.calls.Call`.
@@ -60,7 +60,7 @@ def count(call) -> Count:
         A `Count`, over the whole batch.
 
     Raises:
-        UnknownSizeError: if an axis that matters has no size.
+        UnknownSizeError: if the size of an axis that counts is unknown.
     """
     layer = call.layer
     attributes, rule = _rule(layer)
@@ -73,23 +73,24 @@ def count(call) -> Count:
         pairs = [(weight, n) for weight, n in pairs if weight is not None]
         uses = {id(weight): n for weight, n in pairs}
         bias = {id(weight): outputs for weight, _ in pairs[-1:]}
-    for weight in _own(layer):
+    for weight in _custom_weights(layer):
         uses[id(weight)] = _size(call.output[:-1])
         bias[id(weight)] = uses[id(weight)] * (weight.shape[-1] if weight.shape else 0)
     counted = Count(uses, bias, _activations(call), _products(call))
-    return _times(counted, call.times)
+    return _multiplied(counted, call.times)
 
 
-def _times(counted, times):
+def _multiplied(counted, times):
+    """Multiplies a count by the timesteps of the loops around the call."""
     if not (any(counted.uses.values()) or counted.activations or counted.products):
-        return counted  # However often nothing is done.
+        return counted  # There is nothing to multiply, so unknown timesteps do not matter.
     n = _size(times)
     uses, bias = ({k: n * v for k, v in each.items()} for each in (counted.uses, counted.bias))
     return Count(uses, bias, n * counted.activations, n * counted.products)
 
 
-# What is counted. With the batch axis among the others, a layer that is called on a batch
-# of another size (as when time is folded into it) is counted as it should be.
+# The rules below count over all axes, the batch axis included. So a layer that is called on a
+# batch of another size is counted correctly, for example when time is folded into the batch.
 
 
 def _size(shape):
@@ -99,7 +100,7 @@ def _size(shape):
 
 
 def _positions(layer, shape):
-    """All axes but the channels."""
+    """Returns the sizes of all axes except the channels."""
     first = getattr(layer, "data_format", None) == "channels_first"
     return (shape[0], *shape[2:]) if first else shape[:-1]
 
@@ -132,11 +133,11 @@ def _transposed(call):
 
 def _embedding(call):
     del call
-    return [0], 0  # Rows are looked up.
+    return [0], 0  # Looking up rows is free.
 
 
 def _reversible_embedding(call):
-    # In reverse it is a product with the embeddings, or with a kernel of their shape.
+    # A reverse call multiplies by the embeddings, or by a kernel of their shape.
     reverse = len(call.output) == len(call.input)
     uses = _size(call.input[:-1]) if reverse else 0
     return [uses if call.layer.tie_weights else 0, uses], 0
@@ -153,8 +154,8 @@ def _convolution_cell(call):
 
 
 _CELL = ("kernel", "recurrent_kernel")
-# Layer class -> the attributes that hold its kernels, and how often a call uses each, with
-# the number of outputs of the layer.
+# Layer class -> the attributes that hold its kernels, and a function of a call that returns
+# how often each kernel is used, and the number of outputs.
 _RULES = {
     layers.Dense: (("kernel",), _dense),
     layers.EinsumDense: (("kernel",), _einsum),
@@ -174,11 +175,11 @@ _RULES = {
     layers.LSTMCell: (_CELL, _cell),
     ConvLSTMCell: (_CELL, _convolution_cell),
 }
-if hasattr(layers, "ReversibleEmbedding"):  # It is an `Embedding` too, and goes first.
+if hasattr(layers, "ReversibleEmbedding"):  # A subclass of `Embedding`, so it goes first.
     reversible = (("embeddings", "reverse_embeddings"), _reversible_embedding)
     _RULES = {layers.ReversibleEmbedding: reversible, **_RULES}
 
-# Cell class -> how often `activation` and `recurrent_activation` are applied to its state.
+# Cell class -> how often it applies `activation` and `recurrent_activation` to its state.
 _GATES = {
     layers.SimpleRNNCell: (1, 0),
     layers.GRUCell: (1, 2),
@@ -189,7 +190,7 @@ _RECTIFIERS = (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
 _ATTENTION = (
     layers.MultiHeadAttention,
     layers.GroupQueryAttention,
-    layers.Attention,  # `AdditiveAttention` is one.
+    layers.Attention,  # Also the base class of `AdditiveAttention`.
 )
 _NOT_COUNTED = (
     keras.activations.linear,
@@ -202,8 +203,8 @@ def _rule(layer):
     return next((rule for cls, rule in _RULES.items() if isinstance(layer, cls)), ((), None))
 
 
-def _own(layer):
-    """Weights that only `get_prunable_weights()` tells of."""
+def _custom_weights(layer):
+    """Returns weights that `get_prunable_weights()` lists and no rule knows."""
     if not hasattr(layer, "get_prunable_weights"):
         return []
     known = {
@@ -213,7 +214,7 @@ def _own(layer):
 
 
 def _channels(layer, shape):
-    """How many values the bias of a layer has whose kernel is of this shape."""
+    """Returns the size of a layer's bias, from the shape of its kernel."""
     if isinstance(layer, layers.Embedding):
         return 0
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
@@ -227,9 +228,9 @@ def _channels(layer, shape):
 
 
 def _is_activation(function):
-    """Whether a function counts as one operation per output."""
+    """Returns whether a function counts as one operation per output."""
     if not callable(function) or isinstance(function, keras.layers.Layer):
-        return False  # A layer is counted when it is called itself.
+        return False  # The call of an activation layer is counted by itself.
     return not any(function is each for each in _NOT_COUNTED)
 
 
@@ -246,11 +247,11 @@ def _activations(call):
 
 
 def _products(call):
-    """FLOPs of scores (queries with keys) and of their products with the values."""
+    """Counts FLOPs of attention: queries times keys, and scores times values."""
     layer = call.layer
     if isinstance(layer, layers.MultiHeadAttention):
         query, value = call.arguments["query"][0], call.arguments["value"][0]
-        axes = layer.attention_axes  # Set when it was built.
+        axes = layer.attention_axes  # Keras sets it when the layer is built.
         batch = _size([n for axis, n in enumerate(query[:-1]) if axis not in axes])
         pairs = _size([shape[axis] for shape in (query, value) for axis in axes])
         return 2 * batch * pairs * layer.num_heads * (layer.key_dim + layer.value_dim)

@@ -1,17 +1,15 @@
-"""What a sparse model costs: parameters, FLOPs and size, of a model or of a plan.
+"""The cost of a sparse model or a plan: parameters, FLOPs and bytes.
 
-Counted per example and forward pass, a multiplication and an addition being two FLOPs:
-every entry of a kernel that is not zero, as often as it is used. Biases (one addition
-per output of each layer with a kernel) and activations (one operation per output) are
-counted apart, in `bias_flops` and `activation_flops`; normalisation is taken to be folded
-into kernels and biases. Not counted at all: pooling, additions and other merging,
-softmax, dropout, look-ups of embeddings, and operations that are no layers, such as
-`keras.ops.relu` or `@` in the `call` of a layer of one's own.
+FLOPs are per example and forward pass. Each use of a nonzero kernel entry counts as two
+FLOPs, a multiplication and an addition. Biases (one addition per output of each layer with
+a kernel) and activations (one operation per output) are counted separately, in `bias_flops`
+and `activation_flops`. Normalisation is assumed to be folded into kernels and biases. These
+are not counted: pooling, additions and other merging, softmax, dropout, embedding look-ups,
+and operations outside layers, such as `keras.ops.relu` or `@` in the `call` of a custom layer.
 
-Sizes are those of the RigL paper: 4 bytes for each entry of a kernel that is not zero,
-one bit for each entry of a kernel that has zeros, and 4 bytes for each output channel;
-normalisation parameters are folded. Block-sparse layers are counted as the kernels that
-they stand for, however these are stored.
+Bytes follow the RigL paper: 4 bytes for each nonzero kernel entry, one bit for each entry of
+a kernel with zeros, and 4 bytes for each output channel. Normalisation parameters are folded.
+A block-sparse layer counts as the kernel that it represents, however it is stored.
 
 Reference:
 
@@ -36,37 +34,37 @@ from tf_rigl.weights import maskable, masks, targets
 
 __all__ = ["LayerReport", "Report", "plan", "report", "train_flops"]
 
-# Random initial values are exactly zero once in millions; a mask has more zeros than that.
+# A smaller fraction of zeros is chance, not sparsity. (About one random initial value in
+# millions is exactly zero.)
 _CHANCE = 1e-3
 
 
 def report(model, *, input_shape=None) -> Report:
-    """Counts what a model costs, with the masks that it has.
+    """Counts the parameters, FLOPs and bytes of a model with its current masks.
 
-    A model without masks is dense, but for exact zeros in its maskable weights, which
-    count as sparsity: `report(tf_rigl.strip(sparse))` is `report(sparse)`, but for the names
-    of patterns other than "unstructured", and for `compute`. (Fewer than one zero in a
-    thousand are taken for chance. After an update of the masks, active entries that have not
-    been trained yet are zero too.)
+    In a model without masks, exact zeros in maskable weights count as sparsity. So
+    `report(tf_rigl.strip(sparse))` equals `report(sparse)`, except for `compute` and the names
+    of patterns other than "unstructured". Fewer than one zero in a thousand count as chance.
+    After a mask update, grown entries that have not been trained yet are zero too.
 
-    A layer of one's own is counted if it has `get_prunable_weights()`: each of those
-    weights as used once at every position of the output, `prod(output.shape[1:-1])`.
-    Layers that a `call` runs in a loop of its own (`keras.ops.while_loop`, `scan`) are
-    counted as often as Keras traces them.
+    A custom layer is counted if it has `get_prunable_weights()`. Each of these weights counts
+    as used once at every position of the output, `prod(output.shape[1:-1])` times. If a `call`
+    runs layers in its own loop (`keras.ops.while_loop`, `scan`), they count as often as Keras
+    traces them.
 
     Args:
-        model: a `keras.Model`, sparse or not. It is left as it is.
-        input_shape: tuple of int without the batch axis; for several inputs a list or a
-            dict of them, the names being those of the inputs, or of the arguments of
-            `call`. Needed if the model is not built, or if axes are free (`None`).
-            Defaults to what the model was built for.
+        model: a `keras.Model`, sparse or not. It is not changed.
+        input_shape: tuple of int without the batch axis. For several inputs, a list or a dict
+            of such tuples; the keys are the names of the inputs or of the arguments of
+            `call`. Needed if the model is not built, or if axes are free (`None`). Defaults
+            to the shape that the model was built for.
 
     Returns:
         A `Report`.
 
     Raises:
-        ValueError: if `input_shape` is needed or does not fit, or layers are not built or
-            are quantized.
+        ValueError: if `input_shape` is missing or does not fit, or if a layer is not built or
+            is quantized.
 
     Example:
 
@@ -89,19 +87,19 @@ def report(model, *, input_shape=None) -> Report:
         )
     inner, arguments = prepare(model, input_shape)
     model = model if holds_masks else inner
-    known = {}
+    infos = {}
     if holds_masks:
         for item in masks.find(model):
             nonzeros = np.count_nonzero(item.mask.numpy())
-            known[id(item.weight)] = _Known(nonzeros, item.compute, item.pattern, item.path)
+            infos[id(item.weight)] = _MaskInfo(nonzeros, item.compute, item.pattern, item.path)
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
             nnz = np.count_nonzero(values)
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
-            known[id(found.weight)] = _Known(nnz)
-    return _assemble(model, inner, arguments, input_shape, known)
+            infos[id(found.weight)] = _MaskInfo(nnz)
+    return _assemble(model, inner, arguments, input_shape, infos)
 
 
 def plan(
@@ -114,26 +112,26 @@ def plan(
     pattern="unstructured",
     compute="masked",
 ) -> Report:
-    """Counts what a model would cost if it were made sparse; no masks are made.
+    """Counts the cost that a model would have after `tf_rigl.sparsify`, without making masks.
 
     Args:
-        model: a `keras.Model`. It is left as it is: masks and zeros that it has are not
-            looked at, and one that is not built is built on a copy.
-        sparsity: float in [0, 1), zeros over all maskable entries.
+        model: a `keras.Model`. It is not changed. Its masks and zeros do not matter. A model
+            that is not built is built on a copy.
+        sparsity: float in [0, 1), the fraction of zeros over all maskable entries.
         distribution: "uniform", "erdos_renyi", "erk", a function, or a mapping of layer
             name to sparsity, as in `tf_rigl.sparsify`.
-        fixed: mapping of layer name to a sparsity to keep as given.
-        exclude: list or tuple of str, layers kept dense, as in `tf_rigl.sparsify`.
+        fixed: mapping of layer name to the exact sparsity of that layer.
+        exclude: list or tuple of str, layers that stay dense, as in `tf_rigl.sparsify`.
         input_shape: as in `report`.
         pattern: str or `tf_rigl.patterns.Pattern`, as in `tf_rigl.sparsify`.
         compute: str, "masked" or "sparse", as in `tf_rigl.sparsify`.
 
     Returns:
-        A `Report`, equal to that of the model which `tf_rigl.sparsify` makes with these
-        arguments (where blocks are of several sizes, that of blocks of the mean size).
+        A `Report`, equal to the report of the model that `tf_rigl.sparsify` makes with these
+        arguments. If a weight has blocks of several sizes, the plan counts the mean size.
 
     Raises:
-        ValueError: as `report` and `tf_rigl.sparsify` do.
+        ValueError: in the same cases as `report` and `tf_rigl.sparsify`.
 
     Example:
 
@@ -167,7 +165,7 @@ def plan(
         exclude=sorted(exclude),
         fixed=fixed,
     )
-    known = {}
+    infos = {}
     attentions = conversion.by_projection(model)
     for each in found:
         if each.path in planned:
@@ -176,29 +174,29 @@ def plan(
             active = units - int(distributions.zeros(target.sparsity, units))
             active = target.pattern.possible(each.weight.shape, active)
             nonzeros = entries - round(entries * (units - active) / units)
-            reached = "masked"
+            actual = "masked"
             if compute == "sparse" and target.sparsity > 0:
                 obstacle = conversion.obstacle_in_place(each, target.pattern, attentions)
-                reached = "sparse" if obstacle is None else "masked"
-            known[id(each.weight)] = _Known(nonzeros, reached, target.pattern)
-    return _assemble(model, inner, arguments, input_shape, known)
+                actual = "sparse" if obstacle is None else "masked"
+            infos[id(each.weight)] = _MaskInfo(nonzeros, actual, target.pattern)
+    return _assemble(model, inner, arguments, input_shape, infos)
 
 
 def train_flops(report, method="rigl", *, steps=None) -> float:
-    """FLOPs of one training step on one example, by the formulas of the RigL paper.
+    """Returns the FLOPs of one training step on one example, by the RigL paper's formulas.
 
-    A backward pass costs twice a forward one. Biases and activations are not counted.
+    A backward pass costs twice as much as a forward pass. Biases and activations do not count.
 
     Args:
-        report: `Report`, of a sparse model or a plan.
-        method: str or `tf_rigl.methods.Method`; or "dense", for dense training.
-        steps: int, of the whole training, for methods whose sparsity changes.
+        report: `Report` of a sparse model or a plan.
+        method: str or `tf_rigl.methods.Method`; or "dense" for dense training.
+        steps: int, the number of training steps, for methods whose sparsity changes.
 
     Returns:
-        A float, the mean over all steps where they differ.
+        A float, the mean over all steps.
 
     Raises:
-        ValueError: if `method` is unknown, or `steps` is needed.
+        ValueError: if `method` is unknown, or `steps` is missing.
 
     Example:
 
@@ -212,7 +210,7 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
     """
     if not isinstance(report, Report):
         raise ValueError(
-            "Argument `report` must be what `tf_rigl.report` or `tf_rigl.plan` returns. "
+            "Argument `report` must be a result of `tf_rigl.report` or `tf_rigl.plan`. "
             f"Received: report={report!r} (of type {type(report)})"
         )
     if isinstance(method, str) and method == "dense":
@@ -220,11 +218,8 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
     return float(methods.get(method).train_flops(report, steps))
 
 
-# From a model to its report.
-
-
-class _Known(NamedTuple):
-    """What masks, or a plan of masks, say of a weight."""
+class _MaskInfo(NamedTuple):
+    """The mask of a weight, or the mask that a plan gives it."""
 
     nonzeros: int
     compute: str = "masked"
@@ -232,21 +227,21 @@ class _Known(NamedTuple):
     path: str | None = None  # None: the path of `maskable.find`.
 
 
-def _assemble(model, inner, arguments, input_shape, known):
-    """Makes the report, given what is known of each masked weight.
+def _assemble(model, inner, arguments, input_shape, infos):
+    """Makes the report.
 
     Args:
         model: the model, with its masks.
-        inner: the model to call, without what holds the masks.
+        inner: the model to call, without the wrapper that holds the masks.
         arguments: its arguments, as `prepare` returns them.
-        input_shape: as the user gave it, for messages.
-        known: dict of id(weight) to `_Known`.
+        input_shape: the user's argument, for messages.
+        infos: dict of id(weight) to `_MaskInfo`, for each masked weight.
     """
     uses, biases, products, activations = _count(inner, arguments, input_shape)
     found = maskable.find(model, include_self=False)
     names = {id(m.weight): m.path for m in found}
-    names |= {key: each.path for key, each in known.items() if each.path is not None}
-    obstacles = _obstacles(model, found, known)
+    names |= {key: info.path for key, info in infos.items() if info.path is not None}
+    obstacles = _obstacles(model, found, infos)
     taken, rows, seen, params = set(names.values()), [], set(), _parameters(model)
     for layer, route, _ in maskable.walk(model):
         _check_not_quantized(layer)
@@ -257,10 +252,10 @@ def _assemble(model, inner, arguments, input_shape, known):
             seen.add(key)
             if key not in names:
                 names[key] = maskable.unique("/".join((*route, kernel.name)), taken)
-            # Blocks that are not stored count too.
+            # A block-sparse kernel counts with all its entries, also those it does not store.
             params += math.prod(kernel.shape) - math.prod(kernel.weight.shape)
             counts = uses.get(key, 0), biases.get(key, 0)
-            rows.append(_row(kernel, names[key], known.get(key), counts, obstacles.get(key, "")))
+            rows.append(_row(kernel, names[key], infos.get(key), counts, obstacles.get(key, "")))
         if products.get(id(layer)):
             name = maskable.unique("/".join((*route, "products")), taken)
             flops = products[id(layer)]
@@ -283,19 +278,19 @@ def _assemble(model, inner, arguments, input_shape, known):
     )
 
 
-def _row(kernel, name, known, counts, obstacle):
-    """The row of a weight.
+def _row(kernel, name, info, counts, obstacle):
+    """Makes the row of a weight.
 
     Args:
         kernel: `operations.Kernel`.
         name: str, its path.
-        known: `_Known`, or None if the weight is not masked.
-        counts: how often each entry is used, and the operations of its bias.
-        obstacle: str, why it is not stored as blocks.
+        info: `_MaskInfo`, or None if the weight is not masked.
+        counts: the number of uses of each entry, and the operations of the bias.
+        obstacle: str, the reason why it is not stored as blocks.
     """
     entries = math.prod(kernel.shape)
-    is_masked, known = known is not None, known or _Known(entries)
-    nnz, (used, bias_flops) = int(known.nonzeros), counts
+    is_masked, info = info is not None, info or _MaskInfo(entries)
+    nnz, (used, bias_flops) = int(info.nonzeros), counts
     is_sparse = nnz < entries
     dense_bytes = 4 * (entries + kernel.channels)
     mask_bytes = entries / 8 if is_sparse else 0
@@ -311,18 +306,18 @@ def _row(kernel, name, known, counts, obstacle):
         dense_bytes=float(dense_bytes),
         bias_flops=bias_flops,
         masked=is_masked,
-        pattern=str(known.pattern or "unstructured") if is_sparse else "dense",
-        compute=known.compute if is_sparse or known.compute == "sparse" else "dense",
+        pattern=str(info.pattern or "unstructured") if is_sparse else "dense",
+        compute=info.compute if is_sparse or info.compute == "sparse" else "dense",
         obstacle=obstacle if is_sparse else "",
     )
 
 
-def _obstacles(model, found, known):
-    """Why weights with a constant fan-in are not stored as blocks, by id."""
+def _obstacles(model, found, infos):
+    """Returns why weights with a constant fan-in cannot be stored as blocks, by id(weight)."""
     attentions, result = conversion.by_projection(model), {}
     for each in found:
-        of_weight = known.get(id(each.weight))
-        pattern = None if of_weight is None else of_weight.pattern
+        info = infos.get(id(each.weight))
+        pattern = None if info is None else info.pattern
         if pattern is not None and pattern.constant_fan_in:
             obstacle = conversion.obstacle_in_place(each, pattern, attentions)
             result[id(each.weight)] = obstacle or ""
@@ -333,12 +328,15 @@ def _check_not_quantized(layer):
     if getattr(layer, "quantization_mode", None) is not None:
         raise ValueError(
             "Argument `model` must hold no quantized layers: their weights are packed. "
-            f"Received: layer {layer.name!r} of quantization_mode={layer.quantization_mode!r}"
+            f"Received: layer {layer.name!r} with quantization_mode={layer.quantization_mode!r}"
         )
 
 
 def _count(model, arguments, input_shape):
-    """How often each weight is used per example, and the FLOPs that belong to no weight."""
+    """Returns uses and bias FLOPs by weight, FLOPs of products by layer, and activations.
+
+    All are per example; uses say how often a forward pass uses each entry of the weight.
+    """
     args, kwargs, batch = arguments
     try:
         calls = observe(model, args, kwargs)
@@ -347,7 +345,7 @@ def _count(model, arguments, input_shape):
             f"Argument `model` holds a layer that is not built, {str(error)!r}: call the model on "
             f"data first. Received: model={model!r}"
         ) from error
-    # Whatever goes wrong here, goes wrong in the `call` of a model on this shape.
+    # Any error here comes from the model's own `call` on this shape.
     except Exception as error:
         shapes = keras.tree.map_structure(lambda x: tuple(x.shape), (args, kwargs))
         raise ValueError(
@@ -363,8 +361,8 @@ def _count(model, arguments, input_shape):
             shapes = keras.tree.map_structure(lambda x: tuple(x.shape), (args, kwargs))
             raise ValueError(
                 "Argument `input_shape` must give every axis a size (a tuple of integers without "
-                "the batch axis; a list or dict of them for several inputs): that of an output of "
-                f"layer {call.layer.name!r} is unknown. Received: input_shape={input_shape!r}, "
+                "the batch axis; a list or dict of them for several inputs): the size of an axis "
+                f"in layer {call.layer.name!r} is unknown. Received: input_shape={input_shape!r}, "
                 f"inputs with the batch axis: {shapes}"
             ) from error
         for total, part in ((uses, counted.uses), (biases, counted.bias)):
@@ -384,11 +382,11 @@ def _count(model, arguments, input_shape):
 
 
 def _parameters(model):
-    """All parameters that are stored, but for masks and the places of blocks."""
-    left_out = {id(v) for layer in masks.layers(model) for v in layer.variables}
+    """Counts the stored parameters, without masks and the positions of blocks."""
+    ignored = {id(v) for layer in masks.layers(model) for v in layer.variables}
     blocks = filter(lambda layer: hasattr(layer, "places"), conversion.replacements(model))
-    left_out |= {id(layer.places) for layer in blocks}
-    return sum(math.prod(w.shape) for w in model.weights if id(w) not in left_out)
+    ignored |= {id(layer.places) for layer in blocks}
+    return sum(math.prod(w.shape) for w in model.weights if id(w) not in ignored)
 
 
 def _check_model(model):

@@ -1,4 +1,4 @@
-"""The figures of a report, and how they are printed."""
+"""The numbers in a report, and their table."""
 
 import dataclasses
 
@@ -7,28 +7,28 @@ from tf_rigl._base import tables
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What one kernel costs.
+    """The cost of one kernel.
 
     Attributes:
         name: str, the path of the weight, as in `SparseModel.masked_weights`. Products of
-            activations, which have no weight, are named after their layer:
+            two activations have no weight; they are named after their layer:
             "attention/products".
         shape: tuple of int, the shape of the weight; () for products.
         sparsity: float, the fraction of zeros.
-        params: int, entries.
-        nnz: int, entries that are not zero.
-        flops: per example and forward pass, those of entries that are not zero.
-        dense_flops: those of all entries.
+        params: int, the number of entries.
+        nnz: int, the number of nonzero entries.
+        flops: FLOPs of the nonzero entries, per example and forward pass.
+        dense_flops: FLOPs of all entries.
         bytes: float, with the bias of the layer; a kernel with zeros is stored sparse.
-        dense_bytes: float, stored dense.
+        dense_bytes: float, the bytes of the dense kernel and the bias.
         bias_flops: one for each output of the layer, in the row of its last kernel.
         masked: bool, whether the weight counts in the sparsity of the model.
-        pattern: str, which entries are zero together, such as "block_16x1"; "dense" where
-            none is.
-        compute: str, "sparse" where only the entries that are there are stored and
-            computed, "masked" where there are zeros among them, "dense" where not.
-        obstacle: str, with a constant fan-in: why the layer cannot have `compute="sparse"`;
-            "" where it can, and with other patterns.
+        pattern: str, the pattern of the zeros, such as "block_16x1"; "dense" if the kernel
+            has no zeros.
+        compute: str, "sparse": only active blocks are stored and computed. "masked": zeros
+            are stored and computed. "dense": the kernel has no zeros.
+        obstacle: str, why a layer with a constant fan-in cannot have `compute="sparse"`; ""
+            if it can, or if the pattern is another one.
     """
 
     name: str
@@ -49,19 +49,19 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a model costs, sparse and dense; `print` shows it as a table.
+    """The cost of a model, sparse and dense; `print` shows it as a table.
 
     Attributes:
         layers: list of `LayerReport`, in model order.
-        sparsity: float, zeros over the entries of all masked weights.
-        params: int, all parameters but the zeros, those of normalisation included.
-        dense_params: int, all parameters, as `count_params()` counts.
+        sparsity: float, the fraction of zeros over all masked weights.
+        params: int, all parameters without the zeros; normalisation is included.
+        dense_params: int, all parameters, as `count_params()` counts them.
         flops: per example and forward pass, without biases and activations.
-        dense_flops: the same of the dense model.
-        bytes: float, of kernels and biases.
-        dense_bytes: float, the same of the dense model.
-        bias_flops: additions of biases; sparsity does not change them.
-        activation_flops: operations of activations; nor these.
+        dense_flops: `flops` of the dense model.
+        bytes: float, the size of kernels and biases.
+        dense_bytes: float, `bytes` of the dense model.
+        bias_flops: the additions of biases. Sparsity does not change them.
+        activation_flops: the operations of activations. Sparsity does not change them.
     """
 
     layers: list[LayerReport]
@@ -76,7 +76,7 @@ class Report:
     activation_flops: float
 
     def to_dict(self) -> dict:
-        """Everything in dicts, lists, strings and numbers, ready for JSON."""
+        """Returns the report as dicts, lists, strings and numbers, ready for JSON."""
         result = dataclasses.asdict(self)
         for row in result["layers"]:
             row["shape"] = list(row["shape"])
@@ -117,16 +117,17 @@ class Report:
         ]
         if any(name.startswith("block") for name in structured):
             lines.append(
-                "LiteRT runs matrices in blocks of 4 or 16 inputs by 1 output fast; elsewhere "
-                "zeros make its file smaller only"
+                "LiteRT runs matrices with blocks of 4 or 16 inputs by 1 output fast; other zeros "
+                "only make the file smaller"
             )
         if any(not row.masked for row in self.layers):
-            note = "(total sparsity: of the weights that are masked or can be)"
+            note = "(total sparsity: over masked weights; in a dense model, over maskable ones)"
             lines.insert(len(rows) + 4, note)
         return "\n".join(lines)
 
 
 def _cells(name, shape, sparsity, params, row, size):
+    """Returns the cells of a line: `row` is a `LayerReport`, or the `Report` for the total."""
     nnz = row.nnz if isinstance(row, LayerReport) else sum(each.nnz for each in row.layers)
     return (
         name,
@@ -141,7 +142,7 @@ def _cells(name, shape, sparsity, params, row, size):
 
 
 def _compute(row):
-    """How a layer computes, and what keeps it from doing so with blocks alone."""
+    """Returns the compute of a row, with the obstacle to `compute="sparse"` if there is one."""
     if row.compute == "dense":
         return ""
     return f"{row.compute} ({row.obstacle})" if row.obstacle else row.compute

@@ -1,4 +1,4 @@
-"""Which block size is fastest for a model on this machine."""
+"""Measures which block size is fastest for a model on this machine."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ from tf_rigl.weights import maskable, targets
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one block size makes of a model.
+    """The speed of a model with one block size.
 
     Attributes:
         block_size: int, or None for the dense model.
         milliseconds: float, the median time of a training step.
-        times_faster: float, the time of the dense model over it.
-        sparsity: float, the fraction of zeros that is reached.
+        times_faster: float, the dense model's time divided by this one.
+        sparsity: float, the fraction of zeros that the model has.
         layers: list of str, the paths of the weights that are stored as blocks.
     """
 
@@ -37,7 +37,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What `tf_rigl.block_sparse.tune` has measured; `print` shows it as a table.
+    """The result of `tf_rigl.block_sparse.tune`; `print` shows it as a table.
 
     Attributes:
         rows: list of `Measurement`, the dense model first.
@@ -47,7 +47,7 @@ class Tuning:
 
     @property
     def best(self) -> int | None:
-        """The block size of the shortest step, or None if that is the dense model's."""
+        """Returns the fastest block size, or None if the dense model is fastest."""
         return min(self.rows, key=lambda row: row.milliseconds).block_size
 
     def __str__(self):
@@ -85,23 +85,23 @@ def tune(
 ):
     """Measures training steps of a model, dense and with blocks of several sizes.
 
-    They take turns, so that what else the machine does slows all of them, and each one's
-    time is the median of its rounds. A step is a forward and a backward pass, of the mean
-    square of the outputs, and the optimizer's; blocks are not moved. The larger blocks
-    are, the faster, up to a size; the smaller, the better the model may learn.
+    A step runs forward, backward and the optimizer, with the mean square of the outputs as the
+    loss. It does not move blocks. The models take turns, so other load on the machine slows all
+    of them; the median over the rounds counts. Larger blocks are faster, up to a size; with
+    smaller ones the model may learn better.
 
     Args:
-        model: a built `keras.Model`, functional or Sequential. It is left as it is.
-        batch_size: int, examples in a step.
-        density: float in (0, 1), the fraction of entries that are there.
-        block_sizes: tuple of int, sizes of square blocks. Those larger than every kernel
-            are left out.
+        model: a built `keras.Model`, functional or Sequential. It is not changed.
+        batch_size: int, the number of examples in a step.
+        density: float in (0, 1), the fraction of active entries.
+        block_sizes: tuple of int, sizes of square blocks. Sizes larger than every kernel
+            are skipped.
         distribution, exclude: as in `tf_rigl.sparsify`.
         optimizer: str or `keras.optimizers.Optimizer`.
         jit_compile: bool, whether XLA compiles the steps.
-        inputs: what to call the model on, in place of random numbers, zeros for integers.
-        rounds: int, how often each takes its turn.
-        steps: int, how many steps it does then.
+        inputs: a batch for the model. Defaults to random numbers, and zeros for integers.
+        rounds: int, the number of turns of each model.
+        steps: int, the number of steps in a turn.
 
     Returns:
         A `Tuning`.
@@ -111,11 +111,18 @@ def tune(
 
     Example:
 
-    >>> tuning = tf_rigl.block_sparse.tune(model, batch_size=256)
-    >>> print(tuning)
-    >>> block = tuning.best or 32  # None: the dense model was the fastest.
+    >>> tuning = tf_rigl.block_sparse.tune(
+    ...     model, batch_size=64, density=0.5, block_sizes=(4, 8), rounds=1, steps=1
+    ... )
+    >>> print(tuning)  # doctest: +ELLIPSIS
+    block size ...  times faster  sparsity  layers
+         dense ...
+             4 ... hidden/kernel...
+             8 ... hidden/kernel...
+    Fastest: ...
+    >>> block = tuning.best or 8  # None: the dense model was the fastest.
     >>> pattern = f"block_{block}x{block}"
-    >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern=pattern, compute="sparse")
+    >>> sparse = tf_rigl.sparsify(model, sparsity=0.5, pattern=pattern, compute="sparse")
     """
     is_model = isinstance(model, keras.Model)
     if not is_model or not copies.is_graph(model) or sparsifying.is_sparse(model):
@@ -137,7 +144,7 @@ def tune(
     possible = [size for size in sizes if _fits(model, size)]
     if not possible:
         raise ValueError(
-            "Argument `block_sizes` has no size of which a kernel of the model has blocks. "
+            "Argument `block_sizes` has no size that fits a kernel of the model. "
             f"Received: block_sizes={block_sizes!r}"
         )
     models = {None: keras.models.clone_model(model)}
@@ -152,13 +159,13 @@ def tune(
         compute="sparse",
     )
     with warnings.catch_warnings():
-        # The table shows the sparsity of each.
-        warnings.filterwarnings("ignore", "A column of blocks")
+        # The table shows the sparsity that each model has.
+        warnings.filterwarnings("ignore", "The density differs from the requested one")
         models |= {size: make(pattern=patterns.Block(size, size)) for size in possible}
     if inputs is None:
         # A Sequential model has no `input` before it is called.
-        wanted = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        inputs = keras.tree.map_structure(lambda x: _example(x, batch_size), wanted)
+        symbolic = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        inputs = keras.tree.map_structure(lambda x: _example(x, batch_size), symbolic)
     runners = {size: _step(each, inputs, optimizer, jit_compile) for size, each in models.items()}
     times = timing.in_turns(runners, rounds, steps, wait=_wait)
     rows = []
@@ -177,8 +184,7 @@ def tune(
 
 
 def _fits(model, size) -> bool:
-    """Whether a kernel has several block rows and can be stored as its blocks."""
-
+    """Returns whether some kernel has several rows of blocks and can be stored as blocks."""
     pattern = patterns.Block(size, size, constant_fan_in=True)
     for found in maskable.find(model):
         fitted, shape = targets.fit(pattern, found), tuple(found.weight.shape)
@@ -189,12 +195,12 @@ def _fits(model, size) -> bool:
 
 
 def _example(tensor, batch_size):
-    """Random numbers of a symbolic input's shape, or zeros."""
+    """Returns random numbers for a symbolic input, or zeros if its dtype is no float."""
     shape = (batch_size, *tensor.shape[1:])
     if None in shape:
         raise ValueError(
-            "Argument `inputs` must be given where the shapes of inputs are not known. "
-            f"Received: model with input shape {tensor.shape}"
+            "Argument `inputs` must be given if the model has inputs of unknown shape. "
+            f"Received: inputs=None, model with input shape {tensor.shape}"
         )
     numbers = np.random.default_rng(0).standard_normal(shape)
     return tf.cast(
@@ -203,7 +209,7 @@ def _example(tensor, batch_size):
 
 
 def _step(model, inputs, optimizer, jit_compile):
-    """A function that does a training step and returns the loss."""
+    """Returns a function that runs a training step and returns the loss."""
     optimizer = keras.optimizers.get(optimizer)
     optimizer = type(optimizer).from_config(optimizer.get_config())
     variables = model.trainable_variables
@@ -218,7 +224,7 @@ def _step(model, inputs, optimizer, jit_compile):
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss
 
-    # TensorFlow warns of many functions of one code; a partial has none.
+    # TensorFlow warns if one code object makes many functions; a partial has no code object.
     step = tf.function(functools.partial(step), autograph=False, jit_compile=jit_compile)
     return lambda: step(inputs)
 
@@ -229,6 +235,6 @@ def _wait(loss):
 
 
 def _listed(paths):
-    """Paths in a line of a table."""
+    """Returns the first three paths and the number of others, for a line of the table."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(paths[:3]) + more
