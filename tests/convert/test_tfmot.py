@@ -384,7 +384,8 @@ def test_schedules_of_tfmot_say_how_sparse_the_model_becomes(theirs):
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method))
     assert copy.schedule.get_config() == theirs.get_config()
     assert type(copy.schedule) is type(theirs)
-    with pytest.raises(ValueError, match="`sparsity` must be that at which the schedule"):
+    message = r"`sparsity` must be 0\.6, the final sparsity of the schedule"
+    with pytest.raises(ValueError, match=message):
         tf_rigl.sparsify(mlp(), method, sparsity=0.7)
 
 

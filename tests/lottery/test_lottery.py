@@ -579,7 +579,7 @@ def test_a_rewind_step_within_an_execution_of_several():
 
 def test_tickets_of_other_models(found):
     other = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(8, name="hidden")])
-    with pytest.raises(ValueError, match="`model` must have the weights that there are masks for"):
+    with pytest.raises(ValueError, match="`model` must have a weight for each mask"):
         found[1][1].model(other)
     with pytest.raises(ValueError, match="`model` must be a dense"):
         found[1][1].model(found[1][1].model(found[0]))

@@ -171,7 +171,8 @@ def test_a_schedule_with_an_end_is_the_default_sparsity():
 )
 def test_a_sparsity_in_conflict_with_the_schedule_is_refused(schedule):
     method = MagnitudePruning(schedule)
-    with pytest.raises(ValueError, match=r"`sparsity` must be that at which the schedule.*0\.9"):
+    message = r"`sparsity` must be 0\.8, the final sparsity of the schedule.*0\.9"
+    with pytest.raises(ValueError, match=message):
         tf_rigl.sparsify(mlp(), method, sparsity=0.9)
     tf_rigl.sparsify(mlp(), method, sparsity=0.8)
 

@@ -1,4 +1,4 @@
-"""Copies of models and layers: with their weights, without them, or with other layers in places."""
+"""Copies models and layers: with weights, without them, or with some layers replaced."""
 
 import contextlib
 import functools
@@ -15,16 +15,16 @@ from tf_rigl.block_sparse import conversion
 from tf_rigl.weights.masked_layer import MaskedLayer
 from tf_rigl.weights.masks import Masks
 
-# What a user's class may raise when it is made from its configuration.
+# Errors that a user's class may raise in `get_config` or `from_config`.
 _CLONE_ERRORS = (NotImplementedError, TypeError, ValueError, AttributeError, KeyError)
 
 
 class CannotCopyError(Exception):
-    """Keras cannot clone a model or layer of a user's own."""
+    """Keras cannot clone a custom model or layer."""
 
 
 def is_graph(model):
-    """Whether the model is a graph of layers, and nothing more."""
+    """Returns whether a model is a built graph of layers, without a `call` of its own."""
     if not model.built:
         return False
     if isinstance(model, keras.Sequential):
@@ -33,14 +33,14 @@ def is_graph(model):
 
 
 def ends(model):
-    """The symbolic inputs and outputs of a graph, in their own structure."""
+    """Returns the symbolic inputs and outputs of a graph, in their structures."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     return model.input, model.output
 
 
 def fresh_copy(model):
-    """A copy of a model without its weights: they are drawn anew.
+    """Returns a copy of a model with new initial weights.
 
     Raises:
         ValueError: if Keras cannot clone the model.
@@ -53,45 +53,46 @@ def fresh_copy(model):
         if [tuple(v.shape) for v in copy.weights] != [tuple(v.shape) for v in model.weights]:
             raise CannotCopyError(f"the copy of {model.name!r} has other weights")
     except (*_CLONE_ERRORS, CannotCopyError) as error:
-        raise _not_clonable(model, error) from error
+        raise _clone_error(model, error) from error
     return copy
 
 
 def copied(model, makers=None):
-    """A copy of a dense model with its weights.
+    """Returns a copy of a dense model with its weights.
 
     Args:
         model: a `keras.Model`.
-        makers: dict of id(layer) to a function that returns a new layer for its place and a
-            function that fills it, for a graph of layers.
+        makers: for a graph of layers, a dict of id(layer) to a function that returns a new
+            layer in its place, and a function that sets the weights of the new layer.
 
     Raises:
         ValueError: if Keras cannot clone the model.
     """
     with model.distribute_strategy.scope():
         try:
-            return attempt(model, makers)
+            return try_copy(model, makers)
         except CannotCopyError as error:
-            raise _not_clonable(model, error) from error
+            raise _clone_error(model, error) from error
 
 
-def attempt(model, makers=None):
-    """As `copied`, but raises `CannotCopyError`."""
+def try_copy(model, makers=None):
+    """Returns the copy that `copied` returns, but raises `CannotCopyError`."""
     return _copy_graph(model, makers) if is_graph(model) else _copy_subclassed(model)
 
 
-def _not_clonable(model, error):
+def _clone_error(model, error):
     return ValueError(
-        f"Argument `model` must be one that Keras can clone. Received: model={model!r} ({error})"
+        f"Argument `model` must be a model that Keras can clone. Received: model={model!r} "
+        f"({error})"
     )
 
 
 def twin(layer, **changes):
-    """A new layer of the same configuration, and a function that copies the weights.
+    """Returns a new layer of the same configuration, and a function that copies the weights.
 
     Args:
         layer: a `keras.layers.Layer` without masks.
-        **changes: to its configuration.
+        **changes: values that replace those of the configuration.
 
     Raises:
         ValueError: if Keras cannot clone the layer.
@@ -105,33 +106,32 @@ def twin(layer, **changes):
 
 
 def _copy_graph(model, makers=None):
-    """A copy of a graph of layers, with masked layers replaced by what they wrap.
+    """Returns a copy of a graph, with the wrapped layers in place of `MaskedLayer`s.
 
     Args:
         model: a graph of layers.
-        makers: dict of id(layer) to a function that returns a new layer for its place and
-            a function that fills it. By default block-sparse layers become ordinary ones.
+        makers: as in `copied`. By default block-sparse layers become ordinary ones.
     """
     if makers is None:
         makers = {
             id(layer): functools.partial(conversion.ordinary, layer)
             for layer in conversion.replacements(model)
         }
-    pairs, fillings = [], []
+    pairs, weight_setters = [], []
 
     def copy_operation(operation):
         if not isinstance(operation, keras.layers.Layer):
             return type(operation).from_config(operation.get_config())
         original = operation.layer if isinstance(operation, MaskedLayer) else operation
         if id(original) in makers:
-            new, fill = makers[id(original)]()
-            fillings.append(fill)
+            new, set_weights = makers[id(original)]()
+            weight_setters.append(set_weights)
             return new
         if any(id(layer) in makers for layer in all_layers(original)):
-            # That is so in what was made by hand only.
+            # `sparsify` makes no such models; users can.
             if not isinstance(original, keras.Model) or not is_graph(original):
                 raise CannotCopyError(
-                    f"{original.name!r} is no graph of layers and holds block-sparse ones"
+                    f"{original.name!r} holds block-sparse layers, but is no graph of layers"
                 )
             return _copy_graph(original, makers)
         pairs.append((original, clone(original)))
@@ -141,12 +141,12 @@ def _copy_graph(model, makers=None):
         copy = keras.models.clone_model(model, clone_function=copy_operation)
     for original, twin in pairs:
         _copy_state(original, twin)
-    for fill in fillings:
-        fill()
+    for set_weights in weight_setters:
+        set_weights()
     set_own_trainable(copy, model.trainable)
-    # Shared across the border of a nested model. (Block-sparse layers have a variable more,
-    # wrappers are a layer more.)
-    counts = (state, _layers) if fillings else (state,)
+    # A layer that a model shares with a nested model is copied twice. Replaced layers change
+    # the number of variables (block-sparse layers have one more) or of layers (wrappers).
+    counts = (state, _layers) if weight_setters else (state,)
     if all(len(count(copy)) != len(count(model)) for count in counts):
         raise CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
     return copy
@@ -154,7 +154,7 @@ def _copy_graph(model, makers=None):
 
 @contextlib.contextmanager
 def _not_compiled(model):
-    """Keeps Keras from compiling a clone, for which it would have to clone losses and metrics."""
+    """Keeps Keras from compiling a clone: it would have to clone losses and metrics."""
     compiled, model.compiled = model.compiled, False
     try:
         yield
@@ -173,20 +173,20 @@ def _copy_subclassed(model):
 
 
 def clone(layer):
-    """A new layer of the same configuration, without masks inside."""
-    # Whatever goes wrong here, goes wrong in the configuration of a user's class.
+    """Returns a new layer of the same configuration, without masks."""
+    # Any error here comes from the configuration of a user's class.
     try:
-        with allow_lambdas():  # Lambdas: the configuration comes from a live object.
+        with allow_lambdas():  # Safe: the configuration comes from an object of this process.
             return type(layer).from_config(_without_masks(layer.get_config()))
     except _CLONE_ERRORS as error:
         raise CannotCopyError(str(error)) from error
 
 
 def _without_masks(config):
-    """A configuration in which wrapped layers stand in place of `MaskedLayer`."""
+    """Returns a configuration with the wrapped layers in place of `MaskedLayer`s."""
     if isinstance(config, dict):
         if config.get("registered_name") == "tf_rigl>MaskedLayer":
-            # What a graph says of the wrapper, its name and connections, it says of the layer.
+            # The layer takes over the wrapper's name and connections in the graph.
             graph = {k: config[k] for k in ("name", "inbound_nodes") if k in config}
             return {**_without_masks(config["config"]["layer"]), **graph}
         return {key: _without_masks(value) for key, value in config.items()}
@@ -196,7 +196,7 @@ def _without_masks(config):
 
 
 def _copy_state(original, copy):
-    """Copies weights, the states of random seeds, and which layers are frozen."""
+    """Copies weights, the states of random seeds, and `trainable` of layers and variables."""
     old, new = state(original), state(copy)
     layers, twins = _layers(original), _layers(copy)
     if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new] or len(layers) != len(twins):
@@ -209,14 +209,14 @@ def _copy_state(original, copy):
 
 
 def _layers(layer):
-    """A layer and all its sublayers, but for the masks and what holds them."""
+    """Returns a layer and all its sublayers, without masks and `MaskedLayer` wrappers."""
     return [each for each in all_layers(layer) if not isinstance(each, (Masks, MaskedLayer))]
 
 
 def state(layer):
-    """The variables of a layer, but for masks and metrics."""
-    left_out = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
+    """Returns the variables of a layer, without those of masks and metrics."""
+    ignored = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
     for inner in all_layers(layer):
         if isinstance(inner, Masks):
-            left_out |= {id(v) for v in inner.variables}
-    return [v for v in layer.variables if id(v) not in left_out]
+            ignored |= {id(v) for v in inner.variables}
+    return [v for v in layer.variables if id(v) not in ignored]

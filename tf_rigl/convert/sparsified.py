@@ -1,4 +1,4 @@
-"""What `sparsify` makes: models that hold the masks of their weights beside their layers."""
+"""The models that `sparsify` makes. They hold masks beside their layers."""
 
 import functools
 
@@ -12,25 +12,25 @@ from tf_rigl.weights.masks import Masks
 
 
 class _Sparsified:
-    """What both share: they hold the masks of all their weights.
+    """Base of both classes: a model that holds the masks of its weights.
 
-    A recipe says how the masks are to be made; once they are, their paths and sparsities
-    are part of the configuration.
+    A recipe, a dict, says how to make the masks. When they are made, the configuration holds
+    their paths and sparsities instead.
     """
 
     def _create_masks(self, recipe):
         found = maskable.find(self, include_self=False)
         by_path = {m.path: m for m in found}
-        if "masked" in recipe:  # What others have decided.
+        if "masked" in recipe:  # The caller has chosen the number and `Target` of each weight.
             numbered = recipe["masked"]
         else:
-            wanted = targets.resolve(found, **recipe, scope=self.method.scope)
-            numbered = {path: (n, wanted[path]) for n, path in enumerate(wanted)}
+            resolved = targets.resolve(found, **recipe, scope=self.method.scope)
+            numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
         with self.distribute_strategy.scope():
             for path, (index, target) in numbered.items():
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
                 self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
-            self._add_state()  # Masks may depend on it.
+            self._add_state()  # `settle` draws masks, which may depend on the state.
             self._masks.settle()
 
     def _recreate_masks(self, masked):
@@ -47,7 +47,7 @@ class _Sparsified:
         self._add_state()
 
     def _match(self, entry, found):
-        """The weight that an entry of the configuration means: a graph keeps its names."""
+        """Returns the weight of an entry of the configuration, or None. A graph keeps paths."""
         return next((m for m in found if m.path == entry["path"]), None)
 
     def _sparse_config(self):
@@ -67,7 +67,7 @@ class _Sparsified:
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
-    """A `SparseModel` over a graph of layers, with a mask for each of their weights."""
+    """A `SparseModel` that is a graph of layers, and holds the masks of their weights."""
 
     def __init__(self, *args, recipe=None, masked=(), **kwargs):
         super().__init__(*args, **kwargs)
@@ -80,11 +80,11 @@ class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class SparsifiedModel(_Sparsified, SparseModel):
-    """A `SparseModel` around a model without a graph.
+    """A `SparseModel` that wraps a model without a graph.
 
     Args:
-        model: a subclassed `keras.Model`, or one that is not built yet: its masks are
-            then drawn on the first call.
+        model: a subclassed `keras.Model`, or a model that is not built yet. Then the first
+            call makes the masks.
     """
 
     def __new__(cls, model, *args, **kwargs):
@@ -114,16 +114,16 @@ class SparsifiedModel(_Sparsified, SparseModel):
             self._create_masks(self._recipe)
 
     def _match(self, entry, found):
-        # Layers that were not given names have others each time the model is made.
+        # Keras gives layers without a name a new one in each model, so paths may differ.
         numbered = found[entry["number"] : entry["number"] + 1]
         return next((m for m in numbered if list(m.weight.shape) == entry["shape"]), None)
 
     @property
     def layers(self):
-        """The layers of the wrapped model."""
+        """Returns the layers of the wrapped model."""
         return self.model.layers
 
-    @keras_internals.default_build  # It may take several arguments.
+    @keras_internals.default_build  # `call` may take several arguments.
     def build(self, input_shape=None):
         if not self.model.built:
             self.model.build(input_shape)

@@ -1,4 +1,4 @@
-"""`sparsify` and `strip`: from an ordinary Keras model to a sparse one, and back."""
+"""`sparsify` makes an ordinary Keras model sparse; `strip` makes an ordinary model of it again."""
 
 import functools
 import math
@@ -19,16 +19,16 @@ from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable, targets
 from tf_rigl.weights.masks import Masks
 
-# The default sparsity, told apart from the same number given by the caller.
-_LEFT_OUT = type("Default", (float,), {})(0.9)
-# What a subclass of `keras.Model` may define, and a sparse copy of it does not take over.
+# The default sparsity: an object of its own, so that it differs from a 0.9 that the caller passes.
+_DEFAULT_SPARSITY = type("Default", (float,), {})(0.9)
+# Methods that a subclass of `keras.Model` may define, and that its sparse copy does not use.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def sparsify(
     model,
     method="rigl",
-    sparsity=_LEFT_OUT,
+    sparsity=_DEFAULT_SPARSITY,
     distribution="erk",
     pattern="unstructured",
     exclude=(),
@@ -37,49 +37,50 @@ def sparsify(
     fixed=None,
     compute="masked",
 ):
-    """Makes a sparse model of a Keras model; the rest is plain Keras.
+    """Makes a sparse copy of a Keras model. Compile and fit it like any Keras model.
 
     Args:
         model: a `keras.Model`: Sequential, functional or subclassed, built or not. It is
-            left as it is; a subclassed model that Keras cannot clone is changed in
-            place, with a warning. Weights already trained are kept where the mask is 1.
-        method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
+            not changed, unless it is a subclassed model that Keras cannot clone: then it is
+            changed in place, with a warning. Active entries keep their trained weights.
+        method: str or `tf_rigl.methods.Method`, how masks start and change: "static",
             "set", "rigl", "snfs", "snip", "magnitude", "edge_popup".
-        sparsity: float in [0, 1), zeros over all maskable entries of the whole model.
-            Defaults to 0.9, or to where the schedule of `MagnitudePruning` ends.
+        sparsity: float in [0, 1), the fraction of zeros over all maskable entries of the
+            model. Defaults to 0.9, or to the final sparsity of the schedule of
+            `MagnitudePruning`.
         distribution: "uniform" (the first layer stays dense), "erdos_renyi", "erk"; a
             function with the signature of `tf_rigl.distributions.erdos_renyi`; or a
-            mapping of layer name to sparsity, in which case `sparsity` is not used
-            and layers that it does not name stay dense.
-        pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
+            mapping of layer name to sparsity. With a mapping, `sparsity` is not used,
+            and layers without a key stay dense.
+        pattern: str or `tf_rigl.patterns.Pattern`, which entries are kept or dropped
             together: "unstructured"; "block_16x1" or other blocks of inputs by outputs;
-            "2:4" or other n:m; "litert", what LiteRT runs fast in each layer.
-        exclude: list or tuple of str, layers kept dense. Each is the name (or the path,
-            such as "encoder/dense") of a layer, or else a regular expression that is
-            searched for in names and paths.
-        seed: int, for masks and whatever the method draws at random. Defaults to one
-            drawn from Python's `random`, which `keras.utils.set_random_seed` seeds.
-        fixed: mapping of layer name (or path) to sparsity: layers that are to have
-            exactly that one. The distribution balances the others among themselves.
-        compute: "masked": zeros are stored and multiplied like any number. "sparse": with a
-            pattern of blocks, the layers that can store and compute only the blocks
-            that are there, each column of blocks as many: see `tf_rigl.block_sparse`.
-            `tf_rigl.report` says which layers do.
+            "2:4" or other n:m; "litert", the blocks that LiteRT runs fast in each layer.
+        exclude: list or tuple of str, layers that stay dense. Each is the name of a layer,
+            its path, such as "encoder/dense", or a regular expression to search for in
+            names and paths.
+        seed: int, the seed of the masks and of the random choices of the method. By default
+            it is drawn from Python's `random`, which `keras.utils.set_random_seed` seeds.
+        fixed: mapping of layer name (or path) to the exact sparsity of that layer. The
+            distribution balances the other layers.
+        compute: "masked": zeros are stored and multiplied like any number. "sparse": needs a
+            pattern of blocks. Each layer that can then stores and computes active blocks
+            only, the same number in each column of blocks: see `tf_rigl.block_sparse`.
+            `tf_rigl.report` shows which layers do.
 
     Returns:
-        A `tf_rigl.SparseModel`, to be compiled.
+        A `tf_rigl.SparseModel`, not compiled.
 
     Raises:
-        ValueError: before any training, if an argument is out of range or names what is
-            not there, or if the model has nothing to mask.
+        ValueError: before any training, if an argument is out of range or has an unknown
+            name, or if the model has no maskable weight.
 
     Example:
 
-    >>> layers = [keras.Input((784,)), keras.layers.Dense(300), keras.layers.Dense(10)]
-    >>> model = keras.Sequential(layers)
     >>> sparse = tf_rigl.sparsify(model, method="rigl", sparsity=0.9, seed=0)
-    >>> round(sparse.sparsity, 3)
-    0.9
+    >>> print(f"{sparse.sparsity:.2f}")
+    0.90
+    >>> [(item.path, f"{item.target_sparsity:.2f}") for item in sparse.masked_weights]
+    [('hidden/kernel', '0.93'), ('output/kernel', '0.78')]
 
     Reference:
 
@@ -88,8 +89,8 @@ def sparsify(
     if not isinstance(model, keras.Model):
         legacy = any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__)
         hint = (
-            "This one is of Keras 2 (`tf_keras`); one that tensorflow-model-optimization has "
-            "pruned is taken over by `tf_rigl.interop.from_tfmot`. "
+            "This is a model of Keras 2 (`tf_keras`). If tensorflow-model-optimization prunes it, "
+            "convert it with `tf_rigl.interop.from_tfmot`. "
         )
         raise ValueError(
             f"Argument `model` must be a `keras.Model`. {hint if legacy else ''}"
@@ -97,7 +98,7 @@ def sparsify(
         )
     if is_sparse(model):
         raise ValueError(
-            "Argument `model` is sparse already. `tf_rigl.strip` makes an ordinary model of it. "
+            "Argument `model` is sparse already. `tf_rigl.strip` makes it an ordinary model. "
             f"Received: model={model!r}"
         )
     method = methods.get(method)
@@ -108,8 +109,8 @@ def sparsify(
         pattern = conversion.check(pattern, method)
     if method.scope == "global" and pattern.constant_fan_in:
         raise ValueError(
-            "Argument `pattern` must not be one of a constant fan-in with `scope='global'`, in "
-            "which each weight has as many blocks as are among the best of all. Received: "
+            "Argument `pattern` must not have a constant fan-in with `scope='global'`: all weights "
+            "share one number of blocks, and the scores decide how many each one gets. Received: "
             f"pattern={pattern!r}, method={method!r}"
         )
     targets.check_distribution(distribution)
@@ -135,21 +136,21 @@ def sparsify(
 
 
 def warn_of_own_steps(model, stacklevel):
-    """Warns of methods of a model that its sparse copy will not have."""
+    """Warns of methods that a model defines and its sparse copy does not use."""
     own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
     if own:
         warnings.warn(
-            f"{type(model).__name__} defines {', '.join(own)}: a sparse model uses those of Keras "
-            "and its own. To combine them, subclass `tf_rigl.SparseModel`.",
+            f"{type(model).__name__} defines {', '.join(own)}, but a sparse model does not use "
+            "them. To use them, subclass `tf_rigl.SparseModel`.",
             stacklevel=stacklevel,
         )
 
 
 def with_masks(model, masks) -> SparseModel:
-    """A copy of a dense model with given masks, which it keeps.
+    """Makes a sparse copy of a dense model with given masks, which stay as they are.
 
     Args:
-        model: a built `keras.Model`. One that Keras cannot clone is changed in place.
+        model: a built `keras.Model`. It is changed in place if Keras cannot clone it.
         masks: dict of path to boolean array.
     """
     warn_of_own_steps(model, stacklevel=4)
@@ -158,8 +159,8 @@ def with_masks(model, masks) -> SparseModel:
     for number, (path, mask) in enumerate(masks.items()):
         if path not in found or tuple(found[path].weight.shape) != mask.shape:
             raise ValueError(
-                f"Argument `model` must have the weights that there are masks for: it has "
-                f"{list(found)}. Received: a mask of shape {mask.shape} for {path!r}"
+                f"Argument `model` must have a weight for each mask; it has {list(found)}. "
+                f"Received: a mask of shape {mask.shape} for {path!r}"
             )
         sparsity = 1 - np.count_nonzero(mask) / mask.size
         numbered[path] = (number, targets.Target(sparsity, pattern))
@@ -171,14 +172,14 @@ def with_masks(model, masks) -> SparseModel:
         else:
             sparse = SparsifiedModel(copy, **arguments)
     weights = {each.path: each.weight for each in found.values()}
-    for item in sparse.masked_weights:  # Static has drawn masks of its own.
+    for item in sparse.masked_weights:  # These replace the random masks of "static".
         item.weight.assign(weights[item.path])
         item.set_mask(masks[item.path])
     return sparse
 
 
 def is_sparse(model) -> bool:
-    """Whether a model has masks, or layers that store blocks."""
+    """Returns whether a model has masks, or layers that store blocks."""
     layers = all_layers(model)
     return any(isinstance(each, (SparseModel, Masks)) for each in layers) or _holds_blocks(model)
 
@@ -188,7 +189,7 @@ def _holds_blocks(model):
 
 
 def _block_sparse(model, arguments):
-    """A sparse model in which layers store their blocks, where they can."""
+    """Makes a sparse model in which each layer that can stores its blocks."""
     if not copies.is_graph(model):
         raise ValueError(
             "Argument `compute='sparse'` needs a model that is a graph of layers, functional or "
@@ -201,11 +202,11 @@ def _block_sparse(model, arguments):
         key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
     try:
-        inputs, outputs = copies.ends(copies.attempt(model, makers))
+        inputs, outputs = copies.ends(copies.try_copy(model, makers))
     except copies.CannotCopyError as error:
         raise ValueError(
-            "Argument `compute='sparse'` needs a model that Keras can clone: layers of your own "
-            "have `get_config` and `from_config`, and none is shared with a nested model. "
+            "Argument `compute='sparse'` needs a model that Keras can clone: custom layers must "
+            "have `get_config` and `from_config`, and no layer may be shared with a nested model. "
             f"Received: model={model!r} ({error})"
         ) from error
     arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
@@ -213,9 +214,9 @@ def _block_sparse(model, arguments):
 
 
 def _sparsity(sparsity, method, distribution):
-    """The overall sparsity; a schedule that ends at another one is refused."""
+    """Returns the overall sparsity; raises if the method's schedule ends at another one."""
     end = method.final_sparsity
-    if sparsity is _LEFT_OUT and end is not None:
+    if sparsity is _DEFAULT_SPARSITY and end is not None:
         return check_sparsity("sparsity", end)
     sparsity = check_sparsity("sparsity", sparsity)
     if (
@@ -224,14 +225,14 @@ def _sparsity(sparsity, method, distribution):
         and not isinstance(distribution, Mapping)
     ):
         raise ValueError(
-            f"Argument `sparsity` must be that at which the schedule of {type(method).__name__} "
-            f"ends, {end}, or left out. Received: sparsity={sparsity}"
+            f"Argument `sparsity` must be {end}, the final sparsity of the schedule of "
+            f"{type(method).__name__}, or must not be given. Received: sparsity={sparsity}"
         )
     return sparsity
 
 
 def strip(model):
-    """Makes an ordinary Keras model of a sparse one: the same weights, zeros in place.
+    """Makes an ordinary Keras model of a sparse one. Dropped entries are zeros in its weights.
 
     Args:
         model: a `tf_rigl.SparseModel`, or another model with layers of `tf_rigl.block_sparse`.
@@ -241,13 +242,17 @@ def strip(model):
         and can be saved and loaded without tf_rigl.
 
     Raises:
-        ValueError: if `model` is not sparse, holds what Keras cannot clone, or is a
-            subclass of `tf_rigl.SparseModel` whose `call` Keras cannot trace.
+        ValueError: if `model` is not sparse, has a model or layer that Keras cannot clone,
+            or is a subclass of `tf_rigl.SparseModel` whose `call` Keras cannot trace.
 
     Example:
 
-    >>> dense_class_model = tf_rigl.strip(sparse)
-    >>> dense_class_model.save("model.keras")
+    >>> ordinary = tf_rigl.strip(sparse)
+    >>> type(ordinary).__module__.split(".")[0]
+    'keras'
+    >>> np.array_equal(ordinary.predict(x, verbose=0), sparse.predict(x, verbose=0))
+    True
+    >>> ordinary.save("model.keras")
     """
     is_model = isinstance(model, keras.Model)
     if not is_model or not (isinstance(model, SparseModel) or _holds_blocks(model)):
@@ -258,10 +263,10 @@ def strip(model):
     with model.distribute_strategy.scope():
         try:
             if isinstance(model, SparsifiedModel):
-                return copies.attempt(model.model)
+                return copies.try_copy(model.model)
             is_graph = isinstance(model, Functional) or copies.is_graph(model)
             ends = copies.ends(model) if is_graph else _trace(model)
-            return copies.attempt(keras.Model(*ends, name=model.name))
+            return copies.try_copy(keras.Model(*ends, name=model.name))
         except copies.CannotCopyError as error:
             raise ValueError(
                 f"{model.name!r} cannot be stripped: Keras cannot clone a model or layer in it. "
@@ -270,12 +275,12 @@ def strip(model):
 
 
 def _trace(model):
-    """The graph of a subclassed model, by calling its `call` on symbolic inputs."""
+    """Returns the ends of the graph that a subclassed model's `call` makes."""
     shapes = (model.get_build_config() or {}).get("input_shape")
     if shapes is None:
         raise ValueError(
             f"{type(model).__name__} cannot be stripped: Keras does not know the shape of its "
-            "input. Call it on data with one argument first, or build it as a functional model."
+            "input. First call it on data with one argument, or build it as a functional model."
         )
     inputs = keras.tree.map_shape_structure(lambda s: keras.Input(batch_shape=s), shapes)
     try:
@@ -288,13 +293,13 @@ def _trace(model):
 
 
 def _copy(model):
-    """A copy of a model with its weights, or the model itself where Keras cannot."""
+    """Returns a copy of a model with its weights, or the model itself if Keras cannot clone it."""
     try:
-        return copies.attempt(model)
+        return copies.try_copy(model)
     except copies.CannotCopyError as error:
         warnings.warn(
             f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
-            f"in place. Give it `get_config` and `from_config` to have it copied. ({error})",
+            f"in place. To have it copied, give it `get_config` and `from_config`. ({error})",
             stacklevel=3,
         )
         return model

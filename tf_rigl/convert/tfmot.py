@@ -1,7 +1,7 @@
-"""From tensorflow-model-optimization (tfmot), which prunes `tf_keras` models, to Keras 3.
+"""Converts `tf_keras` models that tensorflow-model-optimization (tfmot) prunes to Keras 3.
 
 Schedules need no conversion: `tf_rigl.methods.MagnitudePruning` takes any tfmot
-`PruningSchedule` as it is. `docs/migrating.md` puts the two libraries side by side.
+`PruningSchedule`. `docs/migrating.md` compares the two libraries.
 """
 
 import json
@@ -24,31 +24,35 @@ from tf_rigl.weights import maskable
 def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
     """Makes a Keras 3 `SparseModel` of a `tf_keras` model that tfmot prunes.
 
-    Weights, masks and the step counter are taken over, so pruning can go on where it
-    stood; the optimizer's state is not. The model that is passed in is left as it is.
+    The new model has the weights, the masks and the step counter, so pruning can continue.
+    The optimizer's state is not converted. The original model is not changed.
 
     Args:
         model: a `tf_keras` model, Sequential or functional, with layers wrapped by
             `tfmot.sparsity.keras.prune_low_magnitude`.
-        method: str or `tf_rigl.methods.Method`, how masks go on: "static" keeps them,
-            "rigl" moves them. Defaults to `MagnitudePruning` by the model's own
+        method: str or `tf_rigl.methods.Method`, how masks change from now on: "static" keeps
+            them, "rigl" moves them. Defaults to `MagnitudePruning` with the model's own
             pruning schedule.
         seed: int, as in `tf_rigl.sparsify`.
-        custom_objects: dict of name to the Keras 3 class or function that stands for a
+        custom_objects: dict of name to the Keras 3 class or function that replaces a
             custom one of the model, as in `keras.models.load_model`.
 
     Returns:
-        A `tf_rigl.SparseModel` with the same weights, masks and outputs, to be compiled.
+        A `tf_rigl.SparseModel` with the same weights, masks and outputs, not compiled.
 
     Raises:
-        ValueError: if nothing in the model is wrapped, its layers have different
-            schedules or patterns other than single weights (then pass `method`), or
-            Keras 3 cannot read it.
+        ValueError: if no layer is wrapped, if layers have different schedules, blocks or
+            m by n patterns (then pass `method`), or if Keras 3 cannot read the model.
 
     Example:
 
-    >>> pruned = tfmot.sparsity.keras.prune_low_magnitude(tf_keras_model)
+    >>> import tf_keras
+    >>> import tensorflow_model_optimization as tfmot
+    >>> layers = [tf_keras.Input((16,)), tf_keras.layers.Dense(4)]
+    >>> pruned = tfmot.sparsity.keras.prune_low_magnitude(tf_keras.Sequential(layers))
     >>> sparse = tf_rigl.interop.from_tfmot(pruned)
+    >>> sparse.method  # doctest: +ELLIPSIS
+    MagnitudePruning(...)
     >>> sparse.compile("adam", "mse")
     """
     import tensorflow_model_optimization as tfmot
@@ -57,8 +61,8 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
 
     if not isinstance(model, tf_keras.Model):
         raise ValueError(
-            "Argument `model` must be a `tf_keras` model that tfmot prunes; `tf_rigl.sparsify` "
-            f"takes those of Keras 3. Received: model={model!r} (of type {type(model)})"
+            "Argument `model` must be a `tf_keras` model that tfmot prunes. For Keras 3 models, "
+            f"use `tf_rigl.sparsify`. Received: model={model!r} (of type {type(model)})"
         )
     wrappers = _routes(model, pruning_wrapper.PruneLowMagnitude)
     if not wrappers:
@@ -70,7 +74,7 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
 
     dense = _to_keras_3(tfmot.sparsity.keras.strip_pruning(model), custom_objects)
     pairs = _pairs(wrappers, dense)
-    # Methods that begin sparse draw a mask, and set weights under it to zero.
+    # A method that starts sparse draws a mask and sets weights to zero, so keep their values.
     found = maskable.find(dense, include_self=False)
     values = {m.path: keras.ops.convert_to_numpy(m.weight) for m in found}
     sparse = sparsifying.sparsify(
@@ -83,18 +87,18 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
         if item.path in pairs:
             item.weight.assign(values[item.path])
             item.set_mask(pairs[item.path][1])
-    # A layer that is called several times counts every call.
+    # The counter of a layer that is called several times in a step is too high.
     steps = [int(wrapper.pruning_step.numpy()) for wrapper in wrappers.values()]
     loop.of(sparse).steps_taken = max(0, min(steps))
     return sparse
 
 
 def _routes(layer, cls, route=()):
-    """The wrappers with something to prune in a model, by the names of the layers on the way."""
+    """Returns a model's wrappers that prune a weight, by route: the names of layers above it."""
     routes = {}
     inner = getattr(layer, "layers", None)
     for child in all_layers(layer, include_self=False, recursive=False) if inner is None else inner:
-        # tfmot wraps layers without anything to prune, too.
+        # tfmot also wraps layers without prunable weights.
         if isinstance(child, cls) and child.pruning_vars:
             routes[(*route, child.layer.name)] = child
         elif not isinstance(child, cls):
@@ -103,7 +107,7 @@ def _routes(layer, cls, route=()):
 
 
 def _pairs(wrappers, dense):
-    """The wrapper and the mask of each weight of the Keras 3 model, by path."""
+    """Returns the wrapper and the mask of each weight of the Keras 3 model, by path."""
     pairs = {}
     found = maskable.find(dense, include_self=False)
     for route, wrapper in wrappers.items():
@@ -122,8 +126,8 @@ def _pairs(wrappers, dense):
                 )
             if not paths:
                 warnings.warn(
-                    f"tf_rigl does not mask {'/'.join((*route, name))!r}: its zeros are kept, and "
-                    "may be trained away.",
+                    f"tf_rigl does not mask {'/'.join((*route, name))!r}: it keeps its zeros now, "
+                    "but training may change them.",
                     stacklevel=4,
                 )
             for path in paths:
@@ -132,12 +136,12 @@ def _pairs(wrappers, dense):
 
 
 def _schedule_of(wrappers):
-    """Pruning by the schedule that all wrappers share."""
+    """Returns pruning with the schedule that all wrappers share, or raises."""
     for wrapper in wrappers:
         if tuple(wrapper.block_size) != (1, 1) or wrapper.sparsity_m_by_n:
             raise ValueError(
-                f"Layer {wrapper.layer.name!r} is pruned in blocks or m by n, and to go on so is "
-                "not supported. Pass `method='static'` to keep its mask. Received: "
+                f"Layer {wrapper.layer.name!r} is pruned in blocks or m by n, which tf_rigl cannot "
+                "continue. Pass `method='static'` to keep its mask. Received: "
                 f"block_size={wrapper.block_size}, sparsity_m_by_n={wrapper.sparsity_m_by_n}"
             )
     schedules = {repr(wrapper.pruning_schedule.get_config()) for wrapper in wrappers}
@@ -150,41 +154,41 @@ def _schedule_of(wrappers):
 
 
 def _final_sparsity(wrapper, mask):
-    """Where the schedule ends, or, where it does not say, where the mask is."""
+    """Returns the final sparsity of the schedule; if it has none, the sparsity of the mask."""
     final = MagnitudePruning(wrapper.pruning_schedule).final_sparsity
     return 1 - np.mean(mask) if final is None else final
 
 
 def _to_keras_3(model, custom_objects):
-    """The same model in Keras 3, by way of the file format that both know."""
+    """Returns the model in Keras 3. It goes through a file in a format that both know."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.h5"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Keras says that this format is an old one.
+                warnings.simplefilter("ignore")  # Keras warns that this format is old.
                 model.save(path, include_optimizer=False)
             with h5py.File(path, "r+") as file:
                 config = json.loads(file.attrs["model_config"])
-                file.attrs["model_config"] = json.dumps(_without_given_up(config))
-            # Lambdas are no danger: what is read is a model of this process.
+                file.attrs["model_config"] = json.dumps(_without_old_arguments(config))
+            # Lambdas are safe here: the model comes from this process.
             return keras.models.load_model(
                 path, custom_objects=custom_objects, compile=False, safe_mode=False
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"Keras 3 cannot read the model {model.name!r}: {error}. Custom layers need their "
-                "Keras 3 form in `custom_objects`."
+                f"Keras 3 cannot read the model {model.name!r}: {error}. Pass the Keras 3 classes "
+                "of custom layers in `custom_objects`."
             ) from error
 
 
-# Arguments that `tf_keras` writes and Keras 3 does not read, by layer, with the only value
-# that means the same without them; None for those that never mean anything.
+# Layer -> arguments that `tf_keras` writes and Keras 3 does not read, each with the only value
+# that Keras 3 can drop; None if it can drop any value.
 _NO_GROUPS = {"groups": 1}
 _SEPARABLE = dict.fromkeys(("kernel_initializer", "kernel_regularizer", "kernel_constraint"))
 _DROPOUT = dict.fromkeys(("noise_shape", "trainable"))
 _RECURRENT = {"time_major": False}
 _MODELS = ("Functional", "Model", "Sequential")
-_GIVEN_UP = {
+_OLD_ARGUMENTS = {
     "DepthwiseConv1D": _NO_GROUPS,
     "DepthwiseConv2D": _NO_GROUPS,
     "Conv1DTranspose": _NO_GROUPS,
@@ -202,28 +206,30 @@ _GIVEN_UP = {
 }
 
 
-def _without_given_up(config):
-    """A configuration, and all within it, without the arguments that Keras 3 gave up."""
+def _without_old_arguments(config):
+    """Returns a configuration without the arguments that Keras 3 does not read, at all levels."""
     if isinstance(config, list):
-        return [_without_given_up(value) for value in config]
+        return [_without_old_arguments(value) for value in config]
     if not isinstance(config, dict):
         return config
-    config = {key: _without_given_up(value) for key, value in config.items()}
+    config = {key: _without_old_arguments(value) for key, value in config.items()}
     inner = config.get("config")
     if isinstance(inner, dict):
         name = config.get("class_name")
-        for key, allowed in _GIVEN_UP.get(name, {}).items():
+        for key, allowed in _OLD_ARGUMENTS.get(name, {}).items():
             value = inner.pop(key, allowed)
             if allowed is not None and value != allowed:
-                raise ValueError(f"{name} of Keras 3 has no `{key}`. Received: {key}={value!r}")
+                raise ValueError(
+                    f"{name} of Keras 3 has no argument `{key}`. Received: {key}={value!r}"
+                )
         _renumber_calls_of_models(inner)
     return config
 
 
 def _renumber_calls_of_models(graph):
-    """Counts calls of models inside a graph from 0, as Keras 3 does.
+    """Numbers the calls of nested models from 0, as Keras 3 does.
 
-    `tf_keras` counts the call on the model's own input first.
+    `tf_keras` numbers them from 1: its call 0 is the one on the nested model's own input.
     """
     layers = graph.get("layers", ())
     models = [layer for layer in layers if layer["class_name"] in _MODELS]
