@@ -1,6 +1,6 @@
-"""From a trained model to files that are small and, where the runtime can, fast."""
+"""Exports a trained model to files that are small and, if the runtime allows, fast."""
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import backend  # noqa: F401, first: registers all our classes
 from tf_rigl.export.advice import Advice, LayerAdvice, advise
 from tf_rigl.export.info import ExportInfo
 from tf_rigl.export.saved_model import export_saved_model

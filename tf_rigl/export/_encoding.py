@@ -1,4 +1,4 @@
-"""Zeros taken out of a LiteRT file, in the ways that LiteRT runs right."""
+"""Removes zeros from a LiteRT file, in the encodings that LiteRT runs correctly."""
 
 import copy
 import math
@@ -13,97 +13,98 @@ _TYPES = {
     schema.TensorType.FLOAT16: np.float16,
     schema.TensorType.INT8: np.int8,
 }
-# Operators that take weights which another operator, DENSIFY, has unpacked, and at which input.
+# (Operator, input): the weights that the operator DENSIFY may unpack.
 _TAKE_UNPACKED = {
     (_OP.FULLY_CONNECTED, 1),
     (_OP.CONV_2D, 1),
     (_OP.TRANSPOSE_CONV, 1),
     (_OP.GATHER, 0),  # An embedding.
 }
-# The blocks of inputs that the sparse kernels of FULLY_CONNECTED know, by type of weights.
+# Type of weights -> the size of the blocks of inputs in FULLY_CONNECTED's sparse kernel.
 _KERNEL_BLOCKS = {np.float32: 4, np.int8: 16}
-_SPARSE_VERSION = 8  # Of FULLY_CONNECTED: in others, LiteRT takes sparse weights for dense ones.
-MIN_ZEROS = 0.7  # With fewer, the dense kernels of float weights are faster than the sparse ones.
-MIN_PACKED = 0.9  # A pattern of blocks leaves no more zeros inside blocks than this.
-_MAX_SIZE = 0.9  # What is not a tenth smaller encoded stays as it is.
+# The version of FULLY_CONNECTED with sparse kernels; others read sparse weights as dense ones.
+_SPARSE_VERSION = 8
+MIN_ZEROS = 0.7  # Float weights with fewer zeros run faster on dense kernels.
+MIN_PACKED = 0.9  # Blocks that remove a smaller fraction of the zeros are no block pattern.
+_MAX_SIZE = 0.9  # A weight is encoded only if that makes it at least a tenth smaller.
 
 
 def encode(content: bytes) -> tuple[bytes, int]:
-    """Encodes the weights of a LiteRT file that have zeros.
+    """Encodes the weights with zeros in a LiteRT file.
 
-    The converter's own pass (`EXPERIMENTAL_SPARSITY`) gives wrong outputs where a block
-    does not divide the inputs, and with float16 or dynamic-range blocks, and files that
-    LiteRT refuses with other int8 weights. Here a `FULLY_CONNECTED` operator gets blocks
-    where its sparse kernels are right; other float weights are unpacked by `DENSIFY` when
-    LiteRT loads them; other int8 weights stay dense.
+    A `FULLY_CONNECTED` operator gets blocks if its sparse kernel computes them correctly.
+    `DENSIFY` unpacks other float weights when LiteRT loads the file. Other int8 weights stay
+    dense. The converter's own pass (`EXPERIMENTAL_SPARSITY`) is not used. It gives wrong
+    outputs if a block does not divide the inputs, and with float16 or dynamic-range blocks;
+    with other int8 weights, LiteRT refuses its files.
 
     Args:
         content: bytes, a LiteRT file without sparse weights.
 
     Returns:
-        The file with sparse weights; and how many weights with zeros stay dense since
-        LiteRT does not run them otherwise.
+        The file with sparse weights; and the number of weights with zeros that stay dense
+        because LiteRT cannot run them sparse.
     """
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    left = sum(_encode_graph(model, graph) for graph in model.subgraphs)
+    dense = sum(_encode_graph(model, graph) for graph in model.subgraphs)
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or ()}
     for number, buffer in enumerate(model.buffers):
         if number not in used:
             buffer.data = None
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)), left
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model)), dense
 
 
 def _encode_graph(model, graph):
-    """Encodes the weights of one graph; returns how many with zeros stay dense."""
+    """Encodes the weights of one graph; returns how many weights with zeros stay dense."""
     kinds = [model.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
-    uses = {}  # Tensor -> (kind of operator, operator, which of its inputs).
+    uses = {}  # Tensor -> list of (kind of operator, operator, position among its inputs).
     for kind, operator in zip(kinds, graph.operators, strict=True):
         for place, tensor in enumerate(operator.inputs if operator.inputs is not None else ()):
             uses.setdefault(int(tensor), []).append((kind, operator, place))
-    left, unpacking = 0, []
+    dense, unpacking = 0, []
     for number, tensor in enumerate(list(graph.tensors)):
         values = _values(model, tensor)
         if values is None or number not in uses or number in graph.outputs:
             continue
-        wanted = uses[number]
+        users = uses[number]
         if tensor.type == schema.TensorType.FLOAT16:
-            # Stored in half precision, computed in single: what counts is who takes that.
-            if any(kind != _OP.DEQUANTIZE for kind, _, _ in wanted):
+            # DEQUANTIZE converts these weights to float32: look at the users of its output.
+            if any(kind != _OP.DEQUANTIZE for kind, _, _ in users):
                 continue
-            wanted = [use for _, op, _ in wanted for use in uses.get(int(op.outputs[0]), [])]
-            if any(_comes_too_early(kind, op, model, graph) for kind, op, _ in wanted):
+            users = [use for _, op, _ in users for use in uses.get(int(op.outputs[0]), [])]
+            if any(_runs_too_early(kind, op, model, graph) for kind, op, _ in users):
                 continue
-        if not wanted or any((kind, place) not in _TAKE_UNPACKED for kind, _, place in wanted):
+        if not users or any((kind, place) not in _TAKE_UNPACKED for kind, _, place in users):
             continue
         ways = encodings(values)
         best = min(ways, key=lambda way: way.size)
         if not is_smaller(best):
             continue
-        runs = [way for way in ways if _runs(way, wanted, graph)]
+        runs = [way for way in ways if _runs(way, users, graph)]
         if runs:
             runs[0].store(model, tensor)
-            for _, operator, _ in wanted:
+            for _, operator, _ in users:
                 old = model.operatorCodes[operator.opcodeIndex]
                 operator.opcodeIndex = _code(model, old.builtinCode, _SPARSE_VERSION)
-        elif tensor.type == schema.TensorType.INT8 and not _takes_unpacked_int8(wanted, graph):
-            left += 1
+        elif tensor.type == schema.TensorType.INT8 and not _takes_unpacked_int8(users, graph):
+            dense += 1
         else:
             best.store(model, tensor)
             unpacking.append(_unpack(model, graph, number, uses[number]))
     graph.operators = unpacking + list(graph.operators)
-    return left
+    return dense
 
 
-def _comes_too_early(kind, operator, model, graph):
-    """Whether an operator would take half-precision weights that are not unpacked yet."""
-    if kind == _OP.TRANSPOSE_CONV:  # Where the shape of its output depends on the batch.
+def _runs_too_early(kind, operator, model, graph):
+    """Returns whether an operator would read float16 weights before they are unpacked."""
+    if kind == _OP.TRANSPOSE_CONV:  # Only if the shape of its output depends on the batch.
         return model.buffers[graph.tensors[operator.inputs[0]].buffer].data is None
     return kind == _OP.GATHER
 
 
 def _values(model, tensor):
-    """The values of a constant that may be weights, or None."""
+    """Returns the values of a constant that may be weights, or None."""
     data = model.buffers[tensor.buffer].data
     rank = 0 if tensor.shape is None else len(tensor.shape)
     if tensor.type not in _TYPES or data is None or rank not in (2, 4) or tensor.sparsity:
@@ -113,50 +114,50 @@ def _values(model, tensor):
 
 
 def _blocks(values):
-    """The sizes of blocks along the last axis in which values can be stored."""
-    # Where a block does not divide the axis LiteRT computes with what is not there.
+    """Returns the sizes of blocks along the last axis that can store values."""
+    # If a block does not divide the axis, LiteRT reads past the end of the values.
     matrix = values.ndim == 2
     return [1, *(block for block in (4, 16) if matrix and values.shape[-1] % block == 0)]
 
 
 def encodings(values) -> list:
-    """The ways to encode a matrix of outputs by inputs, or the kernel of a convolution."""
+    """Returns the encodings of a matrix (outputs, inputs), or of the kernel of a convolution."""
     return [_Encoded(values, block) for block in _blocks(values)]
 
 
 def is_smaller(encoded) -> bool:
-    """Whether an encoding is worth it."""
+    """Returns whether an encoding makes the file enough smaller."""
     return encoded.size <= _MAX_SIZE * encoded.dense.nbytes
 
 
 def suits_kernel(encoded) -> bool:
-    """Whether `FULLY_CONNECTED` has a sparse kernel for an encoding, and it pays."""
+    """Returns whether `FULLY_CONNECTED` has a sparse kernel for an encoding, and gains by it."""
     values = encoded.dense
     if encoded.block != _KERNEL_BLOCKS.get(values.dtype.type):
         return False
     if values.dtype == np.float32 and encoded.values.size > (1 - MIN_ZEROS) * values.size:
         return False
-    # Blocks of which most have something in them are not what the weight was trained in.
+    # If blocks remove too few of the zeros, the weight was not trained in such blocks.
     zeros = values.size - np.count_nonzero(values)
     return values.size - encoded.values.size >= MIN_PACKED * zeros
 
 
 def _runs(encoded, uses, graph):
-    """Whether a sparse kernel of LiteRT computes with weights so encoded, and does it right."""
+    """Returns whether a sparse kernel of LiteRT runs an encoding, with correct outputs."""
     values = encoded.dense
     if not suits_kernel(encoded):
         return False
     for kind, operator, _ in uses:
         if kind != _OP.FULLY_CONNECTED:
             return False
-        # The kernel of int8 weights and float inputs leaves out the scales of channels.
+        # The kernel for int8 weights and float inputs ignores the scales of channels.
         if _input_type(operator, kind, graph) is not values.dtype.type:
             return False
     return True
 
 
 def _takes_unpacked_int8(uses, graph):
-    """Whether int8 weights may be unpacked: LiteRT refuses that where activations are float."""
+    """Returns whether int8 weights may be unpacked. LiteRT refuses it if activations are float."""
     return all(
         kind in (_OP.CONV_2D, _OP.TRANSPOSE_CONV) and _input_type(operator, kind, graph) is np.int8
         for kind, operator, _ in uses
@@ -164,13 +165,21 @@ def _takes_unpacked_int8(uses, graph):
 
 
 def _input_type(operator, kind, graph):
-    """The type of the activations that come in."""
+    """Returns the type of an operator's input activations."""
     place = 2 if kind == _OP.TRANSPOSE_CONV else 0
     return _TYPES.get(graph.tensors[operator.inputs[place]].type)
 
 
 class _Encoded:
-    """Values without blocks of zeros along the last axis."""
+    """A weight in a sparse encoding: without the blocks that are all zeros.
+
+    Attributes:
+        dense: array, the weight.
+        block: int, the size of a block along the last axis.
+        values: array of shape (blocks, block), the stored blocks.
+        segments, indices: int arrays, the positions of the blocks (CSR).
+        size: int, the bytes of the encoding.
+    """
 
     def __init__(self, dense, block):
         rows = dense.reshape(-1, dense.shape[-1] // block, block)
@@ -183,7 +192,7 @@ class _Encoded:
         self.size = self.values.nbytes + sum(vector.values.nbytes for vector in vectors)
 
     def store(self, model, tensor):
-        """Makes this what a tensor holds."""
+        """Writes the encoding to a tensor of a model."""
         rank = self.dense.ndim
         axes = [
             schema.DimensionMetadataT(format=schema.DimensionType.DENSE, denseSize=size)
@@ -208,14 +217,14 @@ class _Encoded:
                 schema.DimensionMetadataT(format=schema.DimensionType.DENSE, denseSize=self.block)
             )
         data = np.frombuffer(self.values.tobytes(), np.uint8)
-        # Another tensor may hold the same values: the old buffer goes when nobody uses it.
+        # Other tensors may share the old buffer; `encode` empties it if no tensor uses it.
         model.buffers.append(schema.BufferT(data=data))
         tensor.buffer = len(model.buffers) - 1
         tensor.sparsity = sparsity
 
 
 def _vector(numbers):
-    """Integers in the smallest type that a file may have them in."""
+    """Returns integers in the smallest type that the file format allows, with its code."""
     largest = int(numbers.max(initial=0))
     kinds = schema.SparseIndexVector
     for limit, dtype, kind, cls in (
@@ -225,11 +234,11 @@ def _vector(numbers):
     ):
         if largest < limit:
             return kind, cls(values=numbers.astype(dtype))
-    raise ValueError(f"LiteRT cannot store a weight of {largest} values.")
+    raise ValueError(f"The indices of a sparse weight must be below {2**31}. Received: {largest}")
 
 
 def _unpack(model, graph, number, uses):
-    """An operator that unpacks a sparse tensor, whose users now take what it makes."""
+    """Returns an operator that unpacks a sparse tensor; its users now read the unpacked one."""
     dense = copy.copy(graph.tensors[number])
     dense.name = (dense.name or b"") + b"/unpacked"
     dense.buffer, dense.sparsity = 0, None
@@ -248,7 +257,7 @@ def _unpack(model, graph, number, uses):
 
 
 def _code(model, kind, version):
-    """The number of a kind of operators in a version among those of a model."""
+    """Returns the index of an operator's kind and version in a model; adds it if it is new."""
     codes = [(code.builtinCode, code.version) for code in model.operatorCodes]
     if (kind, version) not in codes:
         model.operatorCodes.append(

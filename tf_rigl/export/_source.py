@@ -1,4 +1,4 @@
-"""What every export begins with: an ordinary model, and a batch to check the result on."""
+"""Shared parts of all exports: the model to export, the check batch, and the check."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ from tf_rigl.convert import sparsifying
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable
 
-_FREE_AXIS = 32  # The size of an axis that has none in the check batch.
+_FREE_AXIS = 32  # The size that axes of free size have in the check batch.
 
 
 def ordinary(model):
-    """The model that is exported: a sparse one stripped, others as they are.
+    """Returns the model to export: a sparse model is stripped, others are returned as they are.
 
     Raises:
         ValueError: if `model` is not a built `keras.Model`.
@@ -38,15 +38,15 @@ def ordinary(model):
         return sparsifying.strip(model)
     if not has_zeros(model):
         warnings.warn(
-            f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to leave out: it is "
-            "exported as the dense model that it is.",
+            f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to remove: it is "
+            "exported as a dense model.",
             stacklevel=3,
         )
     return model
 
 
 def has_zeros(model) -> bool:
-    """Whether more of the maskable weights are zero than by chance."""
+    """Returns whether a maskable weight has more zeros than chance gives."""
     for found in maskable.find(model, include_self=False):
         values = found.weight.numpy()
         if values.size - np.count_nonzero(values) > max(1, 1e-3 * values.size):
@@ -55,42 +55,42 @@ def has_zeros(model) -> bool:
 
 
 def signature(model) -> list:
-    """The positional arguments of a model's call, as structures of `keras.InputSpec`."""
+    """Returns the positional arguments of a model's call, as structures of `keras.InputSpec`."""
     try:
         return input_signature(model)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"Argument `model` cannot be exported: Keras does not know its inputs. Call it on data "
-            f"first, or build it as a functional model. ({error})"
+            f"Argument `model` cannot be exported: Keras does not know its inputs. First call it "
+            f"on data, or build it as a functional model. ({error})"
         ) from error
 
 
 def check_batch(model, size, seed=0) -> list:
-    """Random inputs for a model, the same each time.
+    """Makes random inputs for a model; the same seed gives the same inputs.
 
     Args:
         model: a built `keras.Model`.
-        size: int, of the batch axis, where it is free.
+        size: int, the size of the batch axis if it is free.
         seed: int.
 
     Returns:
-        The positional arguments of a call: floats from a standard normal distribution,
-        integers that every `Embedding` of the model knows.
+        The positional arguments of a call: floats from a standard normal distribution, and
+        integers that are in the range of every `Embedding` of the model.
     """
     rng = np.random.default_rng(seed)
     layers = all_layers(model)
-    known = [each.input_dim for each in layers if isinstance(each, keras.layers.Embedding)]
+    limits = [each.input_dim for each in layers if isinstance(each, keras.layers.Embedding)]
 
     def draw(spec):
         first, *rest = spec.shape
         shape = (first or size, *(n or _FREE_AXIS for n in rest))
         if keras.backend.is_int_dtype(spec.dtype):
-            return rng.integers(0, min(known, default=2), shape).astype(spec.dtype)
+            return rng.integers(0, min(limits, default=2), shape).astype(spec.dtype)
         if spec.dtype == "bool":
             return rng.random(shape) < 0.5
         if not keras.backend.is_float_dtype(spec.dtype):
             raise ValueError(
-                f"A check batch of dtype {spec.dtype} cannot be drawn: pass one as `check_data`."
+                f"No random check batch can have dtype {spec.dtype}: pass one as `check_data`."
             )
         return rng.standard_normal(shape).astype(spec.dtype)
 
@@ -98,11 +98,10 @@ def check_batch(model, size, seed=0) -> list:
 
 
 def check_place(path) -> pathlib.Path:
-    """The path, if something can be written there.
+    """Checks a path to write to, and returns it as a `pathlib.Path`.
 
     Raises:
-        ValueError: if `path` is not a path, or its folder does not exist or cannot be
-            written.
+        ValueError: if `path` is not a path, or its folder does not exist or is not writable.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"Argument `path` must be a path. Received: path={path!r}")
@@ -118,7 +117,7 @@ def write(archive, folder):
     """Writes a `keras.export.ExportArchive`.
 
     Raises:
-        OSError: if TensorFlow cannot write it, which it reports in its own way.
+        OSError: if TensorFlow cannot write it, in place of TensorFlow's own error.
     """
     try:
         with without_notices():
@@ -128,39 +127,39 @@ def write(archive, folder):
 
 
 def call(model, *arguments):
-    """The outputs of a model, or a function that calls it, on a check batch.
+    """Calls a model, or a function that calls it, on a check batch.
 
     Raises:
-        ValueError: if it does not take such inputs.
+        ValueError: if the model does not accept the inputs.
     """
     try:
         return model(*arguments)
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
-            f"The model cannot be called on the check batch: pass `check_data` that it takes. "
+            f"The model cannot be called on the check batch: pass `check_data` that it accepts. "
             f"({error.message})"
         ) from error
 
 
 def check_outputs(expected, received, tolerance, least=1.0) -> float:
-    """The largest difference between outputs; raises if it is more than they allow.
+    """Returns the largest difference between outputs, or raises if it is too large.
 
     Args:
         expected: structure of arrays, the outputs of the Keras model.
-        received: list of arrays, the outputs of what was exported, in the same order.
-        tolerance: float, the difference allowed, as a part of the largest magnitude in the
-            expected output.
-        least: float, the magnitude that smaller outputs are taken to have.
+        received: list of arrays, the outputs of the exported model, in the same order.
+        tolerance: float, the allowed difference, as a fraction of the largest magnitude in
+            the expected output.
+        least: float, the smallest magnitude to take that fraction of.
 
     Raises:
-        ValueError: if outputs differ in number, shape, or by more.
+        ValueError: if outputs differ in number or shape, or by more than is allowed.
     """
     expected = [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(expected)]
     shapes = [x.shape for x in expected], [np.shape(x) for x in received]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "What was exported does not have the model's outputs: shapes "
-            f"{shapes[1]} in place of {shapes[0]}."
+            "The exported model must have the Keras model's outputs, of shapes "
+            f"{shapes[0]}. Received: shapes {shapes[1]}"
         )
     worst = 0.0
     for ours, theirs in zip(expected, received, strict=True):
@@ -171,8 +170,8 @@ def check_outputs(expected, received, tolerance, least=1.0) -> float:
         allowed = tolerance * max(least, float(largest))
         if not error <= allowed:
             raise ValueError(
-                "What was exported does not reproduce the model's outputs: "
-                f"the largest difference is {error:.3g}, allowed is {allowed:.3g}."
+                "The exported model does not reproduce the model's outputs: the largest "
+                f"difference must be at most {allowed:.3g}. Received: {error:.3g}"
             )
         worst = max(worst, error)
     return worst
@@ -180,7 +179,7 @@ def check_outputs(expected, received, tolerance, least=1.0) -> float:
 
 @contextlib.contextmanager
 def without_notices():
-    """Keeps TensorFlow from telling of a folder that will have another name."""
+    """Silences TensorFlow's notice of the folder it writes, which is renamed afterwards."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("WARNING")

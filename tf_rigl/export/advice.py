@@ -1,4 +1,4 @@
-"""Which layers LiteRT will run sparse, why the others not, and what to change."""
+"""Predicts which layers LiteRT will run sparse, and advises what to change in the others."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ from tf_rigl.patterns.litert import MATRICES
 from tf_rigl.weights import maskable, masks
 from tf_rigl.weights.masked_layer import MaskedLayer
 
-_XNNPACK_FROM = 2 / 3  # With fewer zeros its sparse convolutions are slower than dense ones.
-# What LiteRT unpacks on loading.
+_XNNPACK_FROM = 2 / 3  # XNNPACK runs convolutions with fewer zeros faster dense than sparse.
+# Layers whose sparse weights LiteRT unpacks when it loads a file.
 _UNPACKED = (
     layers.Conv1D,
     layers.Conv2D,
@@ -30,7 +30,7 @@ _UNPACKED = (
 
 @dataclasses.dataclass(frozen=True)
 class LayerAdvice:
-    """What becomes of one weight.
+    """How LiteRT will store and run one weight.
 
     Attributes:
         name: str, the path of the weight.
@@ -39,8 +39,8 @@ class LayerAdvice:
         runs: str, "sparse": a sparse kernel of LiteRT runs it; "xnnpack": XNNPACK may run
             it sparse; "smaller": it is stored sparse and computed dense; "dense": it is
             stored dense.
-        why: str.
-        change: str, what would make it run sparse, or "".
+        why: str, the reason.
+        change: str, a change that would make it run sparse, or "".
     """
 
     name: str
@@ -53,7 +53,7 @@ class LayerAdvice:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What LiteRT will do with each weight; `print` shows it as a table.
+    """How LiteRT will store and run each weight; `print` shows it as a table.
 
     Attributes:
         layers: list of `LayerAdvice`, in model order.
@@ -62,7 +62,7 @@ class Advice:
     layers: list[LayerAdvice]
 
     def to_dict(self) -> dict:
-        """Everything in dicts, lists, strings and numbers, ready for JSON."""
+        """Returns the advice as dicts, lists, strings and numbers, ready for JSON."""
         rows = [dataclasses.asdict(row) for row in self.layers]
         return {"layers": [{**row, "shape": list(row["shape"])} for row in rows]}
 
@@ -75,19 +75,19 @@ class Advice:
         ]
         lines = tables.text(header, rows, left={0, 1, 3, 4, 5})
         note = (
-            "For float32 and one example at a time; sparsity here is of the weights, in which "
-            "active entries may be zero too."
+            "For float32 and a batch of one. Sparsity counts all zeros, also those of active "
+            "entries."
         )
         return "\n".join([*lines, "", note])
 
 
 def advise(model) -> Advice:
-    """Tells which weights LiteRT will run sparse after `tf_rigl.export_tflite`.
+    """Predicts which weights LiteRT will run sparse after `tf_rigl.export_tflite`.
 
-    Judged by the zeros that are there, as the export does, and for float32. LiteRT has
-    sparse kernels for layers that multiply by a matrix, with zeros in blocks; XNNPACK,
-    which LiteRT uses by itself, for 1x1 convolutions between a certain stem and a global
-    average (on x86 with LiteRT 2.3 they were seen to be no faster).
+    The prediction depends on the zeros in the weights, as the export does, and is for float32.
+    LiteRT has sparse kernels for layers that multiply by a matrix with blocks of zeros. XNNPACK,
+    which LiteRT uses by default, has sparse kernels for 1x1 convolutions between a certain stem
+    and a global average. (On x86 with LiteRT 2.3, these were measured to be no faster.)
 
     Args:
         model: a built `keras.Model`, sparse or not.
@@ -100,8 +100,17 @@ def advise(model) -> Advice:
 
     Example:
 
-    >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern="litert")
+    >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, seed=0)
     >>> print(tf_rigl.export.advise(sparse))
+    weight         shape  sparsity  LiteRT   why                            what to change
+    -------------  -----  --------  -------  -----------------------------  ----------------
+    hidden/kernel  16x32    0.9258  smaller  zeros not in blocks of inputs  pattern='litert'
+    output/kernel  32x4     0.7812  smaller  zeros not in blocks of inputs  pattern='litert'
+    <BLANKLINE>
+    For float32 and a batch of one. Sparsity counts all zeros, also those of active entries.
+    >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern="litert", seed=0)
+    >>> [row.runs for row in tf_rigl.export.advise(sparse).layers]
+    ['sparse', 'sparse']
 
     Reference:
 
@@ -127,7 +136,7 @@ def advise(model) -> Advice:
 
 
 def _judge(found, values, sparsity, graph, pattern):
-    """What becomes of a weight, why, and what to change."""
+    """Returns `runs`, `why` and `change` of a weight's `LayerAdvice`."""
     layer = found.layer
     if not sparsity:
         return "dense", "no zeros", "sparsity"
@@ -151,25 +160,32 @@ def _judge(found, values, sparsity, graph, pattern):
 
 
 def _matrix(values, ways, pattern):
-    """A matrix of outputs by inputs, the ways to encode it, and its pattern, if that is known."""
+    """Returns `runs`, `why` and `change` of a matrix.
+
+    Args:
+        values: array of shape (outputs, inputs).
+        ways: its encodings.
+        pattern: its pattern, or None.
+    """
     if any(map(_encoding.suits_kernel, ways)):
         return "sparse", "zeros in blocks of inputs", ""
     inputs = values.shape[1]
     if inputs % 4:
-        change = f"inputs: {inputs} is no multiple of 4; then pattern='litert'"
+        change = f"a multiple of 4 inputs, not {inputs}; then pattern='litert'"
         return "smaller", "no blocks of 4 divide the inputs", change
     zeros, blocks = np.mean(values == 0), ways[1]
     enough = zeros >= _encoding.MIN_ZEROS
-    # After an update of the masks there are zeros within active blocks too.
+    # After a mask update, active blocks hold zeros too.
     declared = isinstance(pattern, Block) and pattern.cols == 1 and pattern.rows % 4 == 0
     if declared or 1 - blocks.values.size / values.size >= _encoding.MIN_PACKED * zeros:
         why = f"in blocks, but under {_encoding.MIN_ZEROS:.0%} zeros dense is faster"
         return "smaller", why, "more sparsity"
     change = "pattern='litert'" if enough else "pattern='litert' and more sparsity"
-    return "smaller", "zeros in no blocks of inputs", change
+    return "smaller", "zeros not in blocks of inputs", change
 
 
 def _convolution(layer, sparsity, graph):
+    """Returns `runs`, `why` and `change` of a convolution."""
     if layer.kernel_size != (1, 1):
         return "smaller", "XNNPACK runs only 1x1 convolutions sparse", ""
     if layer.strides != (1, 1) or layer.groups != 1:
@@ -183,7 +199,7 @@ def _convolution(layer, sparsity, graph):
 
 
 class _Graph:
-    """The layers before and after each layer of a graph, those of nested models included."""
+    """The layers before and after each layer of a graph, also across nested models."""
 
     def __init__(self, model):
         self.before, self.after = {}, {}
@@ -204,9 +220,9 @@ class _Graph:
                 self.after.setdefault(id(last), []).append(first)
 
     def problem(self, layer):
-        """Why XNNPACK will not run a 1x1 convolution sparse, and what to change; or None."""
+        """Returns why XNNPACK cannot run a 1x1 convolution sparse, and a change; or None."""
         if id(layer) not in self.before:
-            return "not in a functional graph that can be read", "a functional model"
+            return "not in a functional graph", "a functional model"
         return self._walk(layer, self.before, _is_stem, "the start") or self._walk(
             layer, self.after, _is_end, "the end"
         )
@@ -241,7 +257,7 @@ class _Graph:
         return False
 
     def _has_padding(self, layer, sizes, strides):
-        """Whether a convolution has half its kernel of padding on every side."""
+        """Returns whether the padding of a convolution is half its kernel on every side."""
         if (
             layer.kernel_size not in sizes
             or tuple(layer.strides) not in strides
@@ -250,7 +266,7 @@ class _Graph:
         ):
             return False
         if layer.padding == "same":
-            return tuple(layer.strides) == (1, 1)  # With strides it depends on the size.
+            return tuple(layer.strides) == (1, 1)  # With strides, padding depends on the size.
         half = layer.kernel_size[0] // 2
         sources = self.before.get(id(layer), [])
         return (
@@ -261,8 +277,8 @@ class _Graph:
 
 
 _PLAIN = (
-    layers.InputLayer,  # Of a nested model.
-    layers.BatchNormalization,  # Folded into the convolution before it.
+    layers.InputLayer,  # The input of a nested model.
+    layers.BatchNormalization,  # The converter folds it into the convolution before it.
     layers.Add,
     layers.Multiply,
     layers.ZeroPadding2D,
@@ -280,6 +296,7 @@ _ACTIVATIONS = (
     keras.activations.sigmoid,
     keras.activations.hard_swish,
 )
+# Where the search for a border ends -> the change that lets XNNPACK run the graph sparse.
 _BORDERS = {
     "the start": "begin with ZeroPadding2D(1) and Conv2D(n, 3, strides=2) on 3 channels",
     "the end": "end in GlobalAveragePooling2D",
@@ -301,7 +318,7 @@ def _is_end(layer, graph):
 
 
 def _borders(operation, side):
-    """The layers at the inputs or the outputs of a nested model; of a layer, itself."""
+    """Returns the layers at the inputs or outputs of a nested model; for a layer, the layer."""
     graph = graph_of(operation)
     if graph is None:
         return [operation.layer if isinstance(operation, MaskedLayer) else operation]
@@ -310,4 +327,5 @@ def _borders(operation, side):
 
 
 def _kind(operation):
+    """Returns the name of an operation's class."""
     return type(operation).__name__

@@ -1,16 +1,16 @@
-"""What an export has written."""
+"""The result of an export."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportInfo:
-    """What an export has written.
+    """The result of an export.
 
     Attributes:
         path: str, the file or folder.
         bytes: int, its size.
-        dense_bytes: int, its size if nothing in it were stored sparse.
+        dense_bytes: int, the size that it would have with all weights stored dense.
         max_abs_error: float, the largest difference from the outputs of the Keras model
             on the check batch.
     """

@@ -1,4 +1,4 @@
-"""A SavedModel that stores of its sparse weights only what is not zero."""
+"""Exports a SavedModel that stores only the nonzero values of its sparse weights."""
 
 import contextlib
 import pathlib
@@ -13,43 +13,46 @@ from tf_rigl._base import keras_internals
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
-_DTYPES = ("float16", "bfloat16", "float32", "float64")  # Of weights that can be packed.
+_DTYPES = ("float16", "bfloat16", "float32", "float64")  # The types of weights that can be packed.
 _HALF = ("float16", "bfloat16")
-_OVERHEAD = 4096  # Bytes that packing a weight must save: it makes the graph larger.
-# For each byte the eight that hold one of its bits each, as an integer.
+_OVERHEAD = 4096  # Bytes that packing a weight must save, because it makes the graph larger.
+# For each value of a byte: its eight bits, spread over the eight bytes of an int64.
 _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SPREAD = _SPREAD.view(np.int64).reshape(-1)
 
 
 def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportInfo:
-    """Writes a model as a SavedModel, which needs neither tf_rigl nor Keras to be loaded.
+    """Writes a model as a SavedModel that loads without tf_rigl and Keras.
 
-    It is used like one that `keras.Model.export` has written, by `tf.saved_model.load`
-    and by TensorFlow Serving: the same endpoints, the same names of inputs and outputs,
-    any batch size. Nothing is left at `path`, and what was there stays, if it cannot be
-    written or does not give the outputs of the Keras model.
+    Use it like a SavedModel of `keras.Model.export`, with `tf.saved_model.load` or TensorFlow
+    Serving: it has the same endpoints, the same names of inputs and outputs, and takes any batch
+    size. If writing fails, or if the outputs differ from those of the Keras model, an older
+    SavedModel at `path` stays and nothing else is left there.
 
     Args:
         model: a `tf_rigl.SparseModel`, or any built `keras.Model`.
         path: str or path, the folder to write. An older SavedModel there is replaced.
-        packed: bool, whether sparse weights are stored as their non-zero values and a
-            bit for each entry. They are restored once, when the SavedModel is loaded,
-            so that it runs as fast as any other.
-        check_data: inputs as the model takes them (a tuple, where its `call` takes several
-            arguments), on which the outputs are compared. Defaults to random ones.
+        packed: bool, whether sparse weights are stored as their nonzero values and one bit
+            for each entry. Loading unpacks them once, so the model runs as fast as any
+            other SavedModel.
+        check_data: a batch on which the outputs are compared (a tuple if the model's `call`
+            has several arguments). Defaults to random inputs.
 
     Returns:
         A `tf_rigl.export.ExportInfo`.
 
     Raises:
-        ValueError: if an argument is not what it must be, or if the outputs of what was
-            written are not those of `model`.
+        ValueError: if an argument is invalid, or if the outputs of the SavedModel differ from
+            those of `model`.
 
     Example:
 
-    >>> info = tf_rigl.export.export_saved_model(sparse, "served/1")
-    >>> loaded = tf.saved_model.load("served/1")
-    >>> outputs = loaded.serve(x)
+    >>> info = tf_rigl.export_saved_model(sparse, "served")
+    >>> loaded = tf.saved_model.load("served")
+    >>> loaded.serve(x).shape
+    TensorShape([64, 4])
+    >>> info.max_abs_error < 1e-5
+    True
     """
     place = _check_folder(path)
     if not isinstance(packed, bool):
@@ -64,13 +67,13 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
 
 
 def _check_folder(path) -> pathlib.Path:
-    """The folder to write, if it is free or an older SavedModel."""
+    """Returns the folder to write, or raises if it holds anything but an older SavedModel."""
     folder = _source.check_place(path).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Argument `path` must be a folder, not a file. Received: path={path!r}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "saved_model.pb").is_file():
         raise ValueError(
-            "Argument `path` must be a new or empty folder, or an older SavedModel: this one "
+            "Argument `path` must be a new or empty folder, or an older SavedModel. This folder "
             f"holds something else (it has no saved_model.pb). Received: path={path!r}"
         )
     return folder
@@ -78,7 +81,7 @@ def _check_folder(path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _beside(folder):
-    """A folder to write to, which then takes the place of another."""
+    """Makes a new folder to write to. At the end it replaces the given folder."""
     holder = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new, old = holder / "new", holder / "old"
     try:
@@ -94,15 +97,12 @@ def _beside(folder):
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if folder.exists() or not old.exists():  # Else it is the only copy there is.
+        if folder.exists() or not old.exists():  # Otherwise `old` is the only copy.
             shutil.rmtree(holder, ignore_errors=True)
 
 
-# What is compared.
-
-
 def _inputs(model, check_data) -> list:
-    """The arguments of a call on which outputs are compared, as tensors."""
+    """Returns the arguments of a call on the check batch, as tensors."""
     if check_data is None:
         return keras.tree.map_structure(tf.convert_to_tensor, _source.check_batch(model, size=2))
     specs = _source.signature(model)
@@ -113,9 +113,9 @@ def _inputs(model, check_data) -> list:
         )
         for spec, x in zip(keras.tree.flatten(specs), keras.tree.flatten(batch), strict=True):
             if not tf.TensorShape(spec.shape).is_compatible_with(x.shape):
-                raise ValueError(f"an input of shape {x.shape} in place of {spec.shape}")
+                raise ValueError(f"an input has shape {x.shape}, but needs {spec.shape}")
             if not tf.size(x):
-                raise ValueError("an input without an example")
+                raise ValueError("an input has no examples")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `check_data` must be a batch of inputs of {model.name!r}. ({error})"
@@ -124,14 +124,14 @@ def _inputs(model, check_data) -> list:
 
 
 def _check(model, folder, batch, names) -> float:
-    """The largest difference between the outputs of a model and what was written of it."""
+    """Returns the largest difference between the outputs of a model and of its SavedModel."""
     loaded = tf.saved_model.load(str(folder))
     default = loaded.signatures["serving_default"]
     named = dict(zip(names, tf.nest.flatten(batch), strict=True))
     half = any(layer.compute_dtype in _HALF for layer in keras_internals.all_layers(model))
     worst = 0.0
-    # A model may draw random numbers or keep a state: at each call it goes on as what was
-    # written does, and in the end it is as it was.
+    # A model may draw random numbers or keep a state. Within this scope its state advances from
+    # call to call, as that of the SavedModel does; afterwards it is unchanged.
     with keras.StatelessScope():
         for call in (lambda: loaded.serve(*batch), lambda: default(**named)):
             expected, outputs = _source.call(model, *batch), call()
@@ -144,11 +144,8 @@ def _check(model, folder, batch, names) -> float:
     return worst
 
 
-# What is written.
-
-
 def _write(model, folder, packed):
-    """Writes a SavedModel; returns by how much weights are smaller, and the names of inputs."""
+    """Writes a SavedModel; returns the bytes that packing saves, and the names of the inputs."""
     variables = [v for v in model.weights if packed and _saving(v) > _OVERHEAD]
     while True:
         weights = [_PackedWeight(variable, n) for n, variable in enumerate(variables)]
@@ -160,14 +157,16 @@ def _write(model, folder, packed):
 
 
 def _archive(model, weights):
-    """What is to be written, its inputs, and the variables (their ids) that must not be packed.
+    """Makes the archive to write.
 
-    Those are the ones that the model writes to when it is called, such as the state of a
-    recurrent layer, and those that it reads in a way of its own.
+    Returns:
+        The `keras.export.ExportArchive`; the names of its inputs; the ids of variables that
+        must not be packed. The model assigns to those when it is called, such as the state of
+        a recurrent layer, or reads them in another way than packing supports.
     """
     written = set()
 
-    def serve(*args):  # A name that Keras gives to inputs without one.
+    def serve(*args):  # Keras uses the name "args" for inputs without a name.
         values = [(weight.source, weight.read()) for weight in weights]
         with _Scope(values) as scope:
             outputs = model(*args)
@@ -180,29 +179,30 @@ def _archive(model, weights):
     captured = {id(variable) for variable in concrete.variables}
     unfit = {id(w.source) for w in weights if id(w.source.value) in captured} | written
 
-    # Not the model itself: the archive would take all its variables along.
+    # Track a holder in place of the model: the archive would store all variables of a model.
+    # From the holder it stores the model's lookup tables only.
     holder = tf.Module()
-    holder.model = model  # Of which it takes lookup tables.
+    holder.model = model
     archive.track(holder)
     if weights:
         archive.track(_Restorer(weights))
     for name in ("values", "bits", "dense"):
         archive.add_variable_collection(f"packed_{name}", [getattr(w, name) for w in weights])
-    # The rest under the names that Keras gives them, but not as its own variables: those it
-    # would store twice.
+    # The other variables go under Keras's names, as `tf.Variable`s: `keras.Variable`s would be
+    # stored twice.
     packed = {id(weight.source) for weight in weights}
-    rest = [v for v in model.weights if id(v) not in packed]
+    others = [v for v in model.weights if id(v) not in packed]
     for name, part in (
-        ("variables", rest),
-        ("trainable_variables", [v for v in rest if v.trainable]),
-        ("non_trainable_variables", [v for v in rest if not v.trainable]),
+        ("variables", others),
+        ("trainable_variables", [v for v in others if v.trainable]),
+        ("non_trainable_variables", [v for v in others if not v.trainable]),
     ):
         archive.add_variable_collection(name, [v.value for v in part])
     return archive, keras_internals.argument_names(concrete), unfit
 
 
 class _Scope(keras.StatelessScope):
-    """Gives packed weights other values; all else is read and written as ever."""
+    """Replaces the values of packed weights. Other variables are read and written as usual."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -218,12 +218,12 @@ class _Scope(keras.StatelessScope):
 
 
 class _PackedWeight:
-    """A variable that is stored as its non-zero values and a bit for each entry.
+    """A variable that is stored as its nonzero values and one bit for each entry.
 
     Attributes:
         source: `keras.Variable`.
-        values, bits: `tf.Variable`, what is stored.
-        dense: `tf.Variable`, which is not stored, but filled when it is loaded.
+        values, bits: `tf.Variable`, the stored parts.
+        dense: `tf.Variable`, the whole weight. It is not stored; loading fills it.
     """
 
     def __init__(self, source, number):
@@ -240,13 +240,13 @@ class _PackedWeight:
         keras_internals.leave_value_out(self.dense)
 
     def read(self):
-        """The restored value."""
+        """Returns the unpacked value."""
         return self.dense.read_value()
 
     def restore(self):
-        """Fills the dense variable from what is stored."""
+        """Fills the dense variable from the stored values and bits."""
         shape = self.source.shape
-        # Eight entries at once, a byte each: several times as fast as shifting the bits.
+        # A table look-up per byte of bits is several times faster than shifting the bits.
         spread = tf.gather(tf.constant(_SPREAD), tf.cast(self.bits, tf.int32))
         indices = tf.where(tf.reshape(tf.bitcast(spread, tf.uint8), [-1]))
         size = tf.constant([shape.num_elements()], tf.int64)
@@ -254,14 +254,14 @@ class _PackedWeight:
 
 
 class _Restorer(tf.saved_model.experimental.TrackableResource):
-    """What fills the packed weights: loaders initialise resources once variables are there."""
+    """A resource that unpacks the weights: loaders initialise resources after the variables."""
 
     def __init__(self, weights):
         super().__init__()
         self.weights = weights
 
     def _create_resource(self):
-        return tf.constant(0)  # Nothing more is needed of it than to be initialised.
+        return tf.constant(0)  # A dummy handle: only the initialisation matters.
 
     def _initialize(self):
         for weight in self.weights:
@@ -269,7 +269,7 @@ class _Restorer(tf.saved_model.experimental.TrackableResource):
 
 
 def _saving(variable) -> int:
-    """By how many bytes a variable is smaller packed than dense; 0 if it cannot be packed."""
+    """Returns the bytes that packing a variable saves; 0 if it cannot be packed."""
     if variable.dtype not in _DTYPES:
         return 0
     size = variable.shape.num_elements()

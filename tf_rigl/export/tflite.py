@@ -1,4 +1,4 @@
-"""A LiteRT (TFLite) file with sparse weights, checked with the interpreter that runs it."""
+"""Exports a LiteRT (TFLite) file with sparse weights, and checks it with LiteRT's interpreter."""
 
 import contextlib
 import itertools
@@ -18,13 +18,13 @@ from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
-# What outputs may differ by from the Keras model's, as a part of their largest magnitude.
+# Allowed difference from the outputs of the Keras model, as a fraction of their largest magnitude.
 _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 0.2, "int8": 0.3}
-# The same from the outputs of the file without sparse weights: there only rounding differs.
+# Allowed difference from the outputs of the dense file: only rounding differs.
 _SPARSE_TOLERANCE = {None: 1e-4, "float16": 1e-4, "dynamic": 1e-2, "int8": 0.05}
-_LEAST_MAGNITUDE = 1e-2  # Smaller outputs are compared as if they had this one.
-_MOST_SAMPLES = 200  # More of a representative data set change the ranges little.
-_CHECKED = 8  # Examples of the check batch, where the batch axis is free.
+_LEAST_MAGNITUDE = 1e-2  # Smaller outputs are compared as if this were their largest magnitude.
+_MOST_SAMPLES = 200  # More samples of a representative data set change the ranges little.
+_CHECKED = 8  # Number of examples in the check batch if the batch axis is free.
 
 
 def export_tflite(
@@ -37,65 +37,65 @@ def export_tflite(
     packed=True,
     check_data=None,
 ) -> ExportInfo:
-    """Writes a LiteRT (TFLite) file, in which weights with zeros are stored sparse.
+    """Writes a LiteRT (TFLite) file that stores weights with zeros sparse.
 
-    What is stored sparse, and what runs faster for it, depends on the layer, the pattern
-    and the quantization:
+    The layer, the pattern and the quantization decide how a weight is stored and run:
 
-    - `Dense`, `EinsumDense`, attention and recurrent layers in blocks of 4 or 16 inputs
-      ("block_4x1", "block_16x1", "litert") with at least 70% zeros run on sparse kernels in
-      float32, where 4 divides a layer's inputs. Only these are faster as well as smaller:
-      at 90%, 2 to 3 times (layers of 1024 units, batch 1, one thread of x86).
-    - All other weights of these layers, of convolutions and of `Embedding` are unpacked when
-      the file is loaded: a smaller file, just as fast. So is everything with "float16", where
-      XNNPACK is there (without it LiteRT converts float16 weights at every call).
-    - With "int8", blocks of 16 run sparse where 16 divides a layer's inputs (on x86 at about
-      half the speed of the dense kernels), and convolutions are unpacked. Other dense
-      layers, and all with "dynamic", stay dense, and a warning says so: LiteRT refuses
-      them sparse, or computes wrong outputs.
+    - Weights of `Dense`, `EinsumDense`, attention and recurrent layers run on sparse kernels in
+      float32 if they have blocks of 4 or 16 inputs ("block_4x1", "block_16x1", "litert") and at
+      least 70% zeros, and 4 divides a layer's inputs. Only these are both smaller and faster:
+      2 to 3 times at 90% zeros (layers of 1024 units, batch 1, one thread of x86).
+    - LiteRT unpacks all other weights of these layers, and those of convolutions and `Embedding`,
+      when it loads the file. The file is smaller and just as fast. With "float16", this holds
+      for all weights if LiteRT has XNNPACK. (Without it, LiteRT converts float16 weights at
+      every call.)
+    - With "int8", blocks of 16 run sparse if 16 divides a layer's inputs (on x86 at about half
+      the speed of the dense kernels), and LiteRT unpacks convolutions. Other dense layers stay
+      dense, as do all layers with "dynamic", and you get a warning: LiteRT refuses these weights
+      sparse, or computes wrong outputs.
 
-    A weight is stored sparse where that saves a tenth of it: from about 40% zeros
+    A weight is stored sparse if that makes it at least a tenth smaller: from about 40% zeros
     (float32, unstructured) or 15% (blocks).
 
     Args:
         model: a `tf_rigl.SparseModel`, or any built `keras.Model` with zeros in its weights.
-        path: str or path of the file to write; its folder must exist. Any suffix.
+        path: str or path, the file to write, with any suffix. Its folder must exist.
         quantization: None (float32), "float16" (weights), "dynamic" (int8 weights, float
             activations) or "int8" (weights and activations; inputs and outputs stay as
             they are in Keras, so callers need not quantize).
-        representative_dataset: for "int8" only, and needed there: inputs as for `fit`, from
-            which the ranges of activations are taken, at most 200 examples. A
-            `tf.data.Dataset` of batches, with or without labels; an array, or a list or
-            dict of arrays for several inputs; or, as for TensorFlow's converter, a
-            function that yields lists of arrays.
-        batch_size: int to fix the batch axis, which some layers need, such as `LSTM`. By
-            default it is free, at no cost in speed: it is 1 until
+        representative_dataset: required with "int8", and only allowed there: inputs as for
+            `fit`, at most 200 of which set the ranges of activations. A `tf.data.Dataset` of
+            batches, with or without labels; an array, or a list or dict of arrays for several
+            inputs; or, as for TensorFlow's converter, a function that yields lists of arrays.
+        batch_size: int, a fixed size of the batch axis, which some layers need, such as
+            `LSTM`. By default the axis is free, at no cost in speed. It is 1 until
             `resize_tensor_input` (or a call of the signature) changes it.
-        packed: bool, whether zeros are taken out. Without, the file is the dense one:
-            larger, and on some machines faster with "int8".
+        packed: bool, whether zeros are removed. If not, the file is the dense one: larger,
+            and on some machines faster with "int8".
         check_data: inputs for the check against the Keras model, as an array or a structure
             of arrays. Defaults to the first examples of `representative_dataset`, or random
             numbers.
 
     Returns:
-        An `ExportInfo`; its `dense_bytes` is the size of the same file before zeros are
-        taken out.
+        An `ExportInfo`. Its `dense_bytes` is the size of the same file with all zeros.
 
     Raises:
         ValueError: if an argument is out of range, TensorFlow's converter refuses the model,
             or the outputs differ from those of the Keras model by more than 1e-4 (float16:
-            1e-2, dynamic: 0.2, int8: 0.3) of their largest magnitude. Nothing is written
-            then, and an older file stays.
+            1e-2, dynamic: 0.2, int8: 0.3) of their largest magnitude. Then nothing is
+            written, and an older file stays.
 
     Example:
 
     >>> info = tf_rigl.export_tflite(sparse, "model.tflite")
-    >>> interpreter = ai_edge_litert.interpreter.Interpreter("model.tflite")
-    >>> run = interpreter.get_signature_runner()
+    >>> from ai_edge_litert.interpreter import Interpreter
+    >>> run = Interpreter("model.tflite").get_signature_runner()
     >>> outputs = run(input_0=x)["output_0"]
+    >>> np.allclose(outputs, sparse.predict(x, verbose=0), atol=1e-4)
+    True
 
-    Inputs are named as in Keras, or "input_0", "input_1" where they have no name; outputs
-    by their keys in a dict, or "output_0", "output_1".
+    Inputs have their Keras names, or "input_0", "input_1" if they have none. Outputs have
+    their keys in a dict, or "output_0", "output_1".
 
     Reference:
 
@@ -118,7 +118,7 @@ def export_tflite(
     model = _source.ordinary(model)
     has_zeros = _source.has_zeros(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
-    if quantization == "int8" and loops:  # The converter would end the program: no exception.
+    if quantization == "int8" and loops:  # The converter would crash the process.
         raise ValueError(
             "Argument `quantization` cannot be 'int8' for recurrent layers that loop: TensorFlow's "
             "converter crashes. Build them with `unroll=True`, or pass another quantization. "
@@ -144,7 +144,7 @@ def export_tflite(
 
 
 class _Call:
-    """A model's call with inputs and outputs by name."""
+    """The call of a model, with inputs and outputs by name."""
 
     def __init__(self, model, batch_size):
         self._model = model
@@ -162,13 +162,13 @@ class _Call:
         return {f"output_{n}": each for n, each in enumerate(keras.tree.flatten(outputs))}
 
     def outputs(self, batch) -> dict:
-        """The outputs of the Keras model."""
+        """Returns the outputs of the Keras model, by name."""
         inputs = [keras.ops.convert_to_tensor(x) for x in batch.values()]
         outputs = _source.call(self._outputs, inputs)
         return {name: keras.ops.convert_to_numpy(x) for name, x in outputs.items()}
 
     def save(self, folder):
-        """Writes a SavedModel, which is what TensorFlow converts best."""
+        """Writes a SavedModel, the form that TensorFlow converts best."""
         signature = [
             tf.TensorSpec((self._batch_size, *spec.shape[1:]), spec.dtype, name)
             for name, spec in self.specs.items()
@@ -179,7 +179,7 @@ class _Call:
         _source.write(archive, folder)
 
     def samples(self, argument, data) -> list:
-        """Examples out of whatever holds data, each a dict of arrays with a batch axis of 1."""
+        """Returns the examples in data of any kind, as dicts of arrays with a batch axis of 1."""
         samples = []
         for flat in _flat(argument, data, self._structure):
             samples += self._split(argument, flat)
@@ -190,18 +190,18 @@ class _Call:
         return samples[:_MOST_SAMPLES]
 
     def _split(self, argument, flat):
-        """A batch as single examples."""
+        """Splits a batch into single examples."""
         arrays = [np.asarray(x) for x in flat]
         shapes = [array.shape for array in arrays]
-        wanted = [(None, *spec.shape[1:]) for spec in self.specs.values()]
-        fits = len(shapes) == len(wanted) and all(
+        expected = [(None, *spec.shape[1:]) for spec in self.specs.values()]
+        fits = len(shapes) == len(expected) and all(
             len(has) == len(needs) and all(m in (None, n) for n, m in zip(has, needs, strict=True))
-            for has, needs in zip(shapes, wanted, strict=True)
+            for has, needs in zip(shapes, expected, strict=True)
         )
         if not fits or len({shape[0] for shape in shapes}) != 1:
             raise ValueError(
                 f"Argument `{argument}` must hold batches of the model's inputs, of shapes "
-                f"{wanted}. Received one of shapes {shapes}"
+                f"{expected}. Received: a batch of shapes {shapes}"
             )
         pairs = list(zip(self.specs.items(), arrays, strict=True))
         return [
@@ -210,13 +210,13 @@ class _Call:
         ]
 
     def batches(self, samples) -> list:
-        """Examples in batches of the fixed size, or one by one; the last is filled up."""
+        """Joins examples to batches of the fixed size, or of 1. The last one repeats examples."""
         size = self._batch_size or 1
         groups = [samples[n : n + size] for n in range(0, len(samples), size)]
         return [_joined(list(itertools.islice(itertools.cycle(g), size))) for g in groups]
 
     def check_batches(self, samples) -> list:
-        """What the check runs: where the batch axis is free, batches of two sizes."""
+        """Returns the batches of the check. If the batch axis is free, they have two sizes."""
         size = self._batch_size or _CHECKED
         if not samples:
             random = keras.tree.flatten(_source.check_batch(self._model, size))
@@ -227,13 +227,13 @@ class _Call:
 
 
 def _names(structure, specs):
-    """A name for each input, as close to Keras as a signature can have it."""
+    """Returns a name for each input: its Keras name, if a signature allows it."""
     keys = [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
     names = []
     for number, (key, spec) in enumerate(zip(keys, specs, strict=True)):
         name = key if isinstance(key, str) else spec.name or ""
         name = re.sub(r"\W", "_", name)
-        # What Keras makes up it numbers through the whole run of a program.
+        # Keras numbers default names over the whole process, so they vary.
         if re.fullmatch(r"((keras_tensor|input_layer)(_\d+)?)?", name) or name in names:
             name = f"input_{number}"
         names.append(name)
@@ -241,7 +241,7 @@ def _names(structure, specs):
 
 
 def _flat(argument, data, structure):
-    """The batches in whatever holds data, each as a list of arrays in the model's order."""
+    """Yields the batches in data of any kind, as lists of arrays in the order of the inputs."""
     if data is None:
         return
     if callable(data) and not isinstance(data, tf.data.Dataset):
@@ -251,7 +251,7 @@ def _flat(argument, data, structure):
         raise ValueError(f"Argument `{argument}` must be a batch or batches. Received: {data!r}")
     keys = [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
     for x in [data] if whole else data:
-        # As in Keras, a tuple is inputs and labels; a list is several inputs.
+        # As in Keras, a tuple holds inputs and labels; a list holds several inputs.
         x = keras.utils.unpack_x_y_sample_weight(x)[0] if isinstance(x, tuple) else x
         if isinstance(x, dict) and all(isinstance(key, str) for key in keys):
             yield [x[key] for key in keys if key in x]
@@ -264,7 +264,7 @@ def _joined(samples):
 
 
 def _convert(folder, quantization, samples) -> bytes:
-    """A LiteRT file without sparse weights."""
+    """Converts a SavedModel to a LiteRT file without sparse weights."""
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if quantization is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -276,19 +276,19 @@ def _convert(folder, quantization, samples) -> bytes:
     try:
         with _quiet():
             return bytes(converter.convert())
-    except Exception as error:  # Its own error, and whatever else its stages raise.
+    except Exception as error:  # The converter raises its own errors and many others.
         raise ValueError(_explained(str(error))) from error
 
 
 def _explained(text):
-    """What the converter says, without its traces, and what can be done."""
+    """Returns the converter's error without its traces, and advice."""
     operators = sorted(set(re.findall(r"'(tf\.\w+)' op", text)))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line.split("error: ", 1)[1] for line in lines if "error: " in line]
     said = re.sub(r"loc\(.*\): ", "", told[-1] if told else " ".join(lines))[:300]
     if operators:
         said = f"LiteRT has no operator for {', '.join(operators)}. {said}"
-    advice = "Replace what is not supported, or export with `tf_rigl.export_saved_model`."
+    advice = "Replace unsupported layers, or export with `tf_rigl.export_saved_model`."
     if "tensor list" in text or "TensorList" in text:
         advice = "Pass `batch_size`: recurrent layers cannot have a free batch axis."
     return f"TensorFlow's converter cannot make a LiteRT file of the model: {said} {advice}"
@@ -296,14 +296,14 @@ def _explained(text):
 
 @contextlib.contextmanager
 def _quiet():
-    """Drops what native code logs: what goes wrong comes as an exception, with its text."""
+    """Drops the log of native code. Errors are raised as exceptions, with their text."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # It uses an interpreter that is deprecated.
+            warnings.simplefilter("ignore")  # The converter uses a deprecated interpreter.
             yield
     finally:
         os.dup2(kept, 2)
@@ -311,8 +311,8 @@ def _quiet():
 
 
 def _run(content, batch) -> dict:
-    """The outputs of a LiteRT file for one batch."""
-    from ai_edge_litert.interpreter import Interpreter  # Slow, and needed here only.
+    """Runs a LiteRT file on one batch, and returns the outputs by name."""
+    from ai_edge_litert.interpreter import Interpreter  # Slow to import.
 
     try:
         with _quiet():
@@ -322,21 +322,22 @@ def _run(content, batch) -> dict:
 
 
 def _sparse(dense, batches, outputs, quantization, has_zeros):
-    """A file with sparse weights and its outputs, or the dense one where that is better."""
-    from tf_rigl.export import _encoding  # It imports LiteRT.
+    """Returns a file with sparse weights and its outputs, or the dense file if that is better."""
+    from tf_rigl.export import _encoding  # It imports LiteRT, which is slow.
 
-    content, left = _encoding.encode(dense)
-    if left:
+    content, number_dense = _encoding.encode(dense)
+    if number_dense:
         warnings.warn(
-            f"{left} weight(s) with zeros are stored dense: LiteRT cannot run them sparse with "
-            f"quantization {quantization!r}, only without one or with 'float16' (with 'int8' "
-            "also in blocks of 16 inputs).",
+            f"{number_dense} weight(s) with zeros are stored dense: LiteRT cannot run them sparse "
+            f"with quantization={quantization!r}, only with None or 'float16' (with 'int8' also in "
+            "blocks of 16 inputs).",
             stacklevel=3,
         )
     if len(content) >= len(dense):
-        if has_zeros and not left:
+        if has_zeros and not number_dense:
             warnings.warn(
-                "The weights are stored dense: with so few zeros the file would be no smaller.",
+                "The weights are stored dense: they have so few zeros that a sparse file would not "
+                "be smaller.",
                 stacklevel=3,
             )
         return dense, outputs
@@ -345,8 +346,8 @@ def _sparse(dense, batches, outputs, quantization, has_zeros):
         _check(outputs, received, _SPARSE_TOLERANCE[quantization])
     except ValueError as error:
         warnings.warn(
-            f"The weights are stored dense: LiteRT does not run this model right with sparse ones. "
-            f"({error})",
+            f"The weights are stored dense: with sparse weights, LiteRT does not run this model "
+            f"right. ({error})",
             stacklevel=3,
         )
         return dense, outputs
@@ -354,7 +355,7 @@ def _sparse(dense, batches, outputs, quantization, has_zeros):
 
 
 def _check(expected, received, tolerance):
-    """The largest difference between outputs of several batches; raises if it is too large."""
+    """Returns the largest difference between outputs of several batches; raises if too large."""
     errors = [0.0]
     for ours, theirs in zip(expected, received, strict=True):
         outputs = list(ours.values()), [theirs[name] for name in ours]

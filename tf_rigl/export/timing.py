@@ -1,4 +1,4 @@
-"""Latency of LiteRT files, measured side by side."""
+"""Measures the latency of LiteRT files side by side."""
 
 import os
 
@@ -7,31 +7,34 @@ import numpy as np
 from tf_rigl._base import timing
 from tf_rigl._base.arguments import check_integer
 
-_SECONDS = 0.05  # The length of a file's turn.
+_SECONDS = 0.05  # The duration of a turn.
 
 
 def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> list[float]:
-    """Measures the latency of LiteRT files side by side: in each round every file has its turn.
+    """Measures the latency of LiteRT files side by side. In each round every file has a turn.
 
-    Compare figures of one call only with each other: the speed of a machine differs from one
-    minute to the next.
+    Compare only results of the same call: the speed of a machine changes from minute to minute.
 
     Args:
         paths: list of str or path, LiteRT files.
         batch_size: int, for files with a free batch axis.
         rounds: int, the number of turns of each file.
         num_threads: int, the number of LiteRT's threads.
-        xnnpack: bool, whether LiteRT may run dense operations by XNNPACK, its default.
+        xnnpack: bool, whether LiteRT may run dense operations with XNNPACK, its default.
 
     Returns:
-        A list with the median seconds for one batch of each file.
+        A list of float, the median seconds for one batch, for each file.
 
     Raises:
         ValueError: if a path is not a file, or a number is not a positive integer.
 
     Example:
 
-    >>> dense, sparse = latency(["dense.tflite", "sparse.tflite"])
+    >>> _ = tf_rigl.export_tflite(sparse, "dense.tflite", packed=False)
+    >>> _ = tf_rigl.export_tflite(sparse, "sparse.tflite")
+    >>> paths = ["dense.tflite", "sparse.tflite"]
+    >>> dense_seconds, sparse_seconds = tf_rigl.export.latency(paths, rounds=3)
+    >>> times_faster = dense_seconds / sparse_seconds
     """
     if isinstance(paths, (str, os.PathLike)):
         raise ValueError(f"Argument `paths` must be a list of files. Received: paths={paths!r}")
@@ -47,13 +50,13 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> l
     runners = {
         number: _runner(path, batch_size, num_threads, xnnpack) for number, path in enumerate(paths)
     }
-    # These calls also allocate what the later ones use.
+    # These calls also warm up: they allocate memory that the measured calls use.
     calls = {number: timing.calls_for(run, _SECONDS) for number, run in runners.items()}
     return list(timing.in_turns(runners, rounds, calls, warm_up=0).values())
 
 
 def _runner(path, batch_size, num_threads, xnnpack):
-    """A function that runs a file on random numbers."""
+    """Returns a function that runs a file on random numbers."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kinds = OpResolverType
