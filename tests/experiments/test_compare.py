@@ -110,10 +110,10 @@ def test_specs_are_written_as_they_are_read(method, arguments, times):
     ("text", "message"),
     [
         ("rigel", "Did you mean 'rigl'"),
-        ("", "of the form"),
-        ("rigl(", "of the form"),
-        ("rigl@2", "of the form"),
-        ("rigl@-1x", "of the form"),
+        ("", "does not have the form"),
+        ("rigl(", "does not have the form"),
+        ("rigl@2", "does not have the form"),
+        ("rigl@-1x", "does not have the form"),
         ("rigl(0.5)", "name=value"),
         ("rigl(a=1, a=2)", "once"),
         ("rigl(a=1)(b=2)", "neither a word nor a Python literal"),
@@ -171,7 +171,7 @@ def test_what_is_compared_at_what():
         (["rigl(deca=linear)"], [0.9], [0], "In 'rigl(deca=linear)': .*Did you mean 'decay'"),
         (["rigl(epochs=two)@2x"], [0.9], [0], "epochs='two'"),
         (["set(drop_fraction=2)"], [0.9], [0], "drop_fraction=2"),
-        (["set"], [0.9, 0.9 + 1e-9], [0], "differ by less than their names"),
+        (["set"], [0.9, 0.9 + 1e-9], [0], "Two different runs have the same name"),
         (
             ["dense", "rigl(update_interval=5, gradient_batches=50)"],
             [0.9],
@@ -222,7 +222,7 @@ def test_no_run_is_repeated(runs, in_empty_folder, capsys):
     assert all("seed0" in name for name in runs[:3])
     compare.compare(["dense", "set"], [0.8, 0.9], [0, 1], folder="out", base=BASE)
     assert len(runs) == 6
-    assert "6 of 6 runs are there already" in capsys.readouterr().out
+    assert "6 of 6 runs are finished already" in capsys.readouterr().out
     more = ["set", "set(drop_fraction=0.3)", "rigl"]
     rows = compare.compare(more, [0.9], [0, 1, 2], folder="out", base=BASE)
     assert [name.split("300-100-")[1] for name in runs[6:]] == [
@@ -248,7 +248,7 @@ def test_cut_off_in_the_middle_it_goes_on(runs, monkeypatch, capsys, in_empty_fo
     monkeypatch.setattr(runs_module, "run", run)
     command = ["compare", "--methods", "dense", "set", "--seeds", "2", "--output", "out"]
     assert cli.main(command) == 130
-    assert "same command goes on" in capsys.readouterr().err
+    assert "same command continues" in capsys.readouterr().err
     folder = in_empty_folder / "out"
     assert {path.stem for path in (folder / "runs").iterdir()} == set(done)
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
@@ -279,7 +279,7 @@ def test_progress_is_one_line_a_run(runs, capsys):
         ('{"settings": {"method": "rigel"}}', "cannot be used"),
         ('{"settings": {"unheard_of": 1}}', "cannot be used"),
         (json.dumps({"settings": {}, "accuracy": None}), "cannot be used"),
-        (json.dumps(made_up(Settings(method="set", seed=7))), "not what its name says"),
+        (json.dumps(made_up(Settings(method="set", seed=7))), "belongs to another run"),
     ],
 )
 def test_stored_files_that_are_not_right(content, message, runs, in_empty_folder, capsys):
@@ -329,7 +329,7 @@ def test_runs_of_other_processes_are_left_to_them(runs, hold, in_empty_folder, c
     rows = compare.compare(["set"], [0.9], [0, 1], folder="out", base=BASE)
     assert len(runs) == 1
     assert rows[0]["seeds"] == [1]
-    assert "1 of 2 runs are being done elsewhere" in capsys.readouterr().out
+    assert "Other processes are doing 1 of 2 runs" in capsys.readouterr().out
 
     process.kill()
     process.communicate()
@@ -361,7 +361,7 @@ def test_a_run_is_not_done_twice_in_one_process(runs, in_empty_folder, capsys):
         assert mine
         compare.compare(["set"], [0.9], [0], folder="out", base=base)
     assert runs == []
-    assert "1 of 1 runs are being done elsewhere" in capsys.readouterr().out
+    assert "Other processes are doing 1 of 1 runs" in capsys.readouterr().out
 
 
 def test_what_another_process_stores_meanwhile_is_not_done(runs, monkeypatch, in_empty_folder):
@@ -508,7 +508,7 @@ def test_the_command_with_true_runs(in_empty_folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "rigl("], "of the form"),
+        (["--methods", "rigl("], "does not have the form"),
         (["--methods", "rigel"], "Did you mean 'rigl'"),
         (["--methods", "snip(scop=global)"], "Did you mean 'scope'"),
         (["--sparsities", "0.9", "1.5"], "sparsity=1.5"),

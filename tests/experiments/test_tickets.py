@@ -137,7 +137,7 @@ def test_cut_off_in_the_middle_it_goes_on(trainings, monkeypatch, in_empty_folde
     for number in (2, 6, 9):  # In a search, in the controls, in the search of the next seed.
         monkeypatch.setattr(ticket_training, "train", until(number))
         assert cli.main(COMMAND) == 130
-        assert "same command goes on" in capsys.readouterr().err
+        assert "same command continues" in capsys.readouterr().err
         assert len(trainings) == number
     monkeypatch.setattr(ticket_training, "train", train)
     assert cli.main(COMMAND) == 0

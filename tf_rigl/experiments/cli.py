@@ -1,4 +1,4 @@
-"""The command line, `tf-rigl`: its parser, and what happens to errors.
+"""The command line, `tf-rigl`: its parser, and how it reports errors.
 
 Nothing here imports TensorFlow or Keras: help and most errors appear at once. The commands
 themselves are in `commands`.
@@ -39,7 +39,7 @@ times, and the processes share the work."""
 
 _TICKETS = """\
 Searches for lottery tickets by iterative magnitude pruning with several seeds, trains controls
-beside them (the same mask with new random weights, a random mask of the same layer sizes), and
+(the same mask with new random weights, a random mask of the same density in each layer), and
 writes a table, its rows as JSON, and a picture: accuracy and early-stopping step against the
 weights left. The defaults are those of the paper for LeNet-300-100.
 
@@ -143,7 +143,7 @@ def _parser():
 
 
 def _names(*kinds):
-    """The names that options take, with their summaries, to be printed below the help."""
+    """Returns the names that options take, with summaries, for the end of the help."""
     summaries = {
         "methods": {"dense": "trains all weights", **_summaries(registry.METHODS)},
         "models": _summaries(MODELS),
@@ -212,7 +212,7 @@ def _add_report(report):
     add(
         "--advice",
         action="store_true",
-        help="say also which layers LiteRT will run sparse, and what to change in the others",
+        help="also print which layers LiteRT will run sparse, and what to change in the others",
     )
 
 

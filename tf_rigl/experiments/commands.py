@@ -17,7 +17,7 @@ from tf_rigl.experiments.ticket_settings import TicketSettings, rounds_with_cont
 
 
 def train(options):
-    """Trains a network, and a dense one beside it if wanted."""
+    """Trains a network, and with `--beside-dense` the dense one first."""
     options.options = _method_options(options.options)
     settings = _settings(Settings, options)
 
@@ -51,18 +51,18 @@ def train(options):
 
 
 def _settings(cls, options):
-    """The settings among parsed options."""
+    """Makes settings from parsed options."""
     return cls(**_given(cls, options))
 
 
 def _given(cls, options):
-    """The parsed options that are fields of the settings, as a dict."""
+    """Returns the parsed options that are fields of the settings, as a dict."""
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def _method_options(texts):
-    """The dict for `--option name=value ...`."""
+    """Returns the dict for `--option name=value ...`."""
     result = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -75,7 +75,7 @@ def _method_options(texts):
 def compare(options):
     """Compares methods at several sparsities with several seeds."""
     _check_seeds(options.seeds)
-    # One by one, before Keras is imported.
+    # Checks the options one by one, before Keras is imported.
     values = list(_given(Settings, options).items())
     values += [("sparsity", each) for each in options.sparsities]
     values += [("distribution", each) for each in options.distributions]
@@ -138,7 +138,7 @@ def _check_seeds(count):
 
 
 def _command(options):
-    """The command line, to be stored with results."""
+    """Returns the command line, which is stored with results."""
     return shlex.join(["tf-rigl", *options.arguments])
 
 
@@ -149,7 +149,7 @@ def _resumable(train_all, table, folder):
     except KeyboardInterrupt:
         print(
             f"tf-rigl: interrupted; the finished trainings are kept in {folder}, and the same "
-            "command goes on from there",
+            "command continues from there",
             file=sys.stderr,
         )
         return 130
@@ -216,7 +216,7 @@ def export(options):
 
 
 def _check_saved_model(options):
-    """Raises if the path or an option of an export is not one for a SavedModel."""
+    """Raises if the path or an option does not fit a SavedModel."""
     if options.path.lower().endswith((".lite", ".keras", ".h5", ".pb")):
         raise ValueError(
             "The path must end in .tflite, or be that of a folder for a SavedModel. "

@@ -1,4 +1,4 @@
-"""Comparisons: methods by sparsities by seeds. Each run is done once, and its result is kept."""
+"""Comparisons of methods at several sparsities and seeds. Each run is done and stored once."""
 
 import dataclasses
 import statistics
@@ -39,10 +39,10 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
 
     Args:
         specs: iterable of str or `Spec`.
-        sparsities: iterable of float; a spec that gives its own is trained at that one.
+        sparsities: iterable of float; a spec with a sparsity of its own ignores them.
         distributions: iterable of str; likewise.
         seeds: iterable of int.
-        base: `Settings`, which hold where a spec says nothing else.
+        base: `Settings`, the values of all settings that a spec does not give.
 
     Returns:
         A list of `Cell`, in the order given.
@@ -73,7 +73,7 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
 
 
 def _axis(spec, name, values):
-    """The values of a setting at which a spec is compared."""
+    """Returns the values of a setting at which a spec is compared."""
     if spec.method == "dense":
         return [None]
     return [spec.arguments[name]] if name in spec.arguments else values
@@ -103,7 +103,8 @@ def compare(
         seeds: iterable of int.
         folder: str or path; absent, empty, or that of an earlier comparison.
         distributions: iterable of str.
-        base: `Settings`, which hold where a spec says nothing else. Defaults to `Settings()`.
+        base: `Settings`, the values of all settings that a spec does not give. Defaults to
+            `Settings()`.
         data_dir: see `tf_rigl.data.load`.
         command: str, the command that made the rows; it is stored with them.
 
@@ -130,7 +131,7 @@ def compare(
 
     _check_methods(store, data_dir)
     for _ in _train(store, data_dir):
-        tabulate()  # After every run: a long comparison can be looked at.
+        tabulate()  # After every run, so that you can look at a long comparison.
     rows = tabulate()
     if any(row["accuracies"] for row in rows):
         _draw(folder, plan, rows, store)
@@ -154,7 +155,7 @@ def _train(store, data_dir):
     """Does the runs that are unfinished and unclaimed, and yields after each."""
     total, before = len(store.wanted), store.unfinished()
     if len(before) < total:
-        print(f"{total - len(before)} of {total} runs are there already.", flush=True)
+        print(f"{total - len(before)} of {total} runs are finished already.", flush=True)
     began, found = time.perf_counter(), True
     while found:  # Another process may end without finishing a run that it had claimed.
         found = False
@@ -181,14 +182,14 @@ def _train(store, data_dir):
             yield
     if left := store.unfinished():
         print(
-            f"{len(left)} of {total} runs are being done elsewhere and are not waited for; the "
-            "table counts the finished runs. Run the same command again to complete it.",
+            f"Other processes are doing {len(left)} of {total} runs. The table counts the "
+            "finished runs; run the same command again to complete it.",
             flush=True,
         )
 
 
 def _row(cell, store):
-    """A row of the table: the figures of a cell's finished runs."""
+    """Makes a row of the table from a cell's finished runs."""
     done = [settings for settings in cell.runs if store.get(settings) is not None]
     results = [store.get(settings) for settings in done]
     accuracies = [result["accuracy"] for result in results]
@@ -235,7 +236,7 @@ def _draw(folder, plan, rows, store):
 
 
 def _moving(plan, store):
-    """The first finished run at the highest sparsity, of each method that moves masks."""
+    """Returns a finished run of each spec that moves masks, at its highest sparsity, by label."""
     result = {}
     for spec in dict.fromkeys(cell.spec for cell in plan):
         runs = [settings for cell in plan if cell.spec == spec for settings in cell.runs]
@@ -249,7 +250,7 @@ def _moving(plan, store):
 
 
 def table(rows) -> str:
-    """The rows of a comparison as a Markdown table, padded for reading as text.
+    """Returns the rows of a comparison as a Markdown table, padded to be read as text.
 
     Args:
         rows: list of dict, from `compare`.
@@ -266,13 +267,13 @@ def table(rows) -> str:
     note = (
         "Test accuracy after the last epoch, mean ± sample standard deviation over seeds. FLOPs "
         "and size\nare relative to the dense network. Training FLOPs are relative to training it "
-        "once for the epochs of\nthe comparison, so that @2x counts double."
+        "once for the epochs of\nthe comparison, so @2x counts double."
     )
     return f"{body}\n\n{note}\n"
 
 
 def _line(row):
-    """The cells of a row."""
+    """Returns the cells of a row as text."""
     number, wanted = len(row["accuracies"]), row["seeds_wanted"]
     accuracy = tables.mean_and_spread(row["accuracies"], scale=100) if number else "-"
     ratios = [row["train_flops"], row["inference_flops"], row["size"]]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_IN_MEMORY = 200 * 2**20  # Data sets of up to so many bytes are cached in the first epoch.
+_IN_MEMORY = 200 * 2**20  # Bytes. Smaller data sets are cached in the first epoch.
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -101,7 +101,7 @@ def arrays(name="digits", *, data_dir=None) -> Data:
 
 
 def _examples(name, data_dir):
-    """Training and test examples, shape of an image, number of classes."""
+    """Returns training and test examples, the shape of an image, and the number of classes."""
     if name == "digits":
         train, test = _digits()
         shape, classes = (8, 8, 1), 10
@@ -123,7 +123,7 @@ def _examples(name, data_dir):
 
 
 def _digits():
-    """scikit-learn's digits: 1,437 examples for training, 360 for testing."""
+    """Loads scikit-learn's digits: 1,437 examples for training, 360 for testing."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -186,7 +186,7 @@ def _prepared(builder, name, data_dir):
     try:
         builder.download_and_prepare()
     # Without network, the error depends on where the files are: `requests` raises OSErrors,
-    # cloud storage TensorFlow's, and TFDS its own.
+    # cloud storage raises TensorFlow's errors, and TFDS its own.
     except (OSError, tf.errors.OpError, tfds.download.DownloadError, AssertionError) as error:
         debian = " or install Debian's package: apt-get install dataset-fashion-mnist"
         raise FileNotFoundError(

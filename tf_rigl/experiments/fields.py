@@ -11,7 +11,7 @@ from tf_rigl._base.arguments import check_integer, check_number, unknown_name
 
 
 def setting(default, text, check=None, **option):
-    """A field of a dataclass of settings.
+    """Makes a field of a dataclass of settings.
 
     Args:
         default: the default.
@@ -45,7 +45,7 @@ def check_all(settings):
 
 
 def integer(minimum, optional=False):
-    """A check for an integer of at least `minimum`, or None if that is optional."""
+    """Returns a check for an integer of at least `minimum`; if optional, also for None."""
 
     def check_one(name, value):
         return None if optional and value is None else check_integer(name, value, minimum)
@@ -54,12 +54,12 @@ def integer(minimum, optional=False):
 
 
 def number(**bounds):
-    """A check for a number; bounds as in `check_number`."""
+    """Returns a check for a number; bounds as in `check_number`."""
     return lambda name, value: check_number(name, value, **bounds)
 
 
 def one_of(allowed):
-    """A check for one of several names."""
+    """Returns a check for one of several names."""
 
     def check_one(name, value):
         if not isinstance(value, str) or value not in allowed:
@@ -70,7 +70,7 @@ def one_of(allowed):
 
 
 def entry_of(entries):
-    """A check for a name in a registry, which may have numbers in it."""
+    """Returns a check for a name in a registry, which may have numbers in it."""
 
     def check_one(name, value):
         if not isinstance(value, str) or registry.find(entries, value) is None:
@@ -81,7 +81,7 @@ def entry_of(entries):
 
 
 def any_name(name, value):
-    """A check for a str."""
+    """Checks that a value is a str."""
     if not isinstance(value, str):
         raise ValueError(f"Argument `{name}` must be a name. Received: {name}={value!r}")
     return value
@@ -121,5 +121,5 @@ def add_option(parser, name, default, text, **option):
 
 
 def _alternatives(field):
-    """The types of a field that takes one of several, such as `int | None`."""
+    """Returns the types of a field that takes one of several, such as `int | None`."""
     return getattr(field.type, "__args__", ())

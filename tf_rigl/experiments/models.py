@@ -44,7 +44,7 @@ def lenet_300_100_normalized(input_shape, num_classes) -> keras.Model:
     Arguments and result are those of `lenet_300_100`.
     """
     plain = lenet_300_100(input_shape, num_classes)
-    # Epsilon keeps pixels small that hardly ever change.
+    # Epsilon keeps pixels that hardly ever change small.
     normalize = layers.BatchNormalization(center=False, scale=False, epsilon=0.01)
     inputs = keras.Input(input_shape)
     flatten, *others = plain.layers
@@ -90,8 +90,7 @@ def lenet_5(input_shape, num_classes) -> keras.Model:
 def small_cnn(input_shape, num_classes) -> keras.Model:
     """Three 3x3 convolutions of 32, 64 and 128 channels with batch normalisation.
 
-    The first two are followed by max pooling. Arguments and result are those of
-    `lenet_300_100`.
+    Max pooling follows the first two. Arguments and result are those of `lenet_300_100`.
     """
     inputs = x = keras.Input(input_shape)
     for number, channels in enumerate((32, 64, 128)):
@@ -108,8 +107,8 @@ def small_cnn(input_shape, num_classes) -> keras.Model:
 def small_vgg(input_shape, num_classes) -> keras.Model:
     """Six 3x3 convolutions of 32 to 128 channels with batch normalisation, as in VGG.
 
-    Two of each size, then max pooling; a global average at the end. Arguments and result are
-    those of `lenet_300_100`.
+    Max pooling follows the second and the fourth, global average pooling the last. Arguments
+    and result are those of `lenet_300_100`.
 
     Reference:
 
@@ -129,8 +128,8 @@ def small_vgg(input_shape, num_classes) -> keras.Model:
 def small_mobilenet(input_shape, num_classes) -> keras.Model:
     """Eight depthwise-separable convolutions of 64 to 512 channels, as in MobileNet.
 
-    It has only layers that XNNPACK runs sparse on images of 3 channels: see
-    `tf_rigl.export.advise`. Arguments and result are those of `lenet_300_100`.
+    On images of 3 channels, XNNPACK runs all its layers sparse: see `tf_rigl.export.advise`.
+    Arguments and result are those of `lenet_300_100`.
 
     Reference:
 
@@ -187,15 +186,15 @@ def wide_resnet_22_2(input_shape, num_classes) -> keras.Model:
 
 
 def resnet_50(input_shape, num_classes) -> keras.Model:
-    """ResNet-50 v1.5: a downsampling block has its stride in the 3x3 convolution.
+    """ResNet-50 v1.5: downsampling blocks have the stride in the 3x3 convolution.
 
     Arguments and result are those of `lenet_300_100`. Papers report the figures of
     `resnet_50((224, 224, 3), 1000)`.
 
     Reference:
 
-    - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), table 1; the place of
-      the stride after [Goyal et al.](https://arxiv.org/abs/1706.02677), section 5.1.
+    - [Deep Residual Learning](https://arxiv.org/abs/1512.03385), table 1; the position of
+      the stride is that of [Goyal et al.](https://arxiv.org/abs/1706.02677), section 5.1.
     """
 
     def convolve(x, channels, name, size=1, stride=1):

@@ -1,10 +1,10 @@
-"""Drawing where matplotlib is installed, and a message where it is not."""
+"""Pictures if matplotlib is installed, and a message if it is not."""
 
 import sys
 
 
 def drawing(file=None):
-    """The module `tf_rigl.experiments.plots`, or None after a message if matplotlib is missing.
+    """Returns the module `plots`, or prints a message and returns None without matplotlib.
 
     Args:
         file: where the message is printed; standard output by default.

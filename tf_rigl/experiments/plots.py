@@ -16,7 +16,7 @@ _MARKERS = "osD^vP"
 
 
 def draw_run(result, path):
-    """Draws layer sparsities, and how the masks moved, of a run.
+    """Draws the layer sparsities of a run, and how far its masks moved.
 
     Args:
         result: dict, from `tf_rigl.experiments.runs.run` with a sparse method.
@@ -46,7 +46,7 @@ def draw_run(result, path):
     right.set(
         xlabel="epoch",
         ylabel="share of active connections",
-        title="Connections that were not there at the start",
+        title="Active connections that were inactive at the start",
         ylim=(0, None),
     )
     if len(names) <= 10:
@@ -110,7 +110,7 @@ def draw_accuracy_flops(rows, path):
 
 
 def draw_accuracy_sparsity(rows, path):
-    """Draws accuracy against sparsity: a line for each method, with a band of a standard deviation.
+    """Draws accuracy against sparsity: a line for each method in a band of a standard deviation.
 
     Dense networks are horizontal lines. The axis is logarithmic in the density, which
     separates 0.9, 0.95 and 0.98.
@@ -157,7 +157,7 @@ def draw_accuracy_sparsity(rows, path):
 
 
 def draw_input_pixels(results, path):
-    """Draws the number of connections of each input pixel in the course of training.
+    """Draws the number of connections of each input pixel at several epochs.
 
     Args:
         results: mapping of label to a dict from `tf_rigl.experiments.runs.run` with
@@ -173,7 +173,7 @@ def draw_input_pixels(results, path):
     figure = Figure(figsize=(1.45 * columns + 1.6, 1.6 * len(maps) + 0.7), layout="constrained")
     grid = figure.subplots(len(maps), columns, squeeze=False)
     for row, (label, own) in zip(grid, images.items(), strict=True):
-        # The last picture sets the scale: the first can be dense, and far brighter.
+        # The last picture sets the scale, because a dense first one can be far brighter.
         brightest = max(1, np.percentile(own[-1], 99.5))
         for axes, image, epoch in zip(row, own, maps[label]["epochs"], strict=False):
             picture = axes.imshow(image, vmin=0, vmax=brightest, cmap="magma")
@@ -185,7 +185,7 @@ def draw_input_pixels(results, path):
         brighter = "max" if np.max(own) > brightest else "neither"
         bar = figure.colorbar(picture, ax=row, aspect=12, pad=0.01, extend=brighter)
         bar.ax.tick_params(labelsize=8)
-    figure.suptitle("Where the first layer looks: active connections of each pixel", fontsize=11)
+    figure.suptitle("Active connections of each input pixel in the first layer", fontsize=11)
     figure.savefig(pathlib.Path(path), dpi=120)
 
 
@@ -195,13 +195,13 @@ def draw_mask_distances(distances, path, *, drawn=None, first=0):
     Args:
         distances: array of shape (epochs, epochs), from `EarlyBird.distances`.
         path: str or path of the PNG file.
-        drawn: int, the epoch after which the ticket was drawn (`EarlyBird.epoch`), or None.
+        drawn: int, the epoch after which the ticket was found (`EarlyBird.epoch`), or None.
         first: int, the epoch of the first row (`EarlyBird.first_epoch`); both count from 0.
     """
     distances = np.asarray(distances)
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not distances.size:
         raise ValueError(
-            "Argument `distances` must be a square matrix of at least one epoch. "
+            "Argument `distances` must be a square matrix with at least one epoch. "
             f"Received: distances of shape {distances.shape}"
         )
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -209,22 +209,22 @@ def draw_mask_distances(distances, path, *, drawn=None, first=0):
     ends, top = (first + 0.5, first + len(distances) + 0.5), max(0.01, distances.max())
     picture = axes.imshow(distances, vmin=0, vmax=top, cmap="YlOrRd", extent=(*ends, *ends[::-1]))
     bar = figure.colorbar(picture, ax=axes, shrink=0.9)
-    bar.set_label("share of channels that differ")
+    bar.set_label("fraction of channels that differ")
     if drawn is not None:
         for line in (axes.axhline, axes.axvline):
             line(drawn + 1, color="#222222", linewidth=1, linestyle="--")
-        axes.set_title(f"The ticket is drawn after epoch {drawn + 1}", fontsize=10)
+        axes.set_title(f"The ticket was found after epoch {drawn + 1}", fontsize=10)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="epoch")
-    figure.suptitle("How far channel masks of epochs are apart", fontsize=11)
+    figure.suptitle("Distances between the channel masks of epochs", fontsize=11)
     figure.savefig(pathlib.Path(path), dpi=120)
 
 
 def draw_tickets(rows, path):
     """Draws accuracy and early-stopping step against the weights left, with bands over seeds.
 
-    Dense networks are horizontal lines. Bands are a standard deviation to both sides.
+    Dense networks are horizontal lines. Bands extend one standard deviation to both sides.
 
     Args:
         rows: list of dict, from `tf_rigl.experiments.tickets.tickets`.
@@ -278,21 +278,21 @@ def _finished(rows):
 
 
 def _label(row, rows):
-    """The label of a row, with its distribution if there are several."""
+    """Returns the label of a row, with its distribution if there are several."""
     several = len({r["distribution"] for r in rows} - {None}) > 1
     named = several and row["distribution"] is not None
     return f"{row['method']}, {row['distribution']}" if named else row["method"]
 
 
 def _colors(rows):
-    """A colour for each label, in the order of the rows; dense is black."""
+    """Returns a colour for each label, in the order of the rows; dense is black."""
     labels = dict.fromkeys(_label(row, rows) for row in rows)
     colors = itertools.cycle(_COLORS)
     return {label: "#222222" if label == "dense" else next(colors) for label in labels}
 
 
 def _numbers(rows, key):
-    """Values of the rows; accuracies and their standard deviations are in percent."""
+    """Returns values of the rows; accuracies and their standard deviations are in percent."""
     return (
         np.array([row[key] for row in rows]),
         np.array([100 * row["mean"] for row in rows]),

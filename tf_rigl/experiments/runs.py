@@ -81,7 +81,7 @@ def _moved(before, after):
 
 
 def build(settings: Settings, dataset: data.Data) -> keras.Model:
-    """A compiled model, sparse unless the method is "dense".
+    """Makes a compiled model, sparse unless the method is "dense".
 
     Args:
         settings: `Settings`.
@@ -176,7 +176,7 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
 
 
 def _sizes(model, sparse):
-    """Parameters and active parameters, of the model and of each masked layer."""
+    """Counts parameters and active parameters, of the model and of each masked layer."""
     items = model.masked_weights if sparse else []
     # A block-sparse layer stores fewer parameters than its kernel has.
     shapes = {id(item.weight): item.shape for item in items}
@@ -204,7 +204,7 @@ def _sizes(model, sparse):
 
 
 def _costs(model, settings, steps):
-    """FLOPs and bytes of the network, and FLOPs of its training."""
+    """Returns FLOPs and bytes of the network, and FLOPs of its training."""
     report = reporting.report(model)
     method = "dense" if settings.method == "dense" else model.method
     per_example = float(reporting.train_flops(report, method, steps=steps))
@@ -217,7 +217,7 @@ def _costs(model, settings, steps):
 
 
 def summary(result) -> str:
-    """A result as text."""
+    """Returns a result as text."""
     settings = result["settings"]
     title = f"{settings['method']} on {settings['dataset']}, {settings['model']}"
     report = result["report"]

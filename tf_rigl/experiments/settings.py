@@ -36,8 +36,8 @@ class Settings:
         learning_rate: float, the initial learning rate of SGD with momentum 0.9; it follows
             a cosine decay to zero.
         drop_fraction: float in (0, 1].
-        update_interval: int, or None for 100 steps, less in runs of under 5,000 (one
-            step in 50); for "magnitude" the steps between prunings.
+        update_interval: int, steps between mask updates; for "magnitude", between prunings.
+            None: 100, or a fiftieth of the steps in runs of fewer than 5,000.
         options: dict of further arguments of the method, with JSON values, such as
             `{"scope": "global"}`. For "magnitude" also the arguments of its schedule.
         seed: int, for weights, masks, and the order of the examples.
@@ -127,7 +127,7 @@ class Settings:
         return "-".join(parts)
 
     def make_method(self, steps):
-        """The `tf_rigl.methods.Method` for a run of so many steps."""
+        """Makes the `tf_rigl.methods.Method` for a run of this number of steps."""
         from tf_rigl import schedules
 
         cls = registry.METHODS[self.method].load()
@@ -148,7 +148,7 @@ class Settings:
 
 
 def method_arguments(method) -> list[str]:
-    """The names that can qualify a method in `Settings`.
+    """Returns the names of the arguments that `Settings` takes for a method.
 
     Args:
         method: str, "dense" or a name that `tf_rigl.methods.get` knows.
@@ -176,21 +176,21 @@ def method_arguments(method) -> list[str]:
 
 
 def _json_values(options):
-    """A copy of the options; raises if JSON cannot hold them."""
+    """Copies the options; raises if JSON cannot hold them."""
     try:
         result = json.loads(json.dumps(options, allow_nan=False))
     except (TypeError, ValueError):
         result = None
     if not isinstance(result, dict):
         raise ValueError(
-            "Argument `options` must be a dict of values that JSON knows. "
+            "Argument `options` must be a dict of values that JSON can hold. "
             f"Received: options={options!r}"
         )
     return result
 
 
 def _in_a_name(value):
-    """A JSON value as part of a file name; different values give different names."""
+    """Writes a JSON value as part of a file name; different values give different names."""
     text = json.dumps(value, separators=(",", ":"), sort_keys=True)
     if isinstance(value, str):
         try:

@@ -35,11 +35,11 @@ class Spec:
         return f"{self.method}{f'({arguments})' if arguments else ''}{times}"
 
     def settings(self, base, **others) -> Settings:
-        """The settings of a run.
+        """Makes the settings of a run.
 
         Args:
-            base: `Settings`, which hold where nothing else is given.
-            **others: settings by name; the spec's own come first.
+            base: `Settings`, the values of all settings that are not given.
+            **others: settings by name; the spec's arguments override them.
 
         Returns:
             A `Settings`.
@@ -83,7 +83,7 @@ def parse(text) -> Spec:
     """
     found = _SPEC.fullmatch(text)
     if found is None:
-        raise _unreadable(text, "it is not of the form name(option=value, ...)@2x")
+        raise _unreadable(text, "it does not have the form name(option=value, ...)@2x")
     name, inner, times = found.groups()
     if name not in METHODS:
         raise unknown_name("method", name, METHODS, or_object=False)
@@ -121,7 +121,7 @@ def parse_value(text):
 
 
 def _arguments(text, inner):
-    """The arguments in the parentheses of a spec, as a dict."""
+    """Reads the arguments in the parentheses of a spec, as a dict."""
     result = {}
     for part in _split(inner):
         name, equals, value = part.partition("=")
@@ -138,7 +138,7 @@ def _arguments(text, inner):
 def _split(inner):
     """Splits at the commas outside brackets and quotes.
 
-    Python's own parser cannot do it: `global` is one of its keywords.
+    Python's own parser cannot do it, because `global` is a keyword.
     """
     parts, depth = [""], 0
     for token in _TOKEN.findall(inner):
@@ -158,7 +158,7 @@ def _unreadable(text, reason):
 
 
 def _text(value):
-    """A value in the form that specs have."""
+    """Writes a value as specs do."""
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _CONSTANTS:
         return value
     return repr(value)

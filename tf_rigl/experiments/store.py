@@ -16,8 +16,8 @@ class Store:
         runs: iterable of `Settings`; equal ones are one run.
 
     Attributes:
-        wanted: list of `Settings` without repetitions, the first seed of everything first: an
-            unfinished table then has something in each row.
+        wanted: list of `Settings` without repetitions, sorted by seed, so that an unfinished
+            table has a result in each row.
 
     Raises:
         ValueError: if two different runs have the same name, or a stored result does not
@@ -29,7 +29,7 @@ class Store:
         for settings in runs:
             if by_name.setdefault(settings.name, settings) != settings:
                 raise ValueError(
-                    "Two runs differ by less than their names tell. "
+                    "Two different runs have the same name. "
                     f"Received: {settings} and {by_name[settings.name]}"
                 )
         self.wanted = sorted(by_name.values(), key=lambda settings: settings.seed)
@@ -39,7 +39,7 @@ class Store:
             self.get(settings)
 
     def get(self, settings):
-        """The result of a run, or None if the run is not finished."""
+        """Returns the result of a run, or None if the run is not finished."""
         name = settings.name
         if name not in self._results:
             result = self._files.get(name, lambda stored: _check(stored, settings))
@@ -49,7 +49,7 @@ class Store:
         return self._results[name]
 
     def unfinished(self) -> list[Settings]:
-        """The runs without a stored result."""
+        """Lists the runs without a stored result."""
         return [settings for settings in self.wanted if self.get(settings) is None]
 
     def add(self, settings, result):
@@ -57,7 +57,7 @@ class Store:
         self._files.add(settings.name, result)
 
     def claim(self, settings):
-        """Keeps other processes from a run; yields whether the run is ours to do."""
+        """Claims a run; yields False if another process has claimed or finished it."""
         return self._files.claim(settings.name)
 
 
@@ -68,7 +68,7 @@ def _check(result, settings):
     _check_numbers(result["report"], ("flops", "dense_flops", "bytes", "dense_bytes"))
     _check_inputs(result.get("input_connections"))
     if stored != settings:
-        raise ValueError(f"it is not what its name says. Expected: {settings}. Received: {stored}")
+        raise ValueError(f"it belongs to another run. Expected: {settings}. Received: {stored}")
 
 
 def _check_numbers(result, keys):
@@ -82,7 +82,7 @@ def _check_numbers(result, keys):
 
 
 def _check_inputs(inputs):
-    """Raises if the stored connections of the input are there, but are not a list of images."""
+    """Raises if stored connections of the input are not a list of images."""
     if inputs is None:
         return
     counts = np.asarray(inputs["counts"], float)

@@ -9,7 +9,7 @@ from tf_rigl.experiments.fields import setting
 from tf_rigl.experiments.model_names import MODELS
 
 OPTIMIZERS = ("adam", "sgd")
-# The controls of a ticket, and what each is.
+# The controls of a ticket.
 CONTROLS = {
     "reinitialised": "the same mask with new random weights",
     "random": "a random mask with as many weights in each layer, and the same initial weights",
@@ -24,7 +24,7 @@ DENSITIES = (0.51, 0.21, 0.07, 0.036)  # Fractions of weights left at which cont
 
 @dataclasses.dataclass(frozen=True)
 class TicketSettings:
-    """All settings of a training but its seed.
+    """All settings of a training except its seed.
 
     The defaults are those of the paper for LeNet-300-100.
 
@@ -96,14 +96,14 @@ class TicketSettings:
 
 
 def rounds_with_controls(settings, rounds, controls, densities) -> list[int]:
-    """The rounds whose tickets are compared with controls.
+    """Returns the rounds whose tickets are compared with controls.
 
     Args:
         settings: `TicketSettings`.
         rounds: int, the number of pruning rounds.
         controls: list of names from `CONTROLS`.
-        densities: iterable of float, the fractions of weights left; None for those of
-            `DENSITIES` that so many rounds reach.
+        densities: iterable of float, the fractions of weights left; None for those in
+            `DENSITIES` that the rounds reach.
 
     Raises:
         ValueError: if an argument is invalid, or the rounds do not reach a density.
@@ -121,7 +121,7 @@ def rounds_with_controls(settings, rounds, controls, densities) -> list[int]:
 
 
 def compared_rounds(densities, prune_fraction, rounds) -> list[int]:
-    """The rounds that leave about these fractions of the weights.
+    """Returns the rounds that leave about these fractions of the weights.
 
     Example:
 

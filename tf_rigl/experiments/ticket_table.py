@@ -9,7 +9,7 @@ from tf_rigl.experiments.ticket_settings import CONTROLS
 
 
 def rows(runs) -> list[dict]:
-    """A row for each kind of network and round, over all seeds.
+    """Makes a row for each kind of network and round, over all seeds.
 
     Args:
         runs: list of (kind, round, density, seed, history).
@@ -38,7 +38,7 @@ def rows(runs) -> list[dict]:
 
 
 def stopped(history):
-    """Test accuracy and step at the smallest loss on the held-out data."""
+    """Returns test accuracy and step at the smallest loss on the held-out data."""
     losses = np.nan_to_num(np.array(history["val_loss"], float), nan=np.inf)
     best = int(np.argmin(losses))
     return history["test_accuracy"][best], history["step"][best]
@@ -50,7 +50,7 @@ def _spread(values):
 
 
 def table(rows) -> str:
-    """The rows as a Markdown table.
+    """Returns the rows as a Markdown table.
 
     Args:
         rows: list of dict, from `tf_rigl.experiments.tickets.tickets`.
@@ -70,7 +70,7 @@ def table(rows) -> str:
     ]
     body = "\n".join(tables.markdown(header, lines, left=(1,)))
     note = (
-        "Early-stopping step: where the loss on held-out data is least; test accuracy is that of "
-        "this step.\nMean ± sample standard deviation over seeds."
+        "Early-stopping step: the step with the smallest loss on held-out data. Test accuracy is "
+        "that of this step.\nMean ± sample standard deviation over seeds."
     )
     return f"{body}\n\n{note}\n"

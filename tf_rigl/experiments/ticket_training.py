@@ -1,4 +1,4 @@
-"""The trainings of `tf-rigl tickets`: data, dense network, one training with its evaluations."""
+"""One training of `tf-rigl tickets`: its data, its dense network, and its evaluations."""
 
 import functools
 
@@ -13,13 +13,13 @@ _AT_ONCE = 2500  # Examples in a batch of an evaluation.
 
 
 def arrays(name, data_dir):
-    """A data set in memory: a dict of "train" and "test" to images and labels."""
+    """Loads a data set into memory: a dict of "train" and "test" to images and labels."""
     loaded = data.arrays(name, data_dir=data_dir)
     return {"train": loaded.train, "test": loaded.test}
 
 
 def split(images, seed):
-    """The same data with a twelfth of the training data held out, as "val"."""
+    """Splits a twelfth of the training data off, as "val"."""
     x, y = images["train"]
     order = np.random.default_rng(seed).permutation(len(x))
     count = held_out(len(x))
@@ -28,18 +28,18 @@ def split(images, seed):
 
 
 def held_out(examples):
-    """The number of examples that are held out of so many."""
+    """Returns the number of examples to hold out of a number of examples."""
     return max(1, examples // 12)
 
 
 def steps(settings, examples):
-    """The number of steps of a training: whole epochs, up to a multiple of `every`."""
+    """Returns the steps of a training: whole epochs, rounded up to a multiple of `every`."""
     in_epoch = max(1, examples // settings.batch_size)
     return -(-settings.epochs * in_epoch // settings.every) * settings.every
 
 
 def dense(settings, images):
-    """The dense network, with weights of Glorot's normal distribution."""
+    """Makes the dense network, with weights from Glorot's normal distribution."""
     shape, classes = images["train"][0].shape[1:], int(images["train"][1].max()) + 1
     model = models.get(settings.model)(shape, classes)
 
@@ -53,7 +53,7 @@ def dense(settings, images):
 
 
 def optimizer(settings, step):
-    """A new optimizer for a training that begins at a step."""
+    """Makes an optimizer for a training that begins at a step."""
     rate = settings.learning_rate
     if settings.warm_up > step:
         rate = controls.from_step(controls.warm_up(rate, settings.warm_up), step)
@@ -63,7 +63,7 @@ def optimizer(settings, step):
 
 
 def train(model, settings, images, seed):
-    """Trains a network from its present step; returns the evaluations, a dict of lists."""
+    """Trains a network from its step on; returns the evaluations as a dict of lists."""
     x, y = (tf.constant(each) for each in images["train"])
     count = (steps(settings, len(x)) - model.step) // settings.every
     # Shuffling the images instead of their indices would take longer than the training.
@@ -100,7 +100,8 @@ class _Curve(keras.callbacks.Callback):
         self.history = {"step": []}
 
     def on_train_begin(self, logs=None):
-        # TensorFlow counts traces by code, those of all models together; a partial has no code.
+        # TensorFlow warns about many traces of the same code. A partial has no code of its own,
+        # so the traces of several models do not add up.
         call = functools.partial(self.model, training=False)
         self._predict = tf.function(call, reduce_retracing=True, autograph=False)
 

@@ -1,4 +1,4 @@
-"""`tf-rigl tickets`: lottery tickets of several seeds, beside their controls."""
+"""`tf-rigl tickets`: lottery tickets of several seeds, compared with controls."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def tickets(
     data_dir=None,
     command=None,
 ):
-    """Searches for tickets with several seeds, and trains controls beside them.
+    """Searches for tickets with several seeds, and trains controls of them.
 
     Each training is evaluated every `settings.every` steps. Its early-stopping step is the one
     with the smallest loss on the held-out data (a twelfth of the training data); the table
@@ -60,9 +60,9 @@ def tickets(
         rounds: int, as in `tf_rigl.lottery.find_ticket`.
         seeds: iterable of int, for weights, the order of the data, and the held-out examples.
         controls: iterable of str, from "reinitialised", "random" and "shuffled".
-        densities: iterable of float in (0, 1), of `(1 - prune_fraction)^round`: the tickets of
-            the nearest rounds are compared with controls. Defaults to those of 0.51, 0.21,
-            0.07 and 0.036 that so many rounds reach.
+        densities: iterable of float in (0, 1), values of `(1 - prune_fraction)^round`. The
+            tickets of the nearest rounds are compared with controls. Defaults to those of 0.51,
+            0.21, 0.07 and 0.036 that the rounds reach.
         folder: str or path; absent, empty, or that of an earlier command.
         data_dir: see `tf_rigl.data.load`.
         command: str, the command that made the rows; it is stored with them.
@@ -117,7 +117,7 @@ def _check_rewind_step(settings, examples):
 
 
 class _Progress:
-    """Prints a line after each training, with the time that the rest will take."""
+    """Prints a line after each training, with the time that remains."""
 
     def __init__(self, total):
         self.left, self.total, self.trained = total, total, 0
@@ -143,7 +143,7 @@ def _one_seed(settings, images, rounds, seed, controls, compared, folder, progre
     """Does the unfinished trainings of a seed.
 
     Returns:
-        A list of (kind, round, density, seed, history), of all its trainings.
+        A list of (kind, round, density, seed, history) of all trainings of the seed.
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
@@ -172,7 +172,7 @@ def _one_seed(settings, images, rounds, seed, controls, compared, folder, progre
     runs = [("ticket", each.round, each.density, seed, each.history) for each in found]
     store = Store(folder / "runs")
     for number in compared:
-        # A round that is searched again may end in another mask.
+        # If a round is searched again, its mask may differ.
         mask = _checksum(found[number].masks)
         for kind in controls:
             name = f"{kind}-round{number:02}-seed{seed}"
@@ -197,7 +197,7 @@ def _checksum(masks):
 
 
 def _rates(model, settings):
-    """Prunes the output layer, which is small, half as fast as the others, as in the paper."""
+    """Returns half the prune fraction for the output layer, which is small, as in the paper."""
     if settings.scope == "global":
         return None
     last = maskable.find(model, include_self=False)[-1]
