@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_cloned_is_refused():
 
     stack = [keras.Input((FEATURES,)), Stubborn(3), layers.BatchNormalization()]
     model = keras.Sequential(stack)
-    with pytest.raises(ValueError, match=r"`model` must be one that Keras can clone.*nope"):
+    with pytest.raises(ValueError, match=r"`model` must be a model that Keras can clone.*nope"):
         lottery.with_scale_penalty(model)
     with pytest.raises(ValueError, match="cannot clone the layer 'stubborn': nope"):
         copies.twin(model.layers[0])

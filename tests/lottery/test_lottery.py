@@ -553,7 +553,7 @@ def test_a_model_that_cannot_be_cloned_has_its_weights_back(tmp_path):
         whole, lottery.find_ticket(model, fit, rounds=2, folder=tmp_path / "cut"), strict=True
     ):
         check_equal(one, other)
-    with pytest.raises(ValueError, match="Argument `model` must be one that Keras can clone"):
+    with pytest.raises(ValueError, match="Argument `model` must be a model that Keras can clone"):
         lottery.reinitialised(whole[1], model)
 
 
