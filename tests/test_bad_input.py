@@ -77,12 +77,12 @@ def test_exclude_that_is_no_list_of_names(exclude):
 
 
 def test_exclude_that_is_no_regular_expression():
-    with raises(r"`exclude` holds .*neither .*'\(head'"):
+    with raises(r"`exclude` must hold layer names or .*'\(head'"):
         tf_rigl.sparsify(mlp(), exclude=["(head"])
 
 
 def test_exclude_that_leaves_nothing():
-    with raises("`exclude` leaves no maskable layer.*hidden/kernel"):
+    with raises("`exclude` must leave at least one maskable layer.*hidden/kernel"):
         tf_rigl.sparsify(mlp(), exclude=[".*"])
 
 

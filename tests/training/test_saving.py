@@ -312,7 +312,7 @@ REFUSALS = {
     "shape": (shorten_mask, r"mask of '.*kernel' does not fit its weight: mask.shape=\(\d+, \d\)"),
     "type": (float_mask, "mask of '.*kernel' is not boolean: float32"),
     "number": (remove_mask, "file holds 1 masks, the model has 2 masked weights"),
-    "zeros": (fill_weights, "mask of '.*kernel' does not fit its weight: there are weights other"),
+    "zeros": (fill_weights, "mask of '.*kernel' does not fit its weight: some weights are not z"),
 }
 BY_LAYER = [(k, c) for k in ("masked layers", "own subclass") for c in ("shape", "type", "zeros")]
 WHOLE = [(k, c) for k in ("functional", "subclassed") for c in REFUSALS]

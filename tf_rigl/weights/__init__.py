@@ -1,3 +1,3 @@
-"""Weights and their masks: which can be masked, how sparse each becomes, and who holds them."""
+"""Which weights can be masked, how sparse each becomes, and the layers that hold the masks."""
 
-from tf_rigl._base import backend  # noqa: F401, first: Keras then knows all our classes
+from tf_rigl._base import backend  # noqa: F401, first: it registers our classes with Keras

@@ -37,27 +37,27 @@ _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTran
 
 
 class Maskable(NamedTuple):
-    """A weight that can be masked, and where it was found."""
+    """A maskable weight and its place in the model."""
 
-    path: str  # The names of the layers on the way, and the variable's own.
-    layers: tuple[str, ...]  # The names of the layers on the way, outermost first.
-    owner: tuple[str, ...]  # The same up to the outermost layer that is not a model.
+    path: str  # `layers` and the name of the variable, joined by "/".
+    layers: tuple[str, ...]  # The names of the layers that contain it, outermost first.
+    owner: tuple[str, ...]  # `layers` up to the outermost layer that is not a model.
     weight: keras.Variable
-    layer: keras.layers.Layer  # That which holds the weight.
+    layer: keras.layers.Layer  # The layer that holds the weight.
 
 
 def own_weights(layer) -> list:
-    """The maskable variables of a layer itself, without those of its sublayers.
+    """Returns the maskable variables of a layer itself, without those of its sublayers.
 
     Args:
         layer: a `keras.layers.Layer`.
 
     Returns:
-        A list of `keras.Variable`, empty where there is none or the layer is not built.
+        A list of `keras.Variable`, empty if there are none or the layer is not built.
 
     Raises:
-        ValueError: if `get_prunable_weights()` returns what is not a floating point
-            variable.
+        ValueError: if `get_prunable_weights()` returns anything but floating point
+            variables.
     """
     if hasattr(layer, "get_prunable_weights"):
         weights = list(layer.get_prunable_weights())
@@ -71,7 +71,7 @@ def own_weights(layer) -> list:
     for cls, attributes in MASKABLE_ATTRIBUTES.items():
         if isinstance(layer, cls):
             found = [getattr(layer, name, None) for name in attributes]
-            # A quantized kernel is an integer variable, one with LoRA a tensor.
+            # A quantized kernel is an integer variable; a kernel with LoRA is a tensor.
             return [w for w in found if isinstance(w, keras.Variable) and _is_float(w)]
     return []
 
@@ -81,11 +81,11 @@ def find(layer, include_self=True) -> list[Maskable]:
 
     Args:
         layer: a built `keras.layers.Layer` or model.
-        include_self: whether paths begin with the name of `layer` itself.
+        include_self: bool, whether paths begin with the name of `layer` itself.
 
     Returns:
-        A list of `Maskable` with unique paths. A weight that several layers share is
-        listed once.
+        A list of `Maskable` with unique paths. It lists a weight that several layers share
+        once.
     """
     found, seen, paths = [], set(), set()
     for each, route, owner in walk(layer, (layer.name,) if include_self else ()):
@@ -102,11 +102,11 @@ def walk(layer, route=()):
 
     Args:
         layer: a `keras.layers.Layer` or model.
-        route: tuple of str, the names of the layers on the way to `layer`.
+        route: tuple of str, the names of the layers from the outermost one to `layer`.
 
     Yields:
-        Tuples of a layer, its route, and the route of the outermost layer on the way that is
-        not a model.
+        Tuples of a layer, its route, and the part of the route up to the outermost layer that
+        is not a model.
     """
     seen = set()
 
@@ -124,15 +124,16 @@ def walk(layer, route=()):
 
 
 def axes(layer, shape):
-    """The input axes and the output axes of a weight.
+    """Returns the input axes and the output axes of a weight.
 
     Args:
-        layer: the `keras.layers.Layer` that holds it.
-        shape: tuple of int, that of the weight.
+        layer: the `keras.layers.Layer` that holds the weight.
+        shape: tuple of int, the shape of the weight.
 
     Returns:
-        Two tuples of int, or None where they are the last but one and the last. Other
-        axes are neither, such as the spatial ones of a convolution.
+        Two tuples of int; or None if the last axis but one is the input axis and the last
+        one the output axis. Other axes, such as the spatial axes of a convolution, are
+        neither.
     """
     if isinstance(layer, _TRANSPOSED):
         return (-1,), (-2,)
@@ -147,7 +148,10 @@ def axes(layer, shape):
 
 
 def fan_in(layer, shape) -> int:
-    """How many entries of a weight are summed up in one output; arguments are those of `axes`."""
+    """Returns the number of entries of a weight that are summed into one output.
+
+    Arguments are those of `axes`.
+    """
     if isinstance(layer, layers.EinsumDense):
         _, kernel, output = einsum_labels(layer)
         sizes = zip(kernel, shape, strict=True)
@@ -158,41 +162,41 @@ def fan_in(layer, shape) -> int:
 
 
 def stored(layer, attribute):
-    """How a layer stores a weight: a layer with a method `stored` says so itself.
+    """Finds the variable that stores a weight, and the weight's shape.
 
     Args:
-        layer: a built `keras.layers.Layer`.
+        layer: a built `keras.layers.Layer`. If it has a method `stored`, that one answers.
         attribute: str, the name of the weight, such as "kernel".
 
     Returns:
-        The variable (None if there is none), and the shape of the weight, which that of the
-        variable may differ from.
+        The variable (None if there is none), and the shape of the weight. The shape of the
+        variable may differ.
     """
     own = layer.stored(attribute) if hasattr(layer, "stored") else None
     if own is not None:
         return own
     value = getattr(layer, attribute, None)
     if value is not None and not isinstance(value, keras.Variable):
-        value = stored_variable(layer, attribute)  # With LoRA it is a sum.
+        value = stored_variable(layer, attribute)  # With LoRA the attribute is a sum.
     return value, None if value is None else tuple(value.shape)
 
 
 def einsum_labels(layer):
-    """The axes of inputs, kernel and output of an `EinsumDense`, one letter each."""
+    """Returns the axes of input, kernel and output of an `EinsumDense`, one letter each."""
     inputs, _, output = layer.equation.replace(" ", "").partition("->")
     inputs, _, kernel = inputs.partition(",")
     return inputs, kernel, output
 
 
 def sublayers(layer) -> list:
-    """The layers directly inside a layer, those of a model in graph order."""
+    """Returns the layers directly inside a layer; those of a model in graph order."""
     if isinstance(layer, keras.Model):
         return layer.layers
     return all_layers(layer, include_self=False, recursive=False)
 
 
 def unique(path, taken: set) -> str:
-    """`path`, with a number behind it if it is taken already; adds it to `taken`."""
+    """Returns `path`, with a number appended if it is in `taken`; adds the result to `taken`."""
     candidate, number = path, 0
     while candidate in taken:
         number += 1

@@ -16,12 +16,12 @@ from tf_rigl.weights.masks import Masks
 
 
 def random_mask(item, seed, index=0):
-    """A random mask for a `MaskedWeight` at its target sparsity.
+    """Returns a random mask for a `MaskedWeight` at its target sparsity.
 
     Args:
         item: `MaskedWeight`.
         seed: int. The same seed and index give the same mask.
-        index: int, tells the weights of a model apart.
+        index: int, the number of the weight in the model.
 
     Returns:
         A boolean tensor of the weight's shape.
@@ -35,17 +35,17 @@ def random_mask(item, seed, index=0):
 class MaskedLayer(keras.layers.Wrapper):
     """Makes a layer sparse: holds a mask for each of its maskable weights.
 
-    The mask is drawn at random when the layer is built, and the weights under it are
-    set to exactly zero. A `tf_rigl.SparseModel` keeps them there while it trains, and
-    moves the masks by its method; so the forward pass is that of the layer alone.
+    The layer draws a random mask when it is built, and sets the masked weights to exactly
+    zero. A `tf_rigl.SparseModel` keeps them at zero while it trains, and its method changes
+    the mask. The forward pass is therefore that of the wrapped layer alone.
 
     Args:
-        layer: a `keras.layers.Layer` with something to mask: see
-            `tf_rigl.maskable`. All maskable weights of its sublayers are masked too.
+        layer: a `keras.layers.Layer` with maskable weights, see `tf_rigl.maskable`. The
+            maskable weights of its sublayers are masked too.
         sparsity: float in [0, 1), the fraction of zeros in each weight.
-        pattern: str or `tf_rigl.patterns.Pattern`, which entries live and die
+        pattern: str or `tf_rigl.patterns.Pattern`, which entries are kept or dropped
             together: "unstructured", "block_16x1", "2:4", "litert".
-        seed: int, for the random mask. Defaults to a random one.
+        seed: int, for the random mask. Defaults to a random seed.
         initial_mask: str, "random", or "ones" for methods that begin dense and prune
             ("snip", "magnitude").
         **kwargs: arguments of `keras.layers.Layer`, such as `name`.
@@ -54,7 +54,7 @@ class MaskedLayer(keras.layers.Wrapper):
 
     Raises:
         ValueError: if `layer` is not a layer, or an argument is out of range; at
-            build, if the layer has nothing to mask.
+            build, if the layer has no maskable weights.
 
     Example:
 
@@ -86,7 +86,7 @@ class MaskedLayer(keras.layers.Wrapper):
     ):
         if not isinstance(layer, keras.layers.Layer) or isinstance(layer, MaskedLayer):
             raise ValueError(
-                "Argument `layer` must be a `keras.layers.Layer` that is not masked yet. "
+                "Argument `layer` must be a `keras.layers.Layer` that is not yet masked. "
                 f"Received: layer={layer!r} (of type {type(layer)})"
             )
         kwargs.setdefault("name", f"masked_{layer.name}")
@@ -106,7 +106,7 @@ class MaskedLayer(keras.layers.Wrapper):
         if layer.built:
             self.build(None)
 
-    # Keras first calls the wrapped layer symbolically, with all arguments of the call.
+    # The decorator lets Keras call the wrapped layer symbolically first, with all arguments.
     @keras_internals.default_build
     def build(self, input_shape=None):
         if not self.layer.built:
@@ -121,9 +121,9 @@ class MaskedLayer(keras.layers.Wrapper):
         self._masks.settle()
         if not self._masks.items:
             raise ValueError(
-                f"Layer {self.layer.name!r} (of type {type(self.layer).__name__}) has nothing to "
-                "mask. See `tf_rigl.maskable` for the layers that have; a layer of your own names "
-                "its weights with `get_prunable_weights()`."
+                "Argument `layer` must have maskable weights. `tf_rigl.maskable` lists the layers "
+                "that do; a custom layer names its weights with `get_prunable_weights()`. "
+                f"Received: layer={self.layer.name!r} (of type {type(self.layer).__name__})"
             )
 
     def __call__(self, *args, **kwargs):

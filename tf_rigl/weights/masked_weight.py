@@ -1,4 +1,4 @@
-"""`MaskedWeight`: a dense variable with zeros in it, and a mask beside it."""
+"""`MaskedWeight`: a dense variable that contains zeros, and its mask."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from tf_rigl.patterns.base import Pattern
 from tf_rigl.weights.sparse_weight import SparseWeight, emptied, set_all
 
 
-# Not a tuple: Keras tracks the variables in those, and the weight has its layer already.
+# Not a NamedTuple: Keras tracks the variables in tuples, and a layer tracks the weight already.
 @dataclasses.dataclass(frozen=True, repr=False)
 class MaskedWeight(SparseWeight):
     """A weight and its mask.
@@ -22,8 +22,8 @@ class MaskedWeight(SparseWeight):
         target_sparsity: float, the fraction of zeros to reach.
         pattern: `tf_rigl.patterns.Pattern`, which entries are kept or dropped together.
         layer: the `keras.layers.Layer` that holds the weight.
-        state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
-            method keeps for the weight beside its mask.
+        state: dict of name to `keras.Variable` of the weight's shape and dtype: the method's
+            own variables for the weight.
     """
 
     path: str
@@ -43,7 +43,7 @@ class MaskedWeight(SparseWeight):
         return tf.convert_to_tensor((self.weight if variable is None else variable).value)
 
     def masked_gradient(self, gradient):
-        """The gradient, zero where the mask is 0."""
+        """Returns the gradient with zeros where the mask is 0."""
         return tensors.masked_gradient(gradient, self.mask)
 
     def emptied(self, slots):
@@ -57,7 +57,7 @@ class MaskedWeight(SparseWeight):
         return tf.math.count_nonzero((self.dense() != 0) & ~mask)
 
     def replaced(self, mask, new_mask, new_weight, slots=()):
-        # Slots of dropped entries would go stale; those of grown entries start empty.
+        # Slots of dropped entries would be out of date; slots of grown entries start empty.
         stay = mask & new_mask
         return [(self.mask, new_mask), (self.weight, new_weight), *emptied(stay, slots)]
 

@@ -1,4 +1,4 @@
-"""The masks themselves: variables beside the weights that they belong to."""
+"""The layer that holds mask variables, and functions that find the sparse weights of a model."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from tf_rigl.weights.sparse_weight import SparseWeight
 class Masks(keras.layers.Layer):
     """Holds mask variables, so that Keras saves, copies and restores them.
 
-    It takes no part in the computation. Whatever owns one keeps it in the attribute
-    `_masks`: Keras restores private attributes last, so the weights are there when
-    the masks are checked against them.
+    It computes nothing. Its owner keeps it in the attribute `_masks`: Keras restores private
+    attributes last, so it has restored the weights when `load_own_variables` checks the masks
+    against them.
 
     Attributes:
         items: list of `MaskedWeight`.
-        refusal: the error with which the last file was refused, or None.
+        refusal: the error that the last file raised, or None.
     """
 
     def __init__(self, **kwargs):
@@ -40,8 +40,10 @@ class Masks(keras.layers.Layer):
         Args:
             found: `tf_rigl.maskable.Maskable`, the weight.
             target_sparsity, pattern: see `MaskedWeight`.
-            draw: function of the item that returns the mask to begin with, called by
-                `settle`.
+            draw: function of the item that returns its initial mask. `settle` calls it.
+
+        Returns:
+            The new item, a `MaskedWeight`.
         """
         mask = self.add_weight(
             shape=found.weight.shape,
@@ -58,12 +60,12 @@ class Masks(keras.layers.Layer):
         return item
 
     def add_state(self, names, start=None, first=0):
-        """Adds what a method keeps for each weight, zeros at first, where it is not there.
+        """Adds the method's variables to each weight that lacks them, zeros at first.
 
         Args:
             names: see `tf_rigl.methods.Method.state_names`.
-            start: function of an item and its `index` that sets what has been added, and
-                returns the mask to begin with; or None: masks do not depend on it.
+            start: function of an item and its `index` that fills the new variables and
+                returns the initial mask; None if masks do not depend on these variables.
             first: int, the index of the first weight.
         """
         for number, item in enumerate(self.items):
@@ -82,20 +84,20 @@ class Masks(keras.layers.Layer):
                 )
 
     def settle(self):
-        """Draws the masks that are due, and sets the weights under them to zero.
+        """Draws the pending masks, and sets the masked weights to zero.
 
-        Keras builds some models within a stateless scope, in which variables have no
-        values yet and none can be set: there it does nothing.
+        It does nothing within a stateless scope, in which Keras builds some models: there
+        variables have no values and cannot be set.
         """
         if not self._due or in_stateless_scope():
             return
-        with tf.init_scope():  # The first call may be one that is being traced.
+        with tf.init_scope():  # TensorFlow may be tracing the first call.
             for item, draw in self._due:
                 item.set_mask(draw(item))
         self._due = []
 
     def save_own_variables(self, store):
-        """Stores each mask under its number, and the method's state beside it."""
+        """Stores each mask under its number, and the method's variables next to it."""
         self.settle()
         for number, item in enumerate(self.items):
             store[str(number)] = item.mask.numpy()
@@ -103,14 +105,14 @@ class Masks(keras.layers.Layer):
                 store[f"{number}_{name}"] = keras.ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        """Restores masks and states, and checks that the masks fit their weights.
+        """Restores masks and the method's variables, and checks that masks fit their weights.
 
-        A file without masks (of a dense model) leaves them as they are: they are
-        applied to the weights that were loaded.
+        A file without masks (of a dense model) leaves the masks as they are, and applies them
+        to the loaded weights.
         """
         if self.refusal is not None and not list(store.keys()):
-            # Keras tries an object that could not be loaded again wherever it meets it
-            # next, and there the file has nothing: that is not a dense model's file.
+            # After a failed load, Keras tries the same object again at its other places in
+            # the model. The file has no entries there, but is not the file of a dense model.
             raise self.refusal
         try:
             self._load(store)
@@ -137,7 +139,7 @@ class Masks(keras.layers.Layer):
             _check_fit(item, mask)
         for number, (item, mask) in enumerate(zip(self.items, masks, strict=True)):
             item.mask.assign(mask)
-            # What an older file has not begins anew.
+            # Variables that an older file lacks start at zero again.
             for name, variable in item.state.items():
                 key = f"{number}_{name}"
                 variable.assign(np.asarray(store[key]) if key in keys else np.zeros(mask.shape))
@@ -145,7 +147,7 @@ class Masks(keras.layers.Layer):
 
 
 def layers(model) -> list[Masks]:
-    """What holds the masks of a model, in model order."""
+    """Returns the layers that hold the masks of a model, in model order."""
     found = all_layers(model, include_self=False)
     return [layer for layer in found if isinstance(layer, Masks)]
 
@@ -157,21 +159,21 @@ def find(model) -> list[SparseWeight]:
         layer.settle()
         items += layer.items
     stored = _stored_sparse(model)
-    if stored:  # Among the others as in the model.
+    if stored:  # Puts all of them in model order.
         order = {id(variable): number for number, variable in enumerate(model.weights)}
         items = sorted([*items, *stored], key=lambda item: order[id(item.weight)])
     return [dataclasses.replace(item, path=maskable.unique(item.path, taken)) for item in items]
 
 
 def holds_any(layer) -> bool:
-    """True if a layer, or one in it, is made to hold sparse weights; it need not be built."""
+    """Returns True if a layer or a sublayer can hold sparse weights, even before it is built."""
     return any(
         isinstance(each, Masks) or hasattr(each, "sparse_weight") for each in all_layers(layer)
     )
 
 
 def _stored_sparse(model):
-    """Finds the weights of layers that store them sparse, by their method `sparse_weight`."""
+    """Finds the weights of layers with a method `sparse_weight`, which store them as blocks."""
     found = []
     for layer, route, _ in maskable.walk(model):
         if layer.built and hasattr(layer, "sparse_weight"):
@@ -180,7 +182,7 @@ def _stored_sparse(model):
 
 
 def _check_fit(item, mask):
-    """Raises if an array cannot be the mask of a weight as it stands."""
+    """Raises if an array does not fit a weight as its mask."""
     if mask.shape != tuple(item.weight.shape):
         raise ValueError(
             f"The mask of {item.path!r} does not fit its weight: "
@@ -190,6 +192,6 @@ def _check_fit(item, mask):
         raise ValueError(f"The mask of {item.path!r} is not boolean: {mask.dtype}")
     if np.any(keras.ops.convert_to_numpy(item.weight)[~mask] != 0):
         raise ValueError(
-            f"The mask of {item.path!r} does not fit its weight: there are weights other than "
-            "zero where the mask is 0."
+            f"The mask of {item.path!r} does not fit its weight: some weights are not zero "
+            "where the mask is 0."
         )

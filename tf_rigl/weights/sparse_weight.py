@@ -1,4 +1,4 @@
-"""What training asks of a sparse weight, however the weight is stored."""
+"""The interface between training and a sparse weight, however the weight is stored."""
 
 import contextlib
 
@@ -9,24 +9,24 @@ from tf_rigl._base import tensors
 
 
 class SparseWeight:
-    """Base class of sparse weights: the questions that training asks of each.
+    """Base class of sparse weights: the methods that training calls on each.
 
-    `MaskedWeight` keeps the dense variable with zeros in it and a mask beside it.
-    `tf_rigl.block_sparse` has one that stores the blocks that are there. Nobody outside of
-    these two rooms asks which of them a weight is.
+    `MaskedWeight` has a dense variable that contains zeros, and a mask. `BlockSparseWeight`,
+    in `tf_rigl.block_sparse`, stores only its active blocks. Code outside of these two rooms
+    never asks which of the two a weight is.
 
     Attributes:
         path: str, unique within the model, such as "encoder/dense/kernel".
         layer: the `keras.layers.Layer` that holds the weight.
-        weight: `keras.Variable`, what is stored of the weight.
+        weight: `keras.Variable`, the stored values.
         mask: the mask of the dense weight, 1 where an entry is active.
         shape: tuple of int, the shape of the dense weight.
         target_sparsity: float, the fraction of zeros to reach.
         pattern: `tf_rigl.patterns.Pattern`, which entries are kept or dropped together.
-        state: dict of name to `keras.Variable` of the weight's shape and dtype, what the
-            method keeps for the weight beside its mask.
-        compute: str, what a product with the weight computes. "masked": zeros too. "sparse":
-            only what is there.
+        state: dict of name to `keras.Variable` of the weight's shape and dtype: the method's
+            own variables for the weight.
+        compute: str, "masked": a product with the weight multiplies zeros too; "sparse": it
+            multiplies active entries only.
     """
 
     compute = "masked"
@@ -37,25 +37,25 @@ class SparseWeight:
 
     @property
     def is_sparse(self) -> bool:
-        """True if the weight has zeros: a layer that stays dense costs nothing."""
+        """True if the target sparsity is above 0. Other weights train as usual, at no cost."""
         return self.target_sparsity > 0
 
     def target_active(self) -> int:
-        """The number of units that are active at the target sparsity."""
+        """Returns the number of active units at the target sparsity."""
         units = self.pattern.units(self.shape)
         zeros = int(distributions.zeros(self.target_sparsity, units))
         return self.pattern.possible(self.shape, units - zeros)
 
     def active(self) -> int:
-        """The number of units that are active now."""
+        """Returns the number of units that are active now."""
         return int(self.pattern.active(tf.convert_to_tensor(self.mask)))
 
     def dense(self, variable=None):
         """Returns the dense weight as a tensor.
 
         Args:
-            variable: another variable of the stored shape, such as an optimizer slot, to
-                return in its dense form.
+            variable: another variable of the stored shape, such as an optimizer slot: its
+                dense form is returned instead.
         """
         raise NotImplementedError
 
@@ -66,41 +66,42 @@ class SparseWeight:
         del method
 
     def caution(self, optimizer):
-        """What to warn of when this weight is trained by an optimizer: str, or None."""
+        """Returns a warning (str) if the optimizer does not suit this weight, else None."""
         del optimizer
 
-    # What the dense gradient is taken from.
+    # The dense gradient.
 
     @contextlib.contextmanager
     def probe(self):
-        """Within this context, gradients with respect to what it gives are dense ones.
+        """Gives, within this context, a tensor whose gradient is the dense gradient.
 
         Yields:
-            A tensor to watch and to take gradients by; or None if the gradient of `weight`
+            A tensor to watch and to differentiate by; or None if the gradient of `weight`
             itself is dense.
         """
         yield None
 
     def dense_gradient(self, gradient):
-        """Returns the dense gradient of the loss, given that of the probe (or of `weight`).
+        """Returns the dense gradient of the loss, given the gradient of the probe.
 
         Args:
-            gradient: tensor, summed over replicas and unscaled.
+            gradient: tensor, summed over replicas and without the loss scale: the gradient
+                of the probe, or of `weight` if there is no probe.
         """
         return gradient
 
     # At each step.
 
     def masked_gradient(self, gradient):
-        """Returns the gradient of `weight` as the optimizer may see it."""
+        """Returns the gradient of `weight` for the optimizer, without masked entries."""
         raise NotImplementedError
 
     def emptied(self, slots):
-        """Pairs of variables and values that put zeros back wherever the mask is 0.
+        """Returns pairs (variable, value) that put zeros back wherever the mask is 0.
 
         Args:
-            slots: iterable of (variable of the stored shape, value of an empty entry), what
-                the optimizer keeps for the weight.
+            slots: iterable of (variable, empty): the optimizer's slots for the weight, of the
+                stored shape, and the value of an empty entry of each.
         """
         raise NotImplementedError
 
@@ -109,25 +110,25 @@ class SparseWeight:
         raise NotImplementedError
 
     def stray(self):
-        """The number of stored entries that are not zero where the mask is 0, as int64."""
+        """Returns the number of stored entries that are masked but not zero, as int64."""
         raise NotImplementedError
 
     # When masks change.
 
     def evidence(self, gradient, seed):
-        """The arguments of `Method.drop_scores`: weight, gradient, mask and seed."""
+        """Returns the arguments of `Method.drop_scores`: weight, gradient, mask and seed."""
         return self.dense(), gradient, tf.convert_to_tensor(self.mask), seed
 
     def changes(self, method, counts, gradient, seed, slots=(), *, usable=None, compiled=None):
-        """Changes the mask by a method, and all that goes with it.
+        """Computes the new mask by a method, with the new weight and optimizer slots.
 
         Args:
             method: `tf_rigl.methods.Method`.
             counts: (keep, grow), int32 scalar tensors: units to keep and to grow.
-            gradient: what `dense_gradient` returned, or None if the method needs none.
-            seed: int32 tensor of shape (2,), for what the method draws at random.
+            gradient: the result of `dense_gradient`, or None if the method needs none.
+            seed: int32 tensor of shape (2,), for the random numbers of the method.
             slots: as for `emptied`.
-            usable: boolean scalar tensor; if it is False, nothing changes. None: True.
+            usable: boolean scalar tensor; if it is False, nothing changes. None means True.
             compiled: `tf_rigl._base.tensors.Compiled`, which keeps compiled functions; None
                 to compile nothing.
 
@@ -145,28 +146,28 @@ class SparseWeight:
         return self.replaced(mask, new_mask, new_weight, slots)
 
     def replaced(self, mask, new_mask, new_weight, slots=()):
-        """Pairs of variables and values that put another mask in place.
+        """Returns pairs (variable, new value) that replace the mask.
 
         Args:
             mask, new_mask: boolean tensors of the dense weight's shape.
-            new_weight: tensor of that shape.
+            new_weight: tensor of the same shape.
             slots: as for `emptied`.
         """
         raise NotImplementedError
 
     def set_mask(self, mask):
-        """Replaces the mask, and sets the weight to zero where the new one is 0."""
+        """Replaces the mask, and sets the weight to zero where the new mask is 0."""
         raise NotImplementedError
 
 
 def set_all(pairs):
-    """Assigns values to variables, outside of a training step."""
+    """Assigns values to variables outside of a training step."""
     for variable, value in pairs:
         variable.assign(value)
 
 
 def emptied(mask, pairs):
-    """Pairs of variables and values with `empty` wherever a mask is 0.
+    """Returns pairs (variable, value) that put `empty` wherever a mask is 0.
 
     Args:
         mask: boolean tensor or variable.

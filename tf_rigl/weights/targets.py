@@ -1,4 +1,4 @@
-"""The sparsity that each weight of a model is to have."""
+"""The target sparsity and the pattern of each weight of a model."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from tf_rigl.weights import maskable
 
 
 class Target(NamedTuple):
-    """What one weight is to become."""
+    """The target of one weight."""
 
     sparsity: float
     pattern: Pattern
@@ -61,25 +61,25 @@ def resolve(
         distribution: str, function or mapping; see `tf_rigl.sparsify`.
         pattern: `tf_rigl.patterns.Pattern`, fitted to each weight.
         exclude: layer names or regular expressions.
-        fixed: mapping of layer name to a sparsity to keep as given, or None.
-        scope: str, "global" where sparsities come out of a method's scores.
+        fixed: mapping of layer name to the sparsity of that layer, or None.
+        scope: str, "layer", or "global" if a method's scores decide the sparsities.
 
     Returns:
         A dict of path to `Target`, for each weight that is not excluded.
 
     Raises:
-        ValueError: if a name matches nothing, nothing is left to mask, or the
+        ValueError: if a name matches no layer, if no maskable layer is left, or if the
             sparsity cannot be met.
     """
     if not found:
         raise ValueError(
-            "The model has no maskable layer. See `tf_rigl.maskable` for the layers that are; a "
-            "layer of your own names its weights with `get_prunable_weights()`."
+            "The model has no maskable layer. `tf_rigl.maskable` lists the maskable layers; a "
+            "custom layer names its weights with `get_prunable_weights()`."
         )
     kept = _without_excluded(found, exclude)
     if not kept:
         raise ValueError(
-            "Argument `exclude` leaves no maskable layer. "
+            "Argument `exclude` must leave at least one maskable layer. "
             f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
         )
     shapes = {m.path: tuple(m.weight.shape) for m in kept}
@@ -89,7 +89,7 @@ def resolve(
         named = by_path("distribution", kept, distribution)
         targets = dict.fromkeys(shapes, 0.0) | named | fixed
     elif distribution == "uniform":
-        # Not its first *weight* alone: recurrent and attention layers have several.
+        # All weights of the first layer: recurrent and attention layers have several.
         first = {m.path: 0.0 for m in kept if m.owner == found[0].owner}
         targets = distributions.uniform(
             shapes, sparsity, fixed=first | fixed, first_layer_dense=False
@@ -97,8 +97,8 @@ def resolve(
     elif scope == "global":
         if any(fixed.values()):
             raise ValueError(
-                "Argument `fixed` must be 0 (dense) with `scope='global'`, in which sparsities "
-                f"come out of the scores of all weights. Received: fixed={fixed}"
+                "Argument `fixed` must be 0 (dense) with `scope='global'`, where the scores of "
+                f"all weights decide the sparsities. Received: fixed={fixed}"
             )
         targets = dict.fromkeys(shapes, sparsity) | fixed
     else:
@@ -114,19 +114,20 @@ def resolve(
     names = sorted({str(each) for path, each in fitted.items() if targets[path]})
     if scope == "global" and len(names) > 1:
         raise ValueError(
-            "Argument `pattern` must be the same in all weights with `scope='global'`, in which "
-            f"the scores of all units are compared. Received: pattern='{pattern}', here {names}"
+            "Argument `pattern` must be the same in all weights with `scope='global'`, which "
+            f"compares the scores of all units. Received: pattern='{pattern}', which becomes "
+            f"{names} in these weights"
         )
     zeros = [distributions.zeros(targets[p], fitted[p].units(s)) for p, s in shapes.items()]
     if asked and not any(zeros):
         raise ValueError(
-            "The sparsity cannot be met: no layer would have a single zero. Received: "
+            "The sparsity cannot be met: no layer would get a single zero. Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, pattern='{pattern}', "
             f"maskable weights: {shapes}"
         )
     advice = (
-        "A distribution gives small layers less than others: take 'uniform' or 'uniform_all' for "
-        "`distribution`, or name the layer in `exclude` (dense) or `fixed`."
+        "Distributions make small layers less sparse: pass `distribution='uniform'` or "
+        "'uniform_all', or name the layer in `exclude` (dense) or `fixed`."
     )
     for path, target in targets.items():
         check_sparsity(f"distribution[{path!r}]", target)
@@ -135,39 +136,40 @@ def resolve(
 
 
 def fit(pattern, found) -> Pattern:
-    """A pattern as it is for one `tf_rigl.maskable.Maskable`."""
+    """Returns a pattern fitted to one `tf_rigl.maskable.Maskable`."""
     shape = tuple(found.weight.shape)
     return pattern.fitted(found.layer, shape, maskable.axes(found.layer, shape))
 
 
 def check_allowed(pattern, sparsity, path, advice="Raise it."):
-    """Raises if a pattern cannot have a sparsity; dense is always allowed."""
+    """Raises if a sparsity is below the pattern's minimum; 0 (dense) is always allowed."""
     least = pattern.min_sparsity
-    if 0 < sparsity < least - 1e-12:  # Rounding alone; more would be an entry too many.
+    if 0 < sparsity < least - 1e-12:  # Allows rounding errors only: more is an entry too many.
         raise ValueError(
             f"Pattern '{pattern}' needs a sparsity of at least {least:.7g}, or 0 (dense), in each "
-            f"weight; that of {path!r} would be {sparsity:.7g}. {advice}"
+            f"weight; the sparsity of {path!r} would be {sparsity:.7g}. {advice}"
         )
 
 
 def _names(maskable):
-    """What a weight answers to: its layers' names and paths, and its own path."""
+    """Returns the names that match a weight: its layers' names and paths, and its own path."""
     layers = maskable.layers
     paths = ["/".join(layers[: n + 1]) for n in range(len(layers))]
     return [*layers, *paths, maskable.path]
 
 
 def _without_excluded(found, exclude):
+    """Returns the maskable weights that no entry of `exclude` matches."""
     excluded = set()
     for entry in exclude:
         hits = {m.path for m in found if entry in _names(m)}
-        if not hits:  # Not a name: then it is a regular expression.
+        if not hits:  # The entry is not a name, so it is a regular expression.
             try:
                 expression = re.compile(entry)
             except re.error as error:
                 raise ValueError(
-                    "Argument `exclude` holds what is neither a layer name nor a regular "
-                    f"expression ({error}). Received: {entry!r}"
+                    "Argument `exclude` must hold layer names or regular expressions "
+                    f"({error}). Received: {entry!r}"
                 ) from error
             hits = {m.path for m in found if any(expression.search(n) for n in _names(m))}
         if not hits:
@@ -180,15 +182,15 @@ def _without_excluded(found, exclude):
 
 
 def by_path(argument, kept, mapping):
-    """Sparsities given by layer name, by the paths of weights.
+    """Converts a mapping of layer names to sparsities into one of weight paths.
 
     Args:
-        argument: str, the name of the argument that gives them.
+        argument: str, the name of the argument, for messages.
         kept: list of `tf_rigl.maskable.Maskable`.
         mapping: mapping of layer name or path to sparsity.
 
     Returns:
-        A dict of path to sparsity, of the weights that are named.
+        A dict of path to sparsity, with the named weights only.
     """
     targets = {}
     for name, value in mapping.items():
