@@ -528,7 +528,7 @@ def test_a_file_with_places_that_cannot_be_is_refused(fault, tmp_path):
 
     with h5py.File(path, "r+") as file:
         file.visititems(spoil)
-    with pytest.raises(ValueError, match="places of blocks that layer"):
+    with pytest.raises(ValueError, match="invalid places of blocks for layer"):
         made("sparse", "rigl").load_weights(path)
 
 
@@ -724,7 +724,7 @@ def test_that_no_layer_can_store_blocks_is_told():
 def test_an_optimizer_that_divides_by_zero_is_told():
     model = compiled(made("sparse"), keras.optimizers.Adafactor())
     x, y = random_data(model.input_shape[1:], batches=1)
-    with pytest.warns(UserWarning, match="made with `epsilon_1=1e-12`"):
+    with pytest.warns(UserWarning, match="Make it with .*`epsilon_1=1e-12`.*Received: epsilon_1="):
         model.fit(x, y, batch_size=8, verbose=0)
 
 
@@ -779,7 +779,7 @@ def _sharing():
 
 
 def test_a_layer_shared_with_a_nested_model_is_not_doubled():
-    with pytest.raises(ValueError, match="none is shared with a nested model"):
+    with pytest.raises(ValueError, match="no layer may be shared with a nested model"):
         tf_rigl.sparsify(_sharing(), pattern="block_4x4", compute="sparse", sparsity=0.5)
 
 

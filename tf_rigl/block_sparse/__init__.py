@@ -1,7 +1,7 @@
-"""Layers whose compute and memory shrink with their density."""
+"""Layers that store and compute only their active blocks."""
 
 from tf_rigl._base import (
-    backend,  # noqa: F401, first: Keras then knows all our classes
+    backend,  # noqa: F401, first: it registers our classes with Keras
     old_names,
 )
 from tf_rigl.block_sparse.attention import MultiHeadAttention

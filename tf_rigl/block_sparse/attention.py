@@ -1,4 +1,4 @@
-"""Attention whose projections are stored and computed in blocks."""
+"""Multi-head attention with block-sparse projections."""
 
 import keras
 
@@ -6,7 +6,7 @@ from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.block_sparse.layers import EinsumDense
 
-PROJECTIONS = tuple(keras_internals.PROJECTIONS)  # Their names.
+PROJECTIONS = tuple(keras_internals.PROJECTIONS)  # The names of the projections.
 _ARGUMENTS = ("block_size", "density", "seed")
 
 
@@ -15,15 +15,15 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
     """A `keras.layers.MultiHeadAttention` with block-sparse projections.
 
     Args:
-        *args, **kwargs: those of `keras.layers.MultiHeadAttention`.
+        *args, **kwargs: arguments of `keras.layers.MultiHeadAttention`.
         blocks: dict of "query", "key", "value", "attention_output" or, with `use_gate`,
             "gate" to a dict of `block_size`, `density` and `seed`, as in
             `tf_rigl.block_sparse.EinsumDense`. Projections that it does not name are
-            dense. By default each one that there is has the default blocks.
+            dense. By default every projection has the default blocks.
 
     Raises:
-        ValueError: if `blocks` is no dict of dicts, or names what is not a projection or
-            not an argument.
+        ValueError: if `blocks` is not a dict of dicts, or names an unknown projection or
+            argument.
 
     Example:
 
@@ -42,7 +42,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         blocks = {name: {} for name in names} if blocks is None else blocks
         if not isinstance(blocks, dict) or not all(isinstance(v, dict) for v in blocks.values()):
             raise ValueError(
-                "Argument `blocks` must be a dict of names of projections to dicts, such as "
+                "Argument `blocks` must be a dict of projection names to dicts, such as "
                 f"{{'query': {{'block_size': 32}}}}. Received: blocks={blocks!r}"
             )
         for name, own in blocks.items():
@@ -51,17 +51,17 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             for key in own:
                 if key not in _ARGUMENTS:
                     raise unknown_name(f"blocks[{name!r}]", key, _ARGUMENTS, or_object=False)
-            EinsumDense("ab,bc->ac", 1, **own)  # It checks their values.
-        # Not a dict: Keras would watch it for layers.
+            EinsumDense("ab,bc->ac", 1, **own)  # Checks the values.
+        # Tuples: Keras would track a dict.
         self._blocks = tuple((name, tuple(own.items())) for name, own in blocks.items())
 
     @property
     def blocks(self):
-        """The blocks of each projection that has some."""
+        """The arguments of each block-sparse projection, by name."""
         return {name: dict(own) for name, own in self._blocks}
 
     def build(self, query_shape, value_shape, key_shape=None):
-        """Builds the projections; the dense ones that Keras makes go again."""
+        """Builds the dense projections of Keras, then replaces them by block-sparse ones."""
         super().build(query_shape, value_shape, key_shape)
         for name, own in self.blocks.items():
             dense = keras_internals.projection(self, name)
@@ -79,5 +79,5 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         return {**super().get_config(), "blocks": self.blocks}
 
     def ordinary(self):
-        """A layer of the Keras class, of the same configuration, not built."""
+        """Returns a layer of the Keras class with the same configuration, not built."""
         return keras.layers.MultiHeadAttention.from_config(super().get_config())

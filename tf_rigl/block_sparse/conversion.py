@@ -1,4 +1,4 @@
-"""Block-sparse layers in the place of dense ones, and back."""
+"""Conversion of dense layers to block-sparse layers, and back."""
 
 import warnings
 
@@ -13,26 +13,26 @@ from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable, targets
 from tf_rigl.weights.masks import MaskedWeight
 
-# Keras class -> the class that takes its place.
-_PLACES = {
+# Keras class -> block-sparse class.
+_BLOCK_SPARSE = {
     keras.layers.Dense: layers.Dense,
     keras.layers.EinsumDense: layers.EinsumDense,
     keras.layers.Conv2D: layers.Conv2D,
 }
-# Regularizers that are sums over entries: zeros that are not stored add nothing.
-_BY_ENTRY = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+# Regularizers that sum over entries: zeros add nothing, so they need not be stored.
+_ENTRYWISE_REGULARIZERS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 
 
 def obstacle(layer, shape, pattern):
-    """Why a layer cannot store its kernel as blocks, or None if it can.
+    """Returns the reason why a layer cannot store its kernel as blocks, or None if it can.
 
     Args:
         layer: `keras.layers.Layer`.
-        shape: tuple of int, that of the kernel.
-        pattern: `tf_rigl.patterns.Block`, its own.
+        shape: tuple of int, the shape of the kernel.
+        pattern: `tf_rigl.patterns.Block`, the pattern of the kernel.
     """
-    # Not subclasses: their `call` may do something else with the kernel.
-    if type(layer) not in _PLACES:
+    # Subclasses are left out: their `call` may use the kernel in another way.
+    if type(layer) not in _BLOCK_SPARSE:
         return f"no block-sparse form of {type(layer).__name__}"
     if isinstance(layer, keras.layers.EinsumDense) and not layers.projects_last_axes(layer):
         return "it does not project last axes"
@@ -40,9 +40,9 @@ def obstacle(layer, shape, pattern):
         return "not a plain 1x1 convolution"
     if getattr(layer, "kernel_constraint", None) is not None:
         return "a kernel constraint"
-    # Others may need the whole kernel.
+    # Other regularizers may need the whole kernel.
     regularizer = getattr(layer, "kernel_regularizer", None)
-    if regularizer is not None and type(regularizer) not in _BY_ENTRY:
+    if regularizer is not None and type(regularizer) not in _ENTRYWISE_REGULARIZERS:
         return f"a kernel regularizer {type(regularizer).__name__}"
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return "LoRA or quantization"
@@ -53,12 +53,14 @@ def obstacle(layer, shape, pattern):
 
 
 def obstacle_in_place(found, pattern, attentions):
-    """Why a weight cannot be stored as blocks where it is in a model, or None if it can.
+    """Returns the reason why a weight of a model cannot be stored as blocks, or None if it can.
+
+    It considers where the weight is in the model, then the layer as `obstacle` does.
 
     Args:
         found: `tf_rigl.maskable.Maskable`.
-        pattern: its `tf_rigl.patterns.Block`.
-        attentions: what `by_projection` returns of the model.
+        pattern: `tf_rigl.patterns.Block`, the pattern of the weight.
+        attentions: the result of `by_projection` for the model.
     """
     inside = found.layers[:-1] if id(found.layer) in attentions else found.layers
     if found.owner != inside:
@@ -67,7 +69,7 @@ def obstacle_in_place(found, pattern, attentions):
 
 
 def check(pattern, method):
-    """The pattern with a constant fan-in; raises if weights cannot be stored as its blocks."""
+    """Returns the pattern with a constant fan-in; raises if `compute="sparse"` is impossible."""
     if not isinstance(pattern, Block):
         raise ValueError(
             "Argument `compute='sparse'` needs a pattern of blocks, such as "
@@ -75,19 +77,26 @@ def check(pattern, method):
         )
     if method.begins_dense or method.state_names:
         raise ValueError(
-            "Argument `compute='sparse'` needs a method that begins sparse and keeps nothing of "
-            "gradients: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
+            "Argument `compute='sparse'` needs a method that begins sparse and keeps no state for "
+            "each weight: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
             f"Received: method={method!r}"
         )
     return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})
 
 
 def plan(model, recipe, method, seed):
-    """What each weight of a graph is to become.
+    """Decides for each weight of a functional model whether to store it as blocks or mask it.
+
+    Args:
+        model: `keras.Model` that is a graph of layers.
+        recipe: dict, arguments of `targets.resolve`.
+        method: `tf_rigl.methods.Method`.
+        seed: int, for the initial masks.
 
     Returns:
-        A dict of id(layer) to the function that makes the layer in its place; and a dict of
-        path to (number, `Target`) of the weights that are masked.
+        A dict of id(layer) to (layer, blocks) for each layer to replace, where `blocks` is the
+        argument of `replacement`; and a dict of path to (number, `Target`) for each weight to
+        mask.
     """
     found = maskable.find(model, include_self=False)
     wanted = targets.resolve(found, **recipe, scope=method.scope)
@@ -118,23 +127,23 @@ def plan(model, recipe, method, seed):
         )
     if not replaced:
         warnings.warn(
-            "No layer can store its kernel as blocks, so all compute is as for masks: "
-            f"{', '.join(reasons)}",
+            "No layer can store its kernel as blocks, so all layers compute as with "
+            f"`compute='masked'`: {', '.join(reasons)}",
             stacklevel=4,
         )
     elif far or reached_in_all > 1.25 * asked_in_all:
         layers = f": {', '.join(far)}" if far else ""
         warnings.warn(
-            f"A column of blocks has too few of them for the density asked for{layers}. In all "
-            f"weights together {reached_in_all / asked_in_all:.3g} times as many are left as were "
-            "asked for. Smaller blocks come closer.",
+            f"The density differs from the requested one, because columns have too few blocks"
+            f"{layers}. All weights together keep {reached_in_all / asked_in_all:.3g} times the "
+            "requested number of entries. Smaller blocks come closer.",
             stacklevel=4,
         )
     return replaced, masked
 
 
 def by_projection(model):
-    """The attention layer of each of its projections, by their ids."""
+    """Returns a dict of id(projection) to the attention layer that the projection belongs to."""
     return {
         id(projection): layer
         for layer in all_layers(model)
@@ -145,12 +154,15 @@ def by_projection(model):
 
 
 def replacement(layer, blocks):
-    """The layer that takes the place of a dense one, not built, and what fills it.
+    """Makes the block-sparse layer that replaces a dense one.
 
     Args:
         layer: a built `keras.layers.Layer`.
-        blocks: dict of its name, or of those of its projections, to the `Block` and the mask,
-            a boolean tensor, of the kernel.
+        blocks: dict of the layer's name, or the names of its projections, to the `Block` and
+            the mask, a boolean tensor, of the kernel.
+
+    Returns:
+        The new layer, not built, and a function that fills its variables after it is built.
     """
     own = {}
     for name, (pattern, mask) in blocks.items():
@@ -160,24 +172,30 @@ def replacement(layer, blocks):
     if type(layer) is keras.layers.MultiHeadAttention:
         new = MultiHeadAttention.from_config({**layer.get_config(), "blocks": own})
     else:
-        new = _PLACES[type(layer)].from_config({**layer.get_config(), **own[layer.name]})
+        new = _BLOCK_SPARSE[type(layer)].from_config({**layer.get_config(), **own[layer.name]})
     return new, lambda: _fill(new, layer, {name: mask for name, (_, mask) in blocks.items()})
 
 
 def ordinary(layer):
-    """The dense layer in the place of a block-sparse one, not built, and what fills it."""
+    """Makes the dense layer that replaces a block-sparse one; returns as `replacement` does."""
     new = layer.ordinary()
     return new, lambda: _fill(new, layer)
 
 
 def replacements(model) -> list:
-    """The layers of `tf_rigl.block_sparse` in a model, attention included."""
+    """Returns the layers of `tf_rigl.block_sparse` in a model, attention included."""
     kinds = layers.BlockSparseLayer, MultiHeadAttention
     return [layer for layer in all_layers(model) if isinstance(layer, kinds)]
 
 
 def _fill(new, old, masks=None):
-    """Gives a layer, and those in it, what another one has."""
+    """Copies variables and `trainable` from a layer and its sublayers to another layer.
+
+    Args:
+        new: a built layer.
+        old: the dense or block-sparse layer that it replaces.
+        masks: dict of layer name to the mask of each kernel that becomes block-sparse.
+    """
     for target, source in zip(all_layers(new), all_layers(old), strict=True):
         keras_internals.set_own_trainable(target, source.trainable)
         packed = isinstance(target, layers.BlockSparseLayer)
@@ -198,5 +216,5 @@ def _fill(new, old, masks=None):
 
 
 def _own(layer):
-    """The variables of a layer without those of layers in it."""
+    """Returns the variables of a layer without those of its sublayers."""
     return [*keras_internals.own_variables(layer), *keras_internals.seed_states(layer)]

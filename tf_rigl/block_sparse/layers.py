@@ -1,4 +1,4 @@
-"""Layers whose variables are the blocks of a kernel that are there, and nothing dense."""
+"""Layers that store only the active blocks of their kernel, and no dense kernel."""
 
 import math
 
@@ -15,7 +15,7 @@ from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns.layout import Layout
 from tf_rigl.weights import maskable
 
-# Activations that do not mind the order of axes.
+# Activations that work entry by entry: the order of axes does not matter to them.
 _ELEMENTWISE = {
     *(
         getattr(keras.activations, name)
@@ -26,11 +26,11 @@ _ELEMENTWISE = {
 
 
 class BlockSparseLayer:
-    """What block-sparse layers share; it comes before the Keras class of the layer.
+    """Mixin of all block-sparse layers; it precedes the Keras class of the layer.
 
-    The kernel, seen as a matrix of inputs by outputs, has the same number of blocks in each
-    column of blocks. They are drawn at random when the layer is built; a
-    `tf_rigl.SparseModel` moves them.
+    The kernel, as a matrix of inputs by outputs, has the same number of blocks in each column
+    of blocks. The layer draws their places at random when it is built; a
+    `tf_rigl.SparseModel` moves the blocks.
     """
 
     def __init__(self, *args, block_size=32, density=0.1, seed=0, **kwargs):
@@ -38,7 +38,7 @@ class BlockSparseLayer:
         pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
         if len(pair) != 2:
             raise ValueError(
-                "Argument `block_size` must be an integer or two of them, the inputs and the "
+                "Argument `block_size` must be an integer or two integers, the inputs and the "
                 f"outputs of a block. Received: block_size={block_size!r}"
             )
         self.block_size = tuple(check_integer("block_size", n, 1) for n in pair)
@@ -46,10 +46,12 @@ class BlockSparseLayer:
         self.seed = check_integer("seed", seed, 0)
         if getattr(self, "kernel_constraint", None) is not None:
             raise ValueError(
-                f"{type(self).__name__} cannot have a `kernel_constraint`: it has no whole kernel."
+                "Argument `kernel_constraint` must be None: the layer stores no whole kernel. "
+                f"Received: kernel_constraint={self.kernel_constraint!r}"
             )
 
     def add_weight(self, *args, **kwargs):
+        """Adds a variable; in place of the kernel, `values` and `places` of its blocks."""
         if kwargs.get("name") != "kernel":
             return super().add_weight(*args, **kwargs)
         self.kernel_shape = tuple(kwargs["shape"])
@@ -89,54 +91,54 @@ class BlockSparseLayer:
 
     @property
     def kernel(self):
-        """The dense kernel, a tensor that is made anew on each call."""
+        """The dense kernel, a tensor that each access computes again."""
         return self.as_kernel(
             self.geometry.unpack(tf.convert_to_tensor(self.values), self.places.value)
         )
 
     def as_matrix(self, kernel):
-        """A tensor of the kernel's shape as a matrix of inputs by outputs."""
+        """Reshapes a tensor of the kernel's shape to a matrix of inputs by outputs."""
         return self._layout.matrices(kernel)[0]
 
     def as_kernel(self, matrix):
-        """The inverse of `as_matrix`."""
+        """Reshapes a matrix to the kernel's shape; the inverse of `as_matrix`."""
         return self._layout.restore(matrix[None])
 
     def sparse_weight(self, path) -> BlockSparseWeight:
-        """The kernel as a sparse weight; the layer is built."""
+        """Returns the kernel of a built layer as a sparse weight."""
         return BlockSparseWeight(path, self)
 
     def stored(self, attribute):
-        """The variable that stores an attribute and the shape that it stands for, or None."""
+        """Returns the variable that stores the kernel, and the kernel's shape; see `maskable`."""
         return (self.values, self.kernel_shape) if attribute == "kernel" else None
 
     def _check(self):
-        """Raises if the kernel is not one matrix."""
+        """Raises if the layer does not multiply by one matrix."""
 
     def enable_lora(self, *args, **kwargs):
-        """Not possible: `call` knows nothing of it."""
+        """Raises: `call` does not support LoRA."""
         del args, kwargs
         raise ValueError(
-            f"Layer {self.name!r} stores its kernel as blocks and cannot have LoRA: use it on the "
-            "model that `tf_rigl.strip` makes."
+            f"Layer {self.name!r} stores its kernel as blocks and cannot have LoRA. Call "
+            "`tf_rigl.strip` first, and enable LoRA in the dense model that it returns."
         )
 
     def get_prunable_weights(self):
-        """None: its blocks are moved, not masked."""
+        """Returns an empty list: the kernel is not masked, its blocks move."""
         return []
 
     def _multiply(self, inputs, summed, made):
-        """The product with the kernel, with bias and activation.
+        """Multiplies by the kernel, then adds the bias and applies the activation.
 
         Args:
             inputs: tensor.
             summed: int, how many of its last axes are the kernel's inputs.
-            made: tuple of int, the last axes of the result.
+            made: list of int, the sizes of the last axes of the result.
         """
         rank = len(inputs.shape) - summed
         lead = [n or tf.shape(inputs)[axis] for axis, n in enumerate(inputs.shape[:rank])]
-        # One layer's transpose at the end and the next one's at the beginning cancel out in
-        # TensorFlow's optimizers: bias and activation come before it where they can.
+        # TensorFlow's optimizers cancel the last transpose of a layer against the first one of
+        # the next. So bias and activation come before the last transpose if they can.
         x = tf.transpose(inputs, _rolled(len(inputs.shape), summed))
         x = tf.reshape(x, [self.geometry.inputs, -1])
         values = tf.convert_to_tensor(self.values)
@@ -157,19 +159,20 @@ class BlockSparseLayer:
         return self.activation(y)
 
     def save_own_variables(self, store):
-        """Stores values, bias and places, as they are."""
+        """Stores values, bias and places."""
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store):
-        """Restores what `save_own_variables` stored, after a look at the places of the blocks."""
+        """Restores values, bias and places, and checks the places first."""
         variables = keras_internals.own_variables(self)
         key = str(next(n for n, variable in enumerate(variables) if variable is self.places))
-        if key in store.keys():  # noqa: SIM118, not a dict. Without, Keras says what is missing.
+        if key in store.keys():  # noqa: SIM118, not a dict. Keras reports a missing key itself.
             places = np.asarray(store[key])
             ascending = np.all(np.diff(places) > 0)
             if not ascending or places.min() < 0 or places.max() >= self.geometry.down:
                 raise ValueError(
-                    f"The file holds places of blocks that layer {self.name!r} cannot have."
+                    f"The file holds invalid places of blocks for layer {self.name!r}: they must "
+                    f"ascend from 0 to at most {self.geometry.down - 1} in each column of blocks."
                 )
         keras.layers.Layer.load_own_variables(self, store)
 
@@ -178,23 +181,23 @@ class BlockSparseLayer:
         return {**super().get_config(), **own}
 
     def ordinary(self):
-        """A layer of the Keras class, of the same configuration, not built."""
+        """Returns a layer of the Keras class with the same configuration, not built."""
         config = super().get_config()
         return type(self).__mro__[2].from_config(config)
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
 class Dense(BlockSparseLayer, keras.layers.Dense):
-    """A `keras.layers.Dense` that stores and computes only the blocks that are there.
+    """A `keras.layers.Dense` that stores and computes only its active blocks.
 
     Args:
-        *args, **kwargs: those of `keras.layers.Dense`. A `kernel_regularizer` gets the values
-            that are stored, of shape (columns of blocks, blocks in each, rows, columns).
-        block_size: int, or two of them: the inputs and the outputs of a block. Sizes that do
-            not divide are padded inside.
-        density: float in (0, 1], the fraction of blocks that are there, in each column of
-            blocks; at least one is.
-        seed: int, for where they are at first.
+        *args, **kwargs: arguments of `keras.layers.Dense`. A `kernel_regularizer` gets the
+            stored values, of shape (columns of blocks, blocks in each, rows, columns).
+        block_size: int, or two integers: the inputs and the outputs of a block. The layer pads
+            a kernel that blocks do not divide.
+        density: float in (0, 1], the fraction of blocks that are active in each column of
+            blocks; at least one block is.
+        seed: int, for the initial places of the blocks.
 
     Example:
 
@@ -217,14 +220,18 @@ class Dense(BlockSparseLayer, keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
 class EinsumDense(BlockSparseLayer, keras.layers.EinsumDense):
-    """A `keras.layers.EinsumDense` that projects last axes, stored and computed in blocks.
+    """A `keras.layers.EinsumDense` that stores and computes only its active blocks.
 
-    The axes that are summed over must be the last ones of the input, and those that come
-    from the kernel the last ones of the output: "abc,cd->abd", "...x,xy->...y".
+    It must project the last axes: the summed axes are the last ones of the input, and the
+    kernel's output axes are the last ones of the output, as in "abc,cd->abd" or
+    "...x,xy->...y".
 
     Args:
-        *args, **kwargs: those of `keras.layers.EinsumDense`.
-        block_size, density, seed: those of `Dense`.
+        *args, **kwargs: arguments of `keras.layers.EinsumDense`.
+        block_size, density, seed: as for `Dense`.
+
+    Raises:
+        ValueError: at build, if `equation` does not project the last axes.
     """
 
     def _check(self):
@@ -242,12 +249,15 @@ class EinsumDense(BlockSparseLayer, keras.layers.EinsumDense):
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
 class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
-    """A 1x1 `keras.layers.Conv2D` that stores and computes only the blocks that are there.
+    """A 1x1 `keras.layers.Conv2D` that stores and computes only its active blocks.
 
     Args:
-        *args, **kwargs: those of `keras.layers.Conv2D`; the kernel 1x1, without strides or
-            groups, channels last.
-        block_size, density, seed: those of `Dense`.
+        *args, **kwargs: arguments of `keras.layers.Conv2D`, with a 1x1 kernel, no strides, no
+            groups, and channels last.
+        block_size, density, seed: as for `Dense`.
+
+    Raises:
+        ValueError: at build, for any other kernel, strides, groups or data format.
     """
 
     def _check(self):
@@ -262,12 +272,12 @@ class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
 
 
 def _rolled(rank, last):
-    """The order of axes in which that many of the last ones come first."""
+    """Returns the order of axes that moves the last `last` of `rank` axes to the front."""
     return [*range(rank - last, rank), *range(rank - last)]
 
 
 def projects_last_axes(layer) -> bool:
-    """Whether an `EinsumDense` is a product of the last axes with one matrix."""
+    """Returns True if an `EinsumDense` multiplies the last axes of its input by one matrix."""
     inputs, kernel, output = maskable.einsum_labels(layer)
     summed = "".join(label for label in kernel if label in inputs and label not in output)
     made = "".join(label for label in kernel if label in output and label not in inputs)
@@ -280,6 +290,6 @@ def projects_last_axes(layer) -> bool:
 
 
 def is_pointwise(layer) -> bool:
-    """Whether a `Conv2D` is a product of the channels with one matrix."""
+    """Returns True if a `Conv2D` multiplies the channels by one matrix."""
     ones = math.prod((*layer.kernel_size, *layer.strides, layer.groups))
     return ones == 1 and layer.data_format == "channels_last"

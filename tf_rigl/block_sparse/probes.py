@@ -1,15 +1,18 @@
-"""Probes: zeros that a layer adds to its product, by which its dense gradient is seen."""
+"""Probes: zero matrices whose gradient is the dense gradient of a block-sparse layer.
+
+The layer adds the product with the zeros to its own product.
+"""
 
 import contextlib
 import threading
 
-# For the thread of each replica: id(layer) -> zeros of the shape (inputs, outputs).
+# One dict per thread, as each replica has its own: id(layer) -> zeros of shape (inputs, outputs).
 _local = threading.local()
 
 
 @contextlib.contextmanager
 def shown(layer, zeros):
-    """Within this context, the layer adds the product with `zeros` to what it computes."""
+    """Makes the layer add the product with `zeros` to its own product, within this context."""
     there = vars(_local).setdefault("zeros", {})
     there[id(layer)] = zeros
     try:
@@ -19,5 +22,5 @@ def shown(layer, zeros):
 
 
 def of(layer):
-    """The zeros that a layer is to add the product with, or None."""
+    """Returns the zeros of a layer's probe, or None outside of `shown`."""
     return vars(_local).get("zeros", {}).get(id(layer))

@@ -1,7 +1,7 @@
 """The product of activations with a block-sparse matrix, and its gradient.
 
-Features come first, and the batch last: a block of inputs then lies in one piece, and so
-does what a column of blocks gathers.
+The features axis comes first and the batch axis last. So a block of inputs is contiguous in
+memory, and so are the inputs that a column of blocks gathers.
 """
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ from tf_rigl._base.keras_internals import in_xla
 
 
 def product(features, values, places, geometry):
-    """Multiplies by a block-sparse matrix: each column of blocks gathers the inputs it has.
+    """Multiplies by a block-sparse matrix: each column of blocks gathers the inputs it needs.
 
     Args:
         features: float tensor of shape (inputs, batch).
@@ -29,7 +29,7 @@ def product(features, values, places, geometry):
         padded = _padded(features, geometry.down * rows)
         gathered = tf.gather(tf.reshape(padded, [geometry.down, rows, batch]), places)
         gathered = tf.reshape(gathered, [across, active * rows, batch])
-        if in_xla():  # It multiplies by what is transposed already a third faster.
+        if in_xla():  # XLA multiplies by a matrix that is already transposed a third faster.
             turned = tf.reshape(tf.transpose(values, [0, 3, 1, 2]), [across, cols, active * rows])
             y = tf.matmul(turned, gathered)
         else:
@@ -49,15 +49,15 @@ def product(features, values, places, geometry):
 
 
 def probe(features, zeros):
-    """Zeros of the product's shape, by which the gradient of the whole dense matrix is seen.
+    """Returns the product with a matrix of zeros, whose gradient is the dense gradient.
 
     Args:
         features: float tensor of shape (inputs, batch).
         zeros: float tensor of shape (inputs, outputs), all zero.
 
     Returns:
-        What the product with `zeros` is, without computing it: the gradient with respect to
-        `zeros` is that of a dense matrix in the place of the block-sparse one.
+        Zeros of shape (outputs, batch): the product, without computing it. Its gradient with
+        respect to `zeros` is what a dense matrix in place of the block-sparse one would get.
     """
 
     @tf.custom_gradient
@@ -71,16 +71,25 @@ def probe(features, zeros):
 
 
 def _padded(tensor, size):
-    """A tensor with zeros behind it, to that size of its first axis."""
+    """Pads the first axis of a tensor with zeros up to `size`."""
     beyond = size - tensor.shape[0]
     return tf.pad(tensor, [[0, beyond], [0, 0]]) if beyond else tensor
 
 
 def _sums(parts, places, down):
-    """What the blocks of each block row give to the inputs that they took, summed."""
+    """Sums the gradients that the blocks of each block row give to their inputs.
+
+    Args:
+        parts: tensor of shape (across * active, rows, batch), the gradient of each block.
+        places: int tensor of shape (across, active).
+        down: int, the number of block rows.
+
+    Returns:
+        A tensor of shape (down, rows, batch).
+    """
     places = tf.reshape(places, [-1])
     if in_xla():
         return tf.math.unsorted_segment_sum(parts, places, down)
-    # XLA does not know it; without XLA it takes half the time.
+    # XLA lacks this operation; without XLA it takes half the time.
     order = tf.argsort(places, stable=True)
     return tf.sparse.segment_sum(parts, order, tf.gather(places, order), num_segments=down)

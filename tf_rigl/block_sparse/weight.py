@@ -1,4 +1,4 @@
-"""`BlockSparseWeight`: a weight of which only the blocks that are there are stored."""
+"""`BlockSparseWeight`: a weight that stores only its active blocks."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,13 @@ class BlockSparseWeight(SparseWeight):
     Attributes:
         path: str, unique within the model.
         layer: the layer of `tf_rigl.block_sparse` that holds it.
-        target_sparsity: float, by default the fraction of blocks that are not there.
+        target_sparsity: float, by default the fraction of blocks that are not active.
     """
 
     path: str
     layer: keras.layers.Layer
     target_sparsity: float | None = None
-    state = {}  # noqa: RUF012, methods that keep a state cannot be used.
+    state = {}  # noqa: RUF012, it stays empty: `check` refuses methods that keep state.
     compute = "sparse"
 
     def __post_init__(self):
@@ -45,19 +45,19 @@ class BlockSparseWeight(SparseWeight):
 
     @property
     def mask(self):
-        """The mask of the dense kernel, a boolean tensor made on each call."""
+        """The mask of the dense kernel, a boolean tensor that each access computes again."""
         geometry = self.layer.geometry
         return self.layer.as_kernel(geometry.mask(tf.convert_to_tensor(self.layer.places)))
 
     @property
     def pattern(self) -> Block:
-        """Blocks, the same number in each column of them."""
+        """The pattern: blocks, the same number in each column of blocks."""
         rows, cols = self.layer.block_size
         axes = maskable.axes(self.layer, self.shape)
         return Block(rows, cols, axes=axes, constant_fan_in=True)
 
     def target_active(self) -> int:
-        """The number of blocks: it never changes."""
+        """Returns the number of active blocks, which never changes."""
         return self.layer.geometry.across * self.layer.geometry.active
 
     active = target_active
@@ -68,16 +68,16 @@ class BlockSparseWeight(SparseWeight):
         return self.layer.as_kernel(self.layer.geometry.unpack(value, places))
 
     def check(self, method):
-        check_method(method, "Where layers store their blocks, argument `method` must be one")
+        check_method(method, "For block-sparse layers, argument `method` must be one")
 
     def caution(self, optimizer):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        # Adafactor divides by the mean of what it keeps of a matrix, here of a block, and its
-        # default `epsilon_1`, squared, is nothing in float32.
+        # Adafactor divides by the mean of its statistics of a matrix, here of a block. The
+        # square of its default `epsilon_1`, which should keep that above 0, is 0 in float32.
         if isinstance(optimizer, keras.optimizers.Adafactor) and optimizer.epsilon_1 < 1e-15:
             return (
-                "Adafactor gives NaN where all gradients of a block are zero, unless it is made "
-                "with `epsilon_1=1e-12` or so."
+                "Adafactor gives NaN if all gradients of a block are zero. Make it with a larger "
+                f"epsilon, such as `epsilon_1=1e-12`. Received: epsilon_1={optimizer.epsilon_1}"
             )
         return None
 
@@ -89,12 +89,12 @@ class BlockSparseWeight(SparseWeight):
             yield zeros
 
     def dense_gradient(self, gradient):
-        """The gradient of the product, and that of the regularizer, which no probe sees."""
+        """Returns the gradient of the product, plus the regularizer's, which the probe lacks."""
         gradient = self.layer.as_kernel(gradient)
         return gradient if self.weight.regularizer is None else gradient + self._regularizer()
 
     def _regularizer(self):
-        """The gradient of the regularizer's loss, as a dense kernel."""
+        """Returns the gradient of the regularizer's loss, in the dense kernel's shape."""
         values = tf.convert_to_tensor(self.weight.value)
         with tf.GradientTape() as tape:
             tape.watch(values)
@@ -103,7 +103,7 @@ class BlockSparseWeight(SparseWeight):
         return self.layer.as_kernel(geometry.unpack(tape.gradient(loss, values), places))
 
     def masked_gradient(self, gradient):
-        """The gradient as it is: nothing is stored where the mask is 0."""
+        """Returns the gradient unchanged: masked entries are not stored."""
         return gradient
 
     def emptied(self, slots):
@@ -125,7 +125,7 @@ class BlockSparseWeight(SparseWeight):
             (layer.places, places),
             (layer.values, geometry.pack(layer.as_matrix(new_weight), places)),
         ]
-        # Old position of each kept block; its slots move along.
+        # The old position of each kept block: its slots move along.
         same = places[:, :, None] == old[:, None, :]
         stays = tf.reduce_any(same, axis=2)[:, :, None, None]
         position = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
@@ -135,21 +135,21 @@ class BlockSparseWeight(SparseWeight):
         return result
 
     def set_mask(self, mask):
-        """Moves the blocks; those that were not there begin at zero."""
+        """Moves the blocks; newly active blocks start at zero."""
         mask = tf.convert_to_tensor(mask)
         weight = tf.where(mask, self.dense(), 0)
         set_all(self.replaced(tf.convert_to_tensor(self.mask), mask, weight))
 
 
 def check_method(method, subject):
-    """Raises a `ValueError` if a method needs more than the blocks that are there.
+    """Raises a `ValueError` if a method cannot train weights stored as blocks.
 
     Args:
         method: `tf_rigl.methods.Method`.
-        subject: str, how the message begins.
+        subject: str, the beginning of the message.
     """
     if method.begins_dense or method.state_names:
         raise ValueError(
-            f"{subject} that begins sparse and keeps nothing of gradients: 'rigl' (with "
+            f"{subject} that begins sparse and keeps no state for each weight: 'rigl' (with "
             f"`gradient_batches=1`), 'set' or 'static'. Received: method={method!r}"
         )
