@@ -178,7 +178,7 @@ def load(path):
 def test_a_run_that_is_killed_ends_as_one_that_was_left_alone(kills, tmp_path):
     """To the bit: weights, masks, the optimizer's state, random states and the step."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_kill_and_resume", str(tmp_path), json.dumps(kills)],
+        [sys.executable, "-m", "tests.training.test_kill_and_resume", str(tmp_path), json.dumps(kills)],
         cwd=pathlib.Path(__file__).parents[2],
         # Threads of these libraries would begin at their import.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
@@ -373,7 +373,7 @@ def test_a_damaged_backup_is_passed_over_for_the_one_before(tmp_path):
     path = fail(tmp_path, 8, double_checkpoint=True)
     damage(path)
     steps, model = Steps(), network("rigl", **EAGER)
-    with pytest.warns(UserWarning, match="last backup is damaged, the one before is used"):
+    with pytest.warns(UserWarning, match="last backup is damaged; `fit` uses the one before"):
         train(model, [backup(tmp_path), steps], data=SHORT)
     assert steps.seen[0] == 4
 
@@ -387,7 +387,7 @@ def test_a_run_does_not_begin_anew_where_all_backups_are_damaged(tmp_path):
     before = everything(model)
     with (
         pytest.warns(UserWarning, match="last backup is damaged"),
-        pytest.raises(ValueError, match=r"previous.*cannot be used: it is damaged, or not of this"),
+        pytest.raises(ValueError, match=r"previous.*cannot be used: it is damaged, or belongs to"),
     ):
         train(model, [backup(tmp_path)], data=SHORT)
     check_equal(everything(model), before)

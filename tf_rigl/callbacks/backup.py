@@ -1,4 +1,4 @@
-"""Backups from which a run that was killed goes on as if nothing had happened."""
+"""Backups that let a killed run continue as if it had not stopped."""
 
 import os
 import pathlib
@@ -14,41 +14,43 @@ from tf_rigl.training import integrity, loop
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Backs up a run of `fit`, and takes it up again where it was cut off.
+    """Backs up a run of `fit`, and continues it from the last backup.
 
-    It does what `keras.callbacks.BackupAndRestore` does, for runs that may be killed at any moment:
+    It works like `keras.callbacks.BackupAndRestore`, for runs that may be killed at any moment:
 
-    - a backup, with the epoch and the batch it belongs to, is one file, moved into its place
-      when it is whole;
-    - with an integer `save_freq` a run goes on in the middle of an epoch: the batches that
-      were trained on before are taken from the data set and left;
-    - among several processes, the first one writes; all of them read.
+    - A backup is one file, with the epoch and the batch it belongs to. The file is moved to its
+      place only when it is complete.
+    - With an integer `save_freq`, a run continues in the middle of an epoch: it takes the
+      batches of the earlier run from the data set and skips them.
+    - Of several processes, the first one writes; all of them read.
 
-    The run that goes on is the same to the last bit if operations are deterministic
-    (`tf.config.experimental.enable_op_determinism`) and the data begin each epoch anew, with the
-    same batches in the same order in a new process: no shuffling, or
+    The continued run is the same to the last bit if operations are deterministic
+    (`tf.config.experimental.enable_op_determinism`) and a new process gets the same batches in
+    the same order in each epoch: no shuffling, or
     `dataset.shuffle(..., seed=0, reshuffle_each_iteration=False)`, or a `keras.utils.PyDataset`
-    whose order follows from the number of the epoch, with `shuffle=False` in `fit`. Where data
-    run on across epochs (`repeat()` or a generator with `steps_per_epoch`), or are shuffled
-    otherwise, it goes on with other batches than it would have seen. The state of other
-    callbacks is not part of a backup, as in Keras, nor are the metrics of the epoch so far;
-    put callbacks that change the learning rate before this one.
+    whose order depends on the number of the epoch, with `shuffle=False` in `fit`. It sees other
+    batches than the first run would have if the data continue across epochs (`repeat()`, or a
+    generator with `steps_per_epoch`), or are shuffled in another way. As in Keras, a backup
+    holds neither the state of other callbacks nor the metrics of the epoch so far. Put
+    callbacks that change the learning rate before this one.
 
     Args:
-        backup_dir: str or path, a folder of its own. Several workers must share it.
-        save_freq: "epoch", or an integer: after how many batches there is a backup.
-        double_checkpoint: bool, whether the backup before the last one is kept too: it is
-            taken, with a warning, where the last one is damaged.
-        delete_checkpoint: bool, whether backups go when the run has come to its end.
+        backup_dir: str or path, a folder for the backups alone. Several workers must share it.
+        save_freq: "epoch", or an integer: the number of batches between two backups.
+        double_checkpoint: bool, whether to keep the backup before the last one too. If the
+            last one is damaged, the run uses the one before, with a warning.
+        delete_checkpoint: bool, whether to delete the backups at the end of the run.
 
     Raises:
-        ValueError: when training begins, if there are backups and none can be used: they are
-            damaged, or those of another model, method or sparsity.
+        ValueError: when training begins, if there are backups but none can be used, because
+            they are damaged or belong to another model, method or sparsity.
 
     Example:
 
-    >>> backup = tf_rigl.callbacks.BackupAndRestore("backup", save_freq=1000)
-    >>> model.fit(data, epochs=90, callbacks=[backup])  # Again after a failure.
+    Run the script again after a failure: `fit` then continues from the last backup.
+
+    >>> backup = tf_rigl.callbacks.BackupAndRestore("backup", save_freq=100)
+    >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[backup], verbose=0)
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._previous = pathlib.Path(backup_dir, "previous.weights.h5")
 
     def set_model(self, model):
-        """Takes the model that `fit` trains."""
+        """Sets the model, which must be a `tf_rigl.SparseModel`."""
         if not hasattr(model, "masked_weights"):
             raise ValueError(
-                "`tf_rigl.callbacks.BackupAndRestore` is for a `tf_rigl.SparseModel`; Keras has "
-                f"one for others. Received: model={model!r}"
+                "`tf_rigl.callbacks.BackupAndRestore` is for a `tf_rigl.SparseModel`. Use "
+                "`keras.callbacks.BackupAndRestore` for other models. Received: "
+                f"model={model!r}"
             )
         super().set_model(model)
 
@@ -84,24 +87,25 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Restores the last backup, if there is one."""
         self._due = self._trained = False
         if not self.model.built:
-            raise ValueError("The model has to be built before `fit`, by a call for example.")
+            raise ValueError("The model must be built before `fit`: call it on a batch first.")
         paths = [path for path in (self._latest, self._previous) if path.exists()]
         for path in paths:
             try:
                 self._restore(path)
                 if path == self._previous and self._latest.exists() and self._writes():
-                    self._latest.unlink()  # Else the next backup would take the good one's place.
+                    self._latest.unlink()  # The next backup would replace the good one by it.
                 return
             except (MemoryError, OSError):
-                raise  # Of the machine, not of the file: the next attempt may read it.
-            except Exception as error:  # HDF5 raises all kinds.
+                raise  # The machine failed, not the file: the next attempt may read it.
+            except Exception as error:  # HDF5 raises errors of many types.
                 if path == paths[-1]:
                     raise ValueError(
-                        f"The backup {str(path)!r} cannot be used: it is damaged, or not of this "
-                        f"model. To begin anew, delete {self.backup_dir!r}. ({error})"
+                        f"The backup {str(path)!r} cannot be used: it is damaged, or belongs to "
+                        f"another model. To start again, delete {self.backup_dir!r}. ({error})"
                     ) from error
                 warnings.warn(
-                    f"The last backup is damaged, the one before is used. ({error})", stacklevel=2
+                    f"The last backup is damaged; `fit` uses the one before. ({error})",
+                    stacklevel=2,
                 )
 
     def _restore(self, path):
@@ -117,14 +121,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         loop.of(model).length.skip = batches
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Keeps the number of the epoch for the next backup, and where it began."""
+        """Keeps the number of the epoch and its first step, for the next backup."""
         self._epoch = epoch
         self._left_out = loop.of(self.model).length.skip
         self._first_step = self.model.step - self._left_out
         self._last_batch = max(0, self._left_out - 1)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Writes a backup where one is due; after the last batch when the epoch has ended."""
+        """Writes a backup if one is due; after the last batch, `on_epoch_end` writes it."""
         if batch < self._left_out or not self._is_due(batch):
             return
         if batch + 1 == self.params.get("steps"):
@@ -133,10 +137,10 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._write(self._epoch, self.model.step - self._first_step)
 
     def _is_due(self, batch):
-        """Counts the batches since the last backup; returns whether there are enough."""
+        """Counts the batches since the last backup; returns True if a backup is due."""
         if self.save_freq == "epoch":
             return False
-        # With several steps per execution Keras tells of the last batch of each alone.
+        # With several steps per execution, Keras calls this only after the last batch of each.
         self._unsaved += batch - self._last_batch if batch > self._last_batch else batch + 1
         self._last_batch = batch
         if self._unsaved < self.save_freq:
@@ -145,7 +149,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         return True
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes a backup where one is due."""
+        """Writes a backup if one is due."""
         self._trained = True
         self._last_batch = 0
         if self._due or self.save_freq == "epoch":
@@ -162,15 +166,15 @@ class BackupAndRestore(keras.callbacks.Callback):
             self.model.save_weights(path)
             with h5py.File(path, "a") as file:
                 file.attrs["epoch"], file.attrs["batches"] = epoch, batches
-            integrity.close_file(path)  # Anew: it has been changed.
+            integrity.close_file(path)  # Again, as the attributes changed the file.
             if self.double_checkpoint and self._latest.exists():
                 os.replace(self._latest, self._previous)
-        # A process that was killed at it leaves a part.
+        # Deletes incomplete files of a process that was killed while writing.
         for left in self._latest.parent.glob(".*.weights.h5"):
             left.unlink(missing_ok=True)
 
     def on_train_end(self, logs=None):
-        """Deletes the backups, if they are to go and the run was not over before it began."""
+        """Deletes the backups with `delete_checkpoint`, if the run has trained at all."""
         ends = self._writes() and self._trained and self.delete_checkpoint
         if ends and os.path.exists(self.backup_dir):
             shutil.rmtree(self.backup_dir)

@@ -1,4 +1,4 @@
-"""Figures of the masks while training, for TensorBoard and as CSV."""
+"""Logs of the masks during training, for TensorBoard and as CSV."""
 
 import csv as csv_files
 import io
@@ -17,11 +17,11 @@ from tf_rigl.callbacks.watcher import Watcher
 from tf_rigl.training import loop
 from tf_rigl.weights import maskable
 
-ALL = "(all)"  # The name of the row over all weights.
+ALL = "(all)"  # The name of the row for all weights together.
 
 
 class Figures(NamedTuple):
-    """What is known of a mask at a step: a row of the CSV file."""
+    """The figures of a mask at a step: a row of the CSV file."""
 
     epoch: int
     step: int
@@ -35,50 +35,54 @@ class Figures(NamedTuple):
 
 
 class SparsityLogger(Watcher):
-    """Writes down how sparse each layer is, and how its mask moves.
+    """Logs how sparse each weight is, and how its mask changes.
 
-    For every masked weight, by its path, and for all of them together, "(all)":
+    For each masked weight, by its path, and for all of them together, "(all)":
 
     - `sparsity`: the share of entries whose mask is 0.
-    - `changed_since_start`, `changed_since_update`: how much of the mask is another than at
-      the start of training, and than before the last update: the entries active at one of
-      the two moments alone, over those active at the one plus those active at the other. 0
-      is the same mask, 1 one that has no active entry in common. Where the number of active
-      entries stays the same, that is the share of them that have moved.
-    - `drop_fraction`: the share of active entries that an update at this step drops and grows
-      by the method's schedule; 0 from `end_step` on; empty for methods without one.
+    - `changed_since_start`, `changed_since_update`: the distance of the mask from the mask at
+      the start of training, and from the mask before the last update: the symmetric
+      difference of the two masks, over the sum of their counts. 0 means the same mask, 1 no
+      active entry in common. If the number of active entries is constant, this is the share
+      of them that have moved.
+    - `drop_fraction`: the share of active entries that an update at this step would drop and
+      grow by the method's schedule; 0 from `end_step` on; empty for methods without one.
     - `dead_units`, of `units`: outputs of the kernel (columns of a matrix, channels of a
       convolution, gates of a recurrent cell) all of whose incoming entries are masked.
 
-    The figures of all weights are also added to the logs of each epoch as "sparsity",
-    "masks_changed" (since the start) and "dead_units": the progress bar, `History` and
-    callbacks that come after this one show them.
+    The callback also adds the figures of all weights to the logs of each epoch, as "sparsity",
+    "masks_changed" (since the start) and "dead_units". The progress bar, `History` and later
+    callbacks show them.
 
-    A run that is taken up again goes on in the same files. CSV rows of steps that the model
-    has not reached (yet) are dropped, so a model that begins at step 0 begins the file anew;
-    before `BackupAndRestore` in the list of callbacks, no row is missed. The masks of the
-    start are kept in a file beside it, one bit for an entry.
+    A resumed run continues the same files. It drops CSV rows of steps that the model has not
+    reached, so a model at step 0 starts the file again. Put the logger before
+    `BackupAndRestore` in the list of callbacks: then no row is missing. A file next to the CSV
+    file keeps the masks of the start, one bit per entry.
 
-    Nothing is computed at steps at which nothing is written, but that the masks are copied
-    after each update, as bits. Updates within one execution of several steps count as one. A
-    model that is not built before `fit` starts, for this, when its first batch has been seen;
-    as dense, where methods begin dense.
+    At steps without output the callback only copies the masks after each update, as bits. It
+    counts the updates within one execution of several steps as one. For a model that is not
+    built before `fit`, the start is after the first batch; if the method begins dense, the
+    start is the dense model.
 
     Args:
         log_dir: str or path, a folder for TensorBoard (which need not be installed).
         csv: str or path, a CSV file, with the columns named above after "epoch", "step" and
-            "weight". Each time is written at once, so readers see whole lines only.
-        update_freq: "epoch", "update" (after each step at which masks change), or an integer,
-            a number of steps: when to write.
+            "weight". The rows of a step are written at once, so readers see whole lines only.
+        update_freq: when to write: "epoch", "update" (after each step at which masks change),
+            or an integer, the number of steps between two writes.
 
     Raises:
-        ValueError: if an argument is none of these; when training begins, if `csv` is a file
-            of something else.
+        ValueError: if `update_freq` is invalid; when training begins, if `csv` is an existing
+            file that no `SparsityLogger` has written.
 
     Example:
 
     >>> logger = tf_rigl.callbacks.SparsityLogger(log_dir="logs", csv="sparsity.csv")
-    >>> model.fit(data, epochs=90, callbacks=[logger])
+    >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[logger], verbose=0)
+    >>> sorted(history.history)
+    ['accuracy', 'dead_units', 'loss', 'masks_changed', 'sparsity']
+    >>> 0 < history.history["masks_changed"][-1] < 0.5
+    True
 
     Reference:
 
@@ -95,29 +99,29 @@ class SparsityLogger(Watcher):
         self._writer = None
 
     def set_model(self, model):
-        """Takes the model that `fit` trains; the start is that of its first run."""
+        """Sets the model; the masks of the start are those at its first run of `fit`."""
         if model is not self.model:
             self._masks = None
         super().set_model(model)
 
     def on_train_begin(self, logs=None):
-        """Looks whether the files can be written."""
+        """Checks that the CSV file can be continued."""
         self._begun = False
         self._writes = workers.is_chief(self.model.distribute_strategy)
         if self.csv is not None:
             _rows(self.csv)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Begins where the model is now: it may have been restored since `fit` began."""
+        """Starts at the model's present step: a backup may have been restored by now."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         if not self._begun:
             self._updates = loop.of(self.model).updates
-            if self.model.masked_weights:  # Else it is built when its first batch comes.
+            if self.model.masked_weights:  # Otherwise the first batch builds the model.
                 self._begin()
 
     def _begin(self):
-        self._begun, step = True, self._looked
+        self._begun, step = True, self._last_step
         if self._masks is None or step == 0:
             self._masks = _Masks(self.model, step, self._start_file(), self._writes)
         else:
@@ -128,7 +132,7 @@ class SparsityLogger(Watcher):
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
 
     def on_train_batch_end(self, batch, logs=None):
-        """Writes, if it is time."""
+        """Takes note of an update, and writes figures if they are due."""
         if not self._begun:
             self._begin()
         updated = loop.of(self.model).updates != self._updates
@@ -139,7 +143,7 @@ class SparsityLogger(Watcher):
             self._write(self._figures())
 
     def on_epoch_end(self, epoch, logs=None):
-        """Adds figures to the logs, and writes, if it is time."""
+        """Adds figures to the logs, and writes them with `update_freq="epoch"`."""
         figures = self._figures()
         total = figures[-1]
         if logs is not None:
@@ -150,19 +154,19 @@ class SparsityLogger(Watcher):
             self._write(figures)
 
     def on_train_end(self, logs=None):
-        """Closes what is open."""
+        """Closes the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _start_file(self):
-        """Where the masks of the start are kept."""
+        """Returns the path of the file that keeps the masks of the start, or None."""
         if self.csv is not None:
             return self.csv.with_name(f"{self.csv.name}.start.npz")
         return None if self.log_dir is None else self.log_dir / "start.npz"
 
     def _figures(self):
-        """The figures of each weight, and of all of them."""
+        """Returns a list of `Figures`: one for each weight, the last one for all of them."""
         model = self.model
         step, fraction = model.step, _drop_fraction(model)
         result, sums = [], np.zeros(8, np.int64)
@@ -184,24 +188,24 @@ class SparsityLogger(Watcher):
 
 
 class _Masks:
-    """The masks of a model at its start and at its last update, one bit for an entry.
+    """The masks of a model at its start and at its last update, one bit per entry.
 
     Args:
-        model: the model.
-        step: int, that at which the run of `fit` began.
-        path: path of a file that keeps those of the start, or None.
-        writes: bool, whether this process is the one to write it.
+        model: `tf_rigl.SparseModel`.
+        step: int, the step at which the run of `fit` began.
+        path: path of the file that keeps the masks of the start, or None.
+        writes: bool, whether this process writes that file.
     """
 
     def __init__(self, model, step, path, writes):
         self._start = {item.path: _packed(item) for item in model.masked_weights}
         if model.step > step == 0 and model.method.begins_dense:
-            # It was built by its first batch, which may have pruned it.
+            # The first batch built the model, and may have pruned it: the start was dense.
             self._start = {
                 item.path: np.packbits(np.ones(item.shape, bool)) for item in model.masked_weights
             }
         self._now = dict(self._start)
-        self._changed = {}  # Path -> entries that the last update has changed, of how many.
+        self._changed = {}  # Path -> `_difference` of the masks before and after the last update.
         self._inputs = {item.path: _input_axes(item) for item in model.masked_weights}
         if path is not None and step > 0:
             self._start = _load(path, model, self._start) or self._start
@@ -209,19 +213,21 @@ class _Masks:
             _save(path, model, self._start)
 
     def refresh(self, model):
-        """Takes the masks as they are: the model may have been restored."""
+        """Copies the present masks: the model may have been restored."""
         self._now = {item.path: _packed(item) for item in model.masked_weights}
 
     def update(self, model):
-        """Takes up what an update has made of the masks."""
+        """Copies the masks after an update, and counts the entries that it changed."""
         for item in model.masked_weights:
             before, now = self._now[item.path], _packed(item)
             self._changed[item.path] = _difference(before, now)
             self._now[item.path] = now
 
     def counts(self, model):
-        """For each weight its path, and eight numbers: entries, those active; entries that differ
-        from the start, out of how many; the same for the last update; dead units, units.
+        """Yields the path of each weight with eight numbers.
+
+        They are: entries, active entries; `_difference` from the start, two numbers; the same
+        for the last update; dead units, units.
         """
         for item in model.masked_weights:
             mask = item.mask.numpy()
@@ -242,7 +248,7 @@ def _packed(item):
 
 
 def _difference(before, now):
-    """How many bits are set in one of two arrays alone, and how many in both together."""
+    """Returns the number of bits that differ in two arrays, and the number set in both, added."""
     differing, first, second = (
         int(np.count_nonzero(np.unpackbits(bits))) for bits in (before ^ now, before, now)
     )
@@ -250,7 +256,7 @@ def _difference(before, now):
 
 
 def _input_axes(item):
-    """The axes of a weight along which the entries lie that lead to one output."""
+    """Returns the axes of a weight over which one output sums."""
     layer, rank = item.layer, len(item.shape)
     if isinstance(layer, keras.layers.EinsumDense):
         _, kernel, output = maskable.einsum_labels(layer)
@@ -261,7 +267,7 @@ def _input_axes(item):
 
 
 def _drop_fraction(model):
-    """The drop fraction that the method's schedule gives at the model's step, or None."""
+    """Returns the drop fraction of the method's schedule at the model's step, or None."""
     method, length = model.method, loop.of(model).length
     if not hasattr(method, "fraction") or not hasattr(method, "last_step"):
         return None
@@ -285,7 +291,7 @@ def _row(epoch, step, path, fraction, counts):
 
 
 def _summarise(figures):
-    """Writes scalars as `tf.summary.scalar` does, which needs TensorBoard to be installed."""
+    """Writes scalars as `tf.summary.scalar` does, but without TensorBoard installed."""
     data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
     metadata = tf.compat.v1.SummaryMetadata(plugin_data=data, data_class="DATA_CLASS_SCALAR")
     for name in Figures._fields[3:]:
@@ -300,14 +306,14 @@ def _summarise(figures):
 
 
 def _rows(path):
-    """The whole lines of a CSV file as lists, without the header; raises if it has another."""
+    """Returns the complete rows of a CSV file as lists; raises if its header is another one."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     header = ",".join(Figures._fields) + "\n"
     if not text.startswith(header) and not header.startswith(text):
         raise ValueError(
-            "Argument `csv` must be a new file, or one that a `SparsityLogger` has written. "
+            "Argument `csv` must be a new file, or a file that a `SparsityLogger` has written. "
             f"Received: csv={str(path)!r}"
         )
     whole = text[len(header) : text.rfind("\n") + 1]
@@ -321,7 +327,7 @@ def _lines(rows):
 
 
 def _cut(path, step):
-    """Leaves the header of a CSV file, and rows up to a step, of an earlier part of the run."""
+    """Writes the header of a CSV file, and keeps its rows up to a step."""
     kept = [row for row in _rows(path) if int(row[1]) <= step] if step else []
     files.write_text(path, _lines([Figures._fields, *kept]))
 
@@ -346,7 +352,7 @@ def _save(path, model, masks):
 
 
 def _load(path, model, like):
-    """The masks in a file, or None if they are not those of this model."""
+    """Returns the masks in a file, or None, with a warning, if they belong to another model."""
     if not path.exists():
         return None
     try:
@@ -358,7 +364,7 @@ def _load(path, model, like):
     if same and all(masks[p].shape == like[p].shape for p in like):
         return masks
     warnings.warn(
-        f"The masks in {os.fspath(path)!r} are not those with which this model began: changes "
+        f"The masks in {os.fspath(path)!r} are not the initial masks of this model: changes "
         f"count from step {model.step} on.",
         stacklevel=2,
     )

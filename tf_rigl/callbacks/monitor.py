@@ -1,4 +1,4 @@
-"""Checks while training that the masks and the weights under them are what they have to be."""
+"""Checks of masks and masked weights during training."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,34 +8,34 @@ from tf_rigl.training import loop
 
 
 class SparsityError(RuntimeError):
-    """Masks or weights are not what they have to be; the message names the layer."""
+    """An error in masks or weights; the message names the weight."""
 
 
 class SparsityMonitor(Watcher):
-    """Stops training as soon as it finds masks or weights that cannot be right.
+    """Stops training as soon as a mask or a weight is wrong.
 
-    Of every masked weight it checks that
+    For each masked weight it checks that
 
-    - the mask is boolean and of the weight's shape;
+    - the mask is boolean and has the weight's shape;
     - weights are exactly 0.0 wherever the mask is 0;
-    - all weights are finite, and the scores of methods that train these instead;
-    - as many units are active as the method has planned: for methods that begin sparse,
-      always the same number; for those that prune, never more than before.
+    - all weights are finite, and so are the scores, if the method trains scores;
+    - the number of active units is the one that the method has planned: constant for methods
+      that begin sparse, never more than before for methods that prune.
 
-    A look costs two passes over the weights. It is taken every `frequency` steps, and at the
-    end of every epoch.
+    It checks every `frequency` steps, and at the end of each epoch. A check costs two passes
+    over the weights.
 
     Args:
-        frequency: integer, how many steps there are from one look to the next; or "epoch".
+        frequency: integer, the number of steps between two checks; or "epoch".
 
     Raises:
-        SparsityError: during `fit`, with the step, the weight (its path begins with the
-            name of the layer) and what is wrong with it.
+        SparsityError: during `fit`, with the step, the path of the weight (it begins with the
+            name of the layer) and the error.
 
     Example:
 
     >>> monitor = tf_rigl.callbacks.SparsityMonitor(frequency=100)
-    >>> model.fit(data, epochs=90, callbacks=[monitor])
+    >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[monitor], verbose=0)
     """
 
     def __init__(self, frequency=100):
@@ -43,22 +43,23 @@ class SparsityMonitor(Watcher):
         self.frequency = frequency
 
     def on_train_begin(self, logs=None):
-        """Forgets what it has seen of an earlier run."""
+        """Forgets the counts of an earlier run."""
         self._counts = None
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks, if it is time."""
+        """Checks the masks if a check is due."""
         if self._is_due():
-            self._look()
+            self._check()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks."""
-        self._look()
+        """Checks the masks."""
+        self._check()
 
-    def _look(self):
+    def _check(self):
+        """Raises a `SparsityError` that lists everything that is wrong."""
         model = self.model
         plan = loop.of(model).plan
-        if plan is None:  # No step has been taken yet.
+        if plan is None:  # No step has run yet.
             return
         items = model.masked_weights
         wrong, counts = [], []
@@ -73,20 +74,21 @@ class SparsityMonitor(Watcher):
         self._counts = counts
 
     def _miscounts(self, number, count, planned):
-        """What is wrong with the number of active units of a weight."""
+        """Yields a message if the number of active units of a weight is wrong."""
         if count != planned:
             yield f"{count} units are active, the method has planned {planned}"
         elif self._counts is not None and self.model.method.begins_dense:
             before = self._counts[number]
             if count > before:
-                yield f"{count} units are active, {before} were before"
+                yield f"{count} units are active, more than the {before} before"
 
 
 def _examine(item):
-    """How many units of a weight are active, and what is wrong with it.
+    """Counts the active units of a weight, and checks its mask and values.
 
     Returns:
-        An int, or None where the mask is no mask; and a list of str.
+        The number of active units, or None if the mask is invalid; and a list of str, the
+        errors.
     """
     mask = tf.convert_to_tensor(item.mask)
     if mask.dtype != tf.bool:

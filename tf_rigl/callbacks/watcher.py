@@ -1,4 +1,4 @@
-"""What callbacks that look at masks share: which models they take, and when they look."""
+"""Base class of the callbacks that read masks during training."""
 
 import numbers
 
@@ -6,16 +6,16 @@ import keras
 
 
 class Watcher(keras.callbacks.Callback):
-    """Base class of callbacks that look at the masks of a `tf_rigl.SparseModel` now and then.
+    """Base class of callbacks that read the masks of a `tf_rigl.SparseModel` at intervals.
 
     Args:
-        argument: str, how the subclass names its frequency, for messages.
-        frequency: a word, or an integer: every so many steps.
-        words: tuple of str, the words there are.
+        argument: str, the name of the subclass's argument for `frequency`, for messages.
+        frequency: one of `words`, or an integer, the number of steps between two readings.
+        words: tuple of str, the allowed words.
 
     Raises:
-        ValueError: if the frequency is none of these.
-        TypeError: if the model, when `fit` begins, is not a `tf_rigl.SparseModel`.
+        ValueError: if the frequency is neither one of the words nor an integer of at least 1.
+        TypeError: when `fit` begins, if the model is not a `tf_rigl.SparseModel`.
     """
 
     def __init__(self, argument, frequency, words):
@@ -27,10 +27,10 @@ class Watcher(keras.callbacks.Callback):
                 f"least 1, a number of steps. Received: {argument}={frequency!r}"
             )
         self._frequency = frequency
-        self._looked = 0  # The step up to which is known what was due.
+        self._last_step = 0  # The model's step at the last call of `_is_due`.
 
     def set_model(self, model):
-        """Takes the model that `fit` trains."""
+        """Sets the model, which must be a `tf_rigl.SparseModel`."""
         if not hasattr(model, "masked_weights"):
             raise TypeError(
                 f"{type(self).__name__} is for a `tf_rigl.SparseModel`. Received: model={model!r}"
@@ -38,11 +38,11 @@ class Watcher(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Begins to count: other callbacks may have restored the model before this."""
-        self._looked = self.model.step
+        """Starts to count at the model's step, which a backup may have restored by now."""
+        self._last_step = self.model.step
 
     def _is_due(self):
-        """Whether a multiple of the frequency, in steps, has come since this was last asked."""
-        before, self._looked = self._looked, self.model.step
+        """Returns True if a multiple of the frequency lies between the last call and now."""
+        before, self._last_step = self._last_step, self.model.step
         every = self._frequency
-        return not isinstance(every, str) and before // every < self._looked // every
+        return not isinstance(every, str) and before // every < self._last_step // every
