@@ -215,7 +215,7 @@ def test_a_changed_array_is_named(part, tmp_path):
     with h5py.File(path, "r+") as file:
         node = file[part]
         node[...] = node[...] + 1
-    with pytest.raises(ValueError, match=r"The file is damaged: '.*' is not what was written"):
+    with pytest.raises(ValueError, match=r"The file is damaged: '.*' differs from the values"):
         model().load_weights(path)
 
 
@@ -275,8 +275,8 @@ def deep():
 OTHERS = {
     "units": ({"dense": wide}, "shape"),
     "layers": ({"dense": deep}, "[Ll]ayer|masks|expected"),
-    "method": ({"method": rigl()}, "model trained by SNFS, this one trains by RigL"),
-    "static": ({"method": "static"}, "model trained by SNFS, this one trains by Static"),
+    "method": ({"method": rigl()}, "model trained by SNFS, this model trains by RigL"),
+    "static": ({"method": "static"}, "model trained by SNFS, this model trains by Static"),
     "sparsity": ({"sparsity": 0.75}, "masks for other sparsities or patterns: 'hidden/kernel'"),
     "pattern": ({"pattern": "block_2x1"}, r"(?s)other sparsities or patterns.*Block"),
     "excluded": ({"exclude": ["head"]}, "holds 2 masks, the model has 1"),

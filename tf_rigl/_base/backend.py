@@ -1,4 +1,4 @@
-"""Importing this module checks that Keras runs on TensorFlow."""
+"""Checks, when it is imported, that Keras runs on TensorFlow."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ ADVICE = (
     "KERAS_BACKEND=tensorflow before Keras is imported (or `backend` in keras.json). Received: "
 )
 
-# Before Keras is imported: with another backend that import may fail in ways of its own.
+# Checked before Keras is imported: with another backend, that import may fail by itself.
 asked = os.environ.get("KERAS_BACKEND") or "tensorflow"
 if "keras" not in sys.modules and asked != "tensorflow":
     raise ImportError(f"{ADVICE}KERAS_BACKEND={asked!r}")

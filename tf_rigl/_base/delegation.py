@@ -1,17 +1,17 @@
-"""Showing the call signature of what is wrapped."""
+"""Wrappers that show Keras the call signature of the wrapped layer."""
 
 import inspect
 
 
 def show_call_of(wrapper, wrapped):
-    """Makes an instance's `call` pass everything on to `wrapped`, with its signature.
+    """Makes the `call` of `wrapper` call `wrapped`, and gives it the signature of `wrapped.call`.
 
-    Keras reads off the signature of `call` which tensors, masks and flags such as
-    `training` a layer takes. To be used in `__new__`, before Keras looks.
+    Keras finds out by that signature which tensors, masks and flags, such as `training`, a
+    layer takes. Use this in `__new__`, before Keras reads the signature.
 
     Args:
-        wrapper: the layer under construction.
-        wrapped: the `keras.layers.Layer` that it wraps.
+        wrapper: `keras.layers.Layer` under construction.
+        wrapped: `keras.layers.Layer`, the layer that it wraps.
     """
 
     def call(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Small operations that the training step is made of."""
+"""Tensor operations of the training step."""
 
 import functools
 import math
@@ -8,16 +8,21 @@ import tensorflow as tf
 
 from tf_rigl._base import workers
 
-_COMPILED_FROM = 2**16
+_COMPILED_FROM = 2**16  # Entries of a weight from which XLA pays.
 
 
 def where(mask, value, empty=0.0):
-    """`value` where the mask is 1, `empty` where it is 0."""
+    """Returns `value` where the mask is 1, `empty` where it is 0."""
     return tf.where(tf.convert_to_tensor(mask), value, tf.constant(empty, value.dtype))
 
 
 def masked_gradient(gradient, mask):
-    """A gradient, dense or of rows (as embeddings have), zero where the mask is 0."""
+    """Returns a gradient with zeros where the mask is 0.
+
+    Args:
+        gradient: tensor, or `tf.IndexedSlices` (the gradient of an embedding).
+        mask: boolean tensor or variable of the weight's shape.
+    """
     if isinstance(gradient, tf.IndexedSlices):
         rows = tf.gather(tf.convert_to_tensor(mask), gradient.indices)
         return tf.IndexedSlices(
@@ -27,25 +32,26 @@ def masked_gradient(gradient, mask):
 
 
 def compiled_if_large(function, entries):
-    """A function of tensors, compiled by XLA where weights have so many entries that it pays."""
+    """Returns a function of tensors, compiled by XLA if weights have enough entries to pay."""
     if entries >= _COMPILED_FROM and tf.test.is_built_with_xla():
-        # A partial has no code, by which TensorFlow would count all models' traces as one's.
+        # TensorFlow counts traces by the code of a function, and would add up the traces of
+        # all models. A partial has no code.
         function = functools.partial(function)
         return tf.function(function, autograph=False, jit_compile=True)
     return function
 
 
 class Compiled:
-    """Functions of weights, each compiled once for all weights of a shape, and kept.
+    """A cache of functions of weights, each compiled once for all weights of a shape.
 
-    XLA takes seconds for each: a model of sixteen equal layers waits for one.
+    XLA takes seconds to compile: a model of sixteen equal layers waits only once.
     """
 
     def __init__(self):
         self._functions = {}
 
     def __call__(self, function, shape):
-        """Returns `function` as it runs fastest on weights of this shape.
+        """Returns `function`, compiled if that is faster for weights of this shape.
 
         Args:
             function: function or bound method of tensors.
@@ -58,10 +64,16 @@ class Compiled:
 
 
 def mix(variables, values, past):
-    """Sets Keras variables to `past * variable + (1 - past) * value`, in place, from a replica."""
+    """Sets Keras variables to `past * variable + (1 - past) * value`, from a replica context.
+
+    Args:
+        variables: list of `keras.Variable`.
+        values: list of tensors of their shapes.
+        past: float32 scalar tensor.
+    """
 
     def mix_one(variable, value):
-        # One pass and one buffer less than to compute the sum and assign it.
+        # Saves one pass and one buffer, compared with computing the sum and assigning it.
         rate = tf.cast(1 - past, value.dtype)
         tf.raw_ops.ResourceApplyGradientDescent(
             var=variable.handle, alpha=rate, delta=variable.value() - value
@@ -76,7 +88,7 @@ def mix(variables, values, past):
 
 
 def all_reduce(gradients):
-    """Sums over replicas; each one's loss was divided by their number."""
+    """Sums gradients over replicas. (The loss of each was divided by their number.)"""
     context = tf.distribute.get_replica_context()
     if not gradients or context.num_replicas_in_sync == 1:
         return gradients
@@ -84,10 +96,10 @@ def all_reduce(gradients):
 
 
 def mean_over_replicas(values, strategy):
-    """The metrics of all replicas as one; outside of replicas.
+    """Returns the mean of metrics over all replicas; for use outside of replicas.
 
     Args:
-        values: structure of what `strategy.run` returned.
+        values: the structure that `strategy.run` returned.
         strategy: `tf.distribute.Strategy`.
     """
 
@@ -97,7 +109,7 @@ def mean_over_replicas(values, strategy):
         if not isinstance(value, tf.distribute.DistributedValues):
             return value
         local = strategy.experimental_local_results(value)
-        # A TPU's replicas have the same value already.
+        # The replicas of a TPU already have the same value.
         is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
         return local[0] if is_tpu else tf.reduce_mean(local, axis=0)
 
@@ -105,7 +117,11 @@ def mean_over_replicas(values, strategy):
 
 
 def all_finite(gradients):
-    """Whether gradients, dense, of rows or None, are finite on all replicas."""
+    """Returns a boolean tensor, True if gradients are finite on all replicas.
+
+    Args:
+        gradients: list of tensors, `tf.IndexedSlices` or None.
+    """
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     finite = [tf.reduce_all(tf.math.is_finite(value)) for value in values if value is not None]
     (wrong,) = all_reduce([tf.cast(~tf.reduce_all(finite), tf.int32)])
@@ -113,10 +129,10 @@ def all_finite(gradients):
 
 
 def assign(pairs):
-    """Assigns values, equal on all replicas, to Keras variables from a replica context.
+    """Assigns values to Keras variables, from a replica context.
 
     Args:
-        pairs: iterable of (variable, tensor).
+        pairs: iterable of (variable, tensor). The tensor is equal on all replicas.
     """
     variables, values = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
 
@@ -131,14 +147,17 @@ def assign(pairs):
 
 
 def without_optionals(data):
-    """Keras hands None through `tf.data` as an empty `tf.experimental.Optional`."""
+    """Returns a batch with None for each empty `tf.experimental.Optional`.
+
+    Keras passes None through `tf.data` as such an object.
+    """
     return keras.tree.map_structure(
         lambda i: None if isinstance(i, tf.experimental.Optional) else i, data
     )
 
 
 def symbolic(structure):
-    """The form of arrays and tensors, with a free batch size, for a symbolic call."""
+    """Returns a `keras.KerasTensor` for each array or tensor, with a free batch size."""
 
     def convert(x):
         if isinstance(x, keras.KerasTensor) or not hasattr(x, "shape") or not hasattr(x, "dtype"):

@@ -1,4 +1,4 @@
-"""Several processes that train one model together: what has to be the same in all of them."""
+"""Training in several processes: which one writes files, and what must be equal in all."""
 
 import random
 import zlib
@@ -10,19 +10,19 @@ from tf_rigl._base.arguments import check_integer
 
 
 def are_several(strategy=None) -> bool:
-    """Returns whether a strategy, by default the present one, trains in several processes."""
+    """Returns True if a strategy, by default the present one, trains in several processes."""
     strategy = strategy or tf.distribute.get_strategy()
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return False
     cluster = resolver.cluster_spec()
-    # An evaluator is a cluster of its own.
+    # An evaluator forms its own cluster.
     jobs = ("evaluator",) if resolver.task_type == "evaluator" else ("chief", "worker")
     return sum(cluster.num_tasks(job) for job in jobs if job in cluster.jobs) > 1
 
 
 def is_chief(strategy) -> bool:
-    """Whether this is the process that writes files for all of them."""
+    """Returns True if this is the process that writes files for all processes."""
     resolver = strategy.cluster_resolver
     if not are_several(strategy) or resolver is None:
         return True
@@ -31,10 +31,10 @@ def is_chief(strategy) -> bool:
 
 
 def resolve_seed(seed):
-    """Returns `seed` as an int, or one drawn from Python's `random` for None.
+    """Returns `seed` as an int; for None, an int drawn from Python's `random`.
 
-    `keras.utils.set_random_seed` seeds that generator too. All workers get the one that the
-    first of them has drawn.
+    `keras.utils.set_random_seed` seeds that generator too. All workers get the seed that the
+    first one draws.
     """
     if seed is not None:
         return check_integer("seed", seed, 0)
@@ -44,7 +44,7 @@ def resolve_seed(seed):
 
 
 def check_equal(model):
-    """Raises if the workers do not begin at the same step with the same weights and masks."""
+    """Raises unless all workers begin at the same step with the same weights and masks."""
     strategy = model.distribute_strategy
     if not are_several(strategy):
         return
@@ -55,14 +55,14 @@ def check_equal(model):
     steps, digests = found[::2], found[1::2]
     if len(set(steps)) > 1 or len(set(digests)) > 1:
         raise ValueError(
-            "The workers have not the same weights and masks. Make the model within the "
-            "strategy's scope, and load files that all workers can read (for backups a "
-            f"`backup_dir` that they share). Steps of the workers: {steps}"
+            "All workers must begin at the same step with the same weights and masks. Make the "
+            "model within the strategy's scope, and load files that all workers can read (for "
+            f"backups, share `backup_dir`). Received: steps of the workers={steps}"
         )
 
 
 def _gather(strategy, numbers):
-    """Numbers of all workers, in their order; as often as each has devices."""
+    """Returns the numbers of all workers, in worker order, repeated for each of their devices."""
     values = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(numbers, tf.int64)
     )

@@ -1,4 +1,4 @@
-"""What is checked and made before the first step of a run of `fit`."""
+"""Checks the model and makes the step and the plan, before the first step of a run of `fit`."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from tf_rigl.weights.masked_layer import MaskedLayer
 
 
 def begin(model, iterator):
-    """Checks a model and makes its step and its plan; returns the iterator to go on with."""
+    """Checks a model and makes its step and its plan; returns an iterator over all batches."""
     loop = model._loop
     if not model.built:
         iterator = _build_on(model, iterator)
@@ -44,7 +44,7 @@ def begin(model, iterator):
 
 
 def make_step(model, weights=None) -> Step:
-    """The step of a compiled and built model, whose optimizer is built if it is not yet."""
+    """Makes the step of a compiled and built model, and builds its optimizer if needed."""
     weights = model.masked_weights if weights is None else weights
     optimizer = model.optimizer
     if not optimizer.built:
@@ -63,7 +63,7 @@ def make_step(model, weights=None) -> Step:
 
 
 def _build_on(model, iterator):
-    """Builds a model on the form of the first batch; returns the iterator."""
+    """Builds a model for the shapes of the first batch; returns an iterator over all batches."""
     if isinstance(iterator, tf.data.Iterator):
         data = iterator.element_spec
     else:
@@ -76,7 +76,7 @@ def _build_on(model, iterator):
 
 
 def check_length(model):
-    """Raises if the method has to know how long the run is, and nobody does."""
+    """Raises if the method needs the length of the run, and it is unknown."""
     if model.method.needs_length and model._loop.length.steps is None:
         raise ValueError(
             "A float `end_step` needs a training run of known length: `fit` with a data set "
@@ -86,7 +86,7 @@ def check_length(model):
 
 
 def _check_initial_masks(model):
-    """Raises if layers wrapped by hand begin otherwise than the method does."""
+    """Raises if layers wrapped by hand start dense and the method sparse, or the reverse."""
     method = model.method
     name, whole = type(method).__name__, method.begins_dense or method.trained_state is not None
     for layer in keras_internals.all_layers(model):
@@ -98,7 +98,7 @@ def _check_initial_masks(model):
                 "drawn at random when it was built. Pass `initial_mask='ones'` to "
                 "`tf_rigl.MaskedLayer`."
             )
-        dense = model.sparsity == 0  # Otherwise they have been pruned by now.
+        dense = model.sparsity == 0  # Otherwise the layers have been pruned by now.
         if not whole and layer.initial_mask == "ones" and dense:
             raise ValueError(
                 f"{name} begins with sparse weights, but layer {layer.name!r} is dense: it was "
@@ -107,7 +107,7 @@ def _check_initial_masks(model):
 
 
 def _check_goes_with_method(method, weights):
-    """Raises if the method cannot change the masks of layers that were made by hand."""
+    """Raises if the method cannot change the masks of layers made by hand."""
     for weight in weights:
         weight.check(method)
     if method.scope != "global":
@@ -116,6 +116,6 @@ def _check_goes_with_method(method, weights):
     names = sorted({str(pattern) for pattern in found})
     if len(names) > 1 or any(pattern.constant_fan_in for pattern in found):
         raise ValueError(
-            "Argument `pattern` must be the same in all weights, and not one of a constant fan-in, "
+            "Argument `pattern` must be the same in all weights, and without a constant fan-in, "
             f"with `scope='global'`. Received: {names}"
         )

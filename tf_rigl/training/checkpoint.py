@@ -1,4 +1,4 @@
-"""What files hold of a `SparseModel` beside its weights, and how loading leaves no half."""
+"""Files of a `SparseModel`: its counters, loading all or nothing, and writing whole files."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ COUNTERS = ("step", "seed", "seeds")  # Names in a file.
 
 
 def counters(model) -> dict:
-    """The step counter, the seed, and states of random seeds, which Keras leaves out."""
+    """Returns the step counter, the seed, and states of random seeds, which Keras leaves out."""
     stored = {"step": np.int64(model.step), "seed": np.int64(model.seed)}
     states = seed_states(model)
     if states:
@@ -24,7 +24,7 @@ def counters(model) -> dict:
 
 
 def take_counters(model, stored):
-    """Restores what `counters` returned; a dense model's file has none of it."""
+    """Restores the result of `counters`; the file of a dense model has none."""
     if "step" in stored:
         loop.of(model).steps_taken = int(np.asarray(stored["step"]))
     if "seed" in stored:
@@ -36,7 +36,7 @@ def take_counters(model, stored):
 
 
 def set_seed(model, seed):
-    """Sets the seed of a model: its later draws are those of the model that had it."""
+    """Sets the seed of a model, which continues with the random numbers of that seed."""
     if seed != model.seed:
         model.seed = seed
         if model.train_function is not None:
@@ -44,26 +44,26 @@ def set_seed(model, seed):
 
 
 def forget_refusals(model):
-    """Lets masks be loaded again after a file was refused."""
+    """Allows masks to be loaded again after a file was refused."""
     for layer in masks.layers(model):
         layer.refusal = None
 
 
 @contextlib.contextmanager
 def undone_on_error(model, path):
-    """Within this context weights are loaded from a file; on an error the model is as before.
+    """Restores the model if loading weights from a file, within this context, fails.
 
     Raises:
         ValueError: if the file is damaged.
     """
     integrity.check_file(path)
-    model._add_state()  # What loading would add could not be taken back.
-    masks.find(model)  # Masks that are due are drawn.
+    model._add_state()  # Variables that loading adds could not be removed again.
+    masks.find(model)  # Draws the pending masks.
     variables = [*model.weights, *seed_states(model)]
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         with model.distribute_strategy.scope():
-            optimizer.build(model.trainable_variables)  # Else its state is left out.
+            optimizer.build(model.trainable_variables)  # Keras skips the state of an unbuilt one.
     variables += optimizer.variables if optimizer is not None else []
     before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
     step, seed = model.step, model.seed
@@ -74,22 +74,24 @@ def undone_on_error(model, path):
             variable.assign(value)
         loop.of(model).steps_taken = step
         set_seed(model, seed)
-        gc.collect()  # Keras leaves the file open, and HDF5 would read it where it was.
+        # Closes the file that Keras left open. HDF5 would else read it again instead of a new
+        # file at the same path.
+        gc.collect()
         if isinstance(error, (ValueError, OSError)):
             raise
-        # Of HDF5, for example.
+        # An error of HDF5, for example.
         raise ValueError(f"The file {str(path)!r} is damaged: {error}") from error
 
 
 @contextlib.contextmanager
 def written_whole(path, ending, wanted=True, seals=False):
-    """Gives a path to write a file to; it is moved to its place when it is whole.
+    """Yields a temporary path to write a file to, then moves the whole file to `path`.
 
     Args:
-        path: str or path, the place.
-        ending: str; files of another ending are written in place.
+        path: str or path, the final place.
+        ending: str; files with another ending are written in place.
         wanted: bool, False to write in place.
-        seals: bool, whether a checksum is put at the end of the file.
+        seals: bool, whether to append a checksum to the file.
     """
     own = wanted and str(path).endswith(ending)
     with files.beside_local(path, own) as scratch:

@@ -1,4 +1,4 @@
-"""What files of models are checked by: damaged ones, and those of other models, are refused."""
+"""Checks of files: damaged files and files of other models raise an error."""
 
 import json
 import math
@@ -13,21 +13,21 @@ import numpy as np
 from tf_rigl._base import keras_internals
 
 _STORING = ("save_own_variables", "load_own_variables")
-_MARK = b"tf_rigl crc32 "  # How a file of weights ends: this, and eight digits.
+_MARK = b"tf_rigl crc32 "  # A file of weights ends with this and eight hexadecimal digits.
 
 
 def close_file(path):
-    """Ends a file of weights with a checksum; HDF5 does not mind, and drops it at a change."""
+    """Appends a checksum to a file of weights. HDF5 ignores it, and drops it at a change."""
     end = _end(path, os.path.getsize(path))
     with open(path, "ab") as file:
         file.write(end)
 
 
 def check_file(path, required=False):
-    """Raises a `ValueError` if a local file, of weights or of a model, is damaged.
+    """Raises a `ValueError` if a local file of weights or of a model is damaged.
 
-    One of weights without a checksum, as plain Keras writes them, is not looked at, unless
-    the checksum is `required`.
+    It skips files of weights without a checksum, as plain Keras writes them, unless the
+    checksum is `required`.
     """
     if not os.path.isfile(path):
         return
@@ -35,10 +35,10 @@ def check_file(path, required=False):
         intact = _is_intact(path, required)
     except OSError:
         raise
-    except Exception as error:  # `zipfile` raises many kinds.
+    except Exception as error:  # `zipfile` raises errors of many types.
         raise ValueError(f"The file {str(path)!r} is damaged: {error}") from error
     if not intact:
-        raise ValueError(f"The file {str(path)!r} is damaged: its checksum is another.")
+        raise ValueError(f"The file {str(path)!r} is damaged: its checksum does not match.")
 
 
 def _is_intact(path, required):
@@ -51,12 +51,13 @@ def _is_intact(path, required):
     with open(path, "rb") as file:
         file.seek(size)
         end = file.read()
-    marked = sum(map(operator.eq, end, _MARK)) > len(_MARK) // 2  # The mark may be damaged too.
+    # Most bytes of the mark suffice: the mark itself may be damaged.
+    marked = sum(map(operator.eq, end, _MARK)) > len(_MARK) // 2
     return end == _end(path, size) if marked or required else True
 
 
 def _end(path, size):
-    """What follows in a file on so many bytes: their checksum."""
+    """Returns the mark and the checksum of the first `size` bytes of a file."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(min(size, 2**20)):
@@ -65,9 +66,9 @@ def _end(path, size):
 
 
 class Seal(keras.layers.Layer):
-    """Stores what a model is and checksums of what it stores, and compares them after loading.
+    """Stores a model's recipe and the checksums of its arrays, and compares them after loading.
 
-    It is no layer of the model, has no variables, and is loaded last.
+    It is not a layer of the model and has no variables. Keras loads it last.
 
     Args:
         model: the `tf_rigl.SparseModel`.
@@ -75,56 +76,61 @@ class Seal(keras.layers.Layer):
 
     def __init__(self, model):
         super().__init__(trainable=False, name="seal")
-        # Not the model itself: Keras would track it.
+        # Functions, as Keras would track the model itself.
         self._parts, self._recipe = lambda: _parts(model), lambda: _recipe(model)
         self._paths = lambda: [item.path for item in model.masked_weights]
         self.built = True
 
     def save_own_variables(self, store):
-        """Stores the recipe; for each array of each part how many bytes it has, and a checksum."""
+        """Stores the recipe, and `_sum` of each array of each part."""
         store["recipe"] = np.frombuffer(json.dumps(self._recipe()).encode(), np.uint8)
         for part, variables in self._parts().items():
             sums = [_sum(keras.ops.convert_to_numpy(variable)) for _, variable in variables]
             store[part] = np.array(sums, np.uint64).reshape(-1, 3)
 
     def load_own_variables(self, store):
-        """Raises if something is not as it was stored."""
+        """Raises if the recipe or a checksum differs from the stored one."""
         keys = list(store.keys())
         if "recipe" in keys:
             _compare(
                 json.loads(np.asarray(store["recipe"]).tobytes()), self._recipe(), self._paths()
             )
         for part, variables in self._parts().items():
-            # A dense model's file has none, one of another optimizer not as many.
+            # The file of a dense model has no checksums; another optimizer has another number.
             if part not in keys or np.shape(store[part]) != (len(variables), 3):
                 continue
             stored = np.asarray(store[part]).tolist()
             for (path, variable), (size, kind, checksum) in zip(variables, stored, strict=True):
                 found = _sum(keras.ops.convert_to_numpy(variable))
-                # Of another size or type is what has been converted.
+                # An array of another size or type was converted: its checksum means nothing.
                 if found[:2] == [size, kind] and found[2] != checksum:
                     raise ValueError(
-                        f"The file is damaged: {path!r} is not what was written to it."
+                        f"The file is damaged: {path!r} differs from the values that were saved."
                     )
 
 
 def seed_states(model) -> list:
-    """The states of the seeds of dropout and the like, in model order."""
+    """Returns the random seed states of layers such as dropout, in model order."""
     layers = keras_internals.all_layers(model)
     return [state for layer in layers for state in keras_internals.seed_states(layer)]
 
 
 def _recipe(model):
-    """What a file must have in common with the model that it is loaded into."""
+    """Returns the facts that must be equal in a file and in the model that loads it."""
     weights = [[item.target_sparsity, repr(item.pattern)] for item in model.masked_weights]
     return {"method": type(model.method).__name__, "weights": weights}
 
 
 def _compare(stored, own, paths):
-    """Raises if a file is that of a model of another method, or with other sparsities."""
+    """Raises if a file has another method, other sparsities or other patterns than the model.
+
+    Args:
+        stored, own: results of `_recipe`, of the file and of the model.
+        paths: list of str, the paths of the model's masked weights.
+    """
     if stored["method"] != own["method"]:
         raise ValueError(
-            f"The file holds a model trained by {stored['method']}, this one trains by "
+            f"The file holds a model trained by {stored['method']}, this model trains by "
             f"{own['method']}."
         )
     if len(stored["weights"]) != len(own["weights"]):
@@ -135,12 +141,13 @@ def _compare(stored, own, paths):
         if not math.isclose(theirs[0], ours[0], abs_tol=1e-6) or theirs[1] != ours[1]:
             raise ValueError(
                 f"The file holds masks for other sparsities or patterns: {path!r} has "
-                f"{theirs[0]:.4f}, {theirs[1]}; here it has {ours[0]:.4f}, {ours[1]}."
+                f"{theirs[0]:.4f}, {theirs[1]} in the file and {ours[0]:.4f}, {ours[1]} in the "
+                "model."
             )
 
 
 def _parts(model):
-    """What is stored of a model, as lists of (path, array or variable)."""
+    """Returns the stored parts of a model, by name, as lists of (path, array or variable)."""
     kept = {id(v): v for item in model.masked_weights for v in item.state.values()}
     changed = filter(_is_changed, keras_internals.all_layers(model))
     left_out = {id(v) for layer in changed for v in layer.weights}
@@ -153,7 +160,11 @@ def _parts(model):
 
 
 def _is_changed(layer):
-    """Whether what a layer stores may not be what it has: it merges LoRA, or stores as it likes."""
+    """Returns True if a layer may store other values than its variables hold.
+
+    It does so if it merges LoRA, or if a class outside of Keras and tf_rigl defines how it
+    stores or loads.
+    """
     if getattr(layer, "lora_enabled", False) or isinstance(layer, keras.Model):
         return getattr(layer, "lora_enabled", False)
     modules = {getattr(type(layer), name).__module__ for name in _STORING}
@@ -161,6 +172,6 @@ def _is_changed(layer):
 
 
 def _sum(array):
-    """How many bytes an array has, and the checksums of its type and of them."""
+    """Returns the number of bytes of an array, and the checksums of its type and its bytes."""
     content = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     return [array.nbytes, zlib.crc32(str(array.dtype).encode()), zlib.crc32(content)]

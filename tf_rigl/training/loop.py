@@ -1,7 +1,7 @@
-"""What happens on the host around the compiled steps of a `SparseModel`.
+"""The host side of training: it chooses and runs the compiled steps of a `SparseModel`.
 
-The step counter is a Python integer: from it the host chooses, for each batch, which of
-the compiled steps to run, so none of them holds a conditional.
+The step counter is a Python integer. For each batch the host chooses a compiled step by it,
+so no compiled step holds a conditional.
 """
 
 import functools
@@ -17,17 +17,17 @@ from tf_rigl.training.step import Traces
 
 
 class Loop:
-    """What a model knows of its training; only `steps_taken` is saved.
+    """The training state of a model; only `steps_taken` is saved.
 
     Attributes:
-        steps_taken: int, batches that training has seen: `SparseModel.step`.
+        steps_taken: int, the batches that training has seen: `SparseModel.step`.
         length: `Length` of the present run of `fit`.
         plan: `Plan` of the run; None until its first step, or if masks were set since.
-        step: `Step` that the compiled functions trace, or None before the first.
-        traces: `Traces`, what is known of the compiled functions.
-        updates: int, update steps so far in this process.
-        callbacks: list of callbacks of the library, which `fit` adds to its own.
-        seen: `tf.Variable` that counts batches where several steps run at once, or None.
+        step: `Step` that the compiled functions trace, or None before the first step.
+        traces: `Traces` of the compiled functions.
+        updates: int, the update steps so far in this process.
+        callbacks: list of callbacks of the library that `fit` appends to the user's.
+        seen: `tf.Variable` that counts batches if several steps run at once, or None.
     """
 
     def __init__(self):
@@ -41,24 +41,24 @@ class Loop:
         self.seen = None
 
     def fresh(self):
-        """Forgets what belongs to compiled functions: there may be a new optimizer or method."""
+        """Forgets plan, step and traces: there may be a new optimizer or method."""
         self.plan, self.step, self.traces = None, None, Traces()
 
 
 def of(model) -> Loop:
-    """The loop of a `SparseModel`."""
+    """Returns the loop of a `SparseModel`."""
     return model._loop
 
 
 class RunLength(keras.callbacks.Callback):
-    """Tells the model how many steps `fit` will run."""
+    """Sets the length of the run in the model's loop."""
 
     def __init__(self, initial_epoch):
         super().__init__()
         self.initial_epoch = initial_epoch
 
     def on_train_begin(self, logs=None):
-        """Works out where the run begins and ends."""
+        """Computes the first step and the number of steps of the run."""
         model, steps = self.model, self.params.get("steps")
         length = of(model).length
         if steps is None:
@@ -83,7 +83,7 @@ class RunLength(keras.callbacks.Callback):
 
 
 def with_own(callbacks, model, initial_epoch):
-    """The callbacks of a call of `fit`, with those that the model adds.
+    """Returns the callbacks of a call of `fit`, with those that the model adds.
 
     Args:
         callbacks: the argument of `fit`.
@@ -95,7 +95,7 @@ def with_own(callbacks, model, initial_epoch):
         return [*(keras.tree.flatten(callbacks) if callbacks else []), *own, watcher]
     watcher.set_model(model)
     watcher.set_params(callbacks.params)
-    # A list may be used again: its watcher of the last run goes.
+    # The list may come from an earlier run: its `RunLength` is replaced.
     others = [c for c in callbacks.callbacks if not isinstance(c, RunLength)]
     own = [c for c in own if c not in others]
     for callback in own:
@@ -105,7 +105,7 @@ def with_own(callbacks, model, initial_epoch):
 
 
 def train_function(model, several=None):
-    """The function that `fit` calls for each execution.
+    """Makes the function that `fit` calls for each execution.
 
     Args:
         model: a compiled `tf_rigl.SparseModel`.
@@ -124,7 +124,7 @@ def train_function(model, several=None):
             iterator = begin(model, iterator)
         left = _skip(loop.length, iterator, model.steps_per_execution)
         if not left:
-            return model.get_metrics_result()  # Callbacks look for their names.
+            return model.get_metrics_result()  # Callbacks need the names of the metrics.
         numbers = range(model.step, model.step + left)
         whole = several is not None and left == model.steps_per_execution
         if whole and all(map(loop.plan.is_ordinary, numbers)):
@@ -139,12 +139,12 @@ def train_function(model, several=None):
 
 
 def _skip(length, iterator, left):
-    """Takes batches that an earlier run has trained on; returns how many of `left` remain."""
+    """Skips batches that an earlier run has trained on; returns how many of `left` remain."""
     while length.skip and left:
         try:
             next(iterator)
         except (StopIteration, tf.errors.OutOfRangeError):
-            length.skip = 0  # They are this epoch's.
+            length.skip = 0  # The skipped batches belong to this epoch only.
             raise
         length.skip, left = length.skip - 1, left - 1
     return left
@@ -166,9 +166,9 @@ def _each(numbers, run, loop=None):
 
 
 def one_by_one(model, step_function):
-    """A function that runs the steps of an execution each by itself.
+    """Makes a function that runs the steps of an execution one by one.
 
-    TensorFlow cannot run a loop of steps at once that sum over several processes.
+    TensorFlow cannot run a loop of steps that sum over several processes.
     """
     run = _compiled(model, step_function, ahead=True)
 
@@ -179,12 +179,12 @@ def one_by_one(model, step_function):
 
 
 class _Steps:
-    """The compiled steps of a model, one of which is run on each batch."""
+    """The compiled steps of a model: each batch goes through one of them."""
 
     def __init__(self, model):
         self.model = model
-        # Where the batch is taken within the graph and there is none, the rest of the graph
-        # may have run all the same. Keras has that for ordinary steps too.
+        # If the graph takes the batch itself and the data have ended, the rest of the graph may
+        # still have run. Ordinary steps of Keras have that problem too.
         ahead = model.steps_per_execution > 1
         self.ordinary = _compiled(model, model.train_step, ahead)
         self.observing = _compiled(model, model.observing_step, ahead)
@@ -192,18 +192,18 @@ class _Steps:
         self.constants = {}
 
     def _constant(self, number):
-        """A number as a tensor; the same ones come again and again."""
+        """Returns a number as a tensor, cached: a method uses few different numbers."""
         if number not in self.constants:
             self.constants[number] = tf.constant(number, tf.float32)
         return self.constants[number]
 
     def run(self, iterator, step):
-        """Runs the step of this number on the next batch; returns its logs."""
+        """Runs step number `step` on the next batch; returns its logs."""
         loop = of(self.model)
         plan = loop.plan
         counts, observation = plan.counts(step), plan.observation(step)
         if counts is not None and observation is None and "gradient" in self._state_names:
-            observation = 0.5  # An update that is late uses what was observed as well.
+            observation = 0.5  # A late update uses the running mean and its own gradient.
         if counts is None:
             if observation is None:
                 return self.ordinary(iterator)
@@ -221,12 +221,12 @@ class _Steps:
 
 
 def _compiled(model, step_function, ahead):
-    """A function that takes a batch off an iterator and runs a step on it.
+    """Makes a function that takes a batch from an iterator and runs a step on it.
 
     Args:
-        model: the model.
+        model: `tf_rigl.SparseModel`.
         step_function: function of a batch.
-        ahead: bool, whether to take the batch before the compiled function is called.
+        ahead: bool, whether to take the batch before calling the compiled function.
     """
 
     def on_batch(data, *args):
@@ -238,8 +238,8 @@ def _compiled(model, step_function, ahead):
         return on_batch(tensors.without_optionals(iterator.get_next()), *args)
 
     if not model.run_eagerly:
-        # By the code of a function TensorFlow would count all models' traces as one's, and
-        # warn of too many; a partial has no code.
+        # TensorFlow counts traces by the code of a function. It would add up the traces of all
+        # models, and warn of too many. A partial has no code.
         on_batch = tf.function(
             functools.partial(on_batch),
             autograph=False,

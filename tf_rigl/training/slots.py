@@ -1,4 +1,4 @@
-"""What the training step has to know of an optimizer: its slots, and how it moves weights."""
+"""Optimizer slots of weights, and whether an optimizer moves weights without a gradient."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -8,29 +8,29 @@ from keras import optimizers
 
 from tf_rigl._base import keras_internals
 
-# Built-in optimizers that work entry by entry: one of zero gradient and zero slots stays
-# as it is, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
-# Adafactor scale by norms, which a NaN anywhere carries everywhere.)
+# Built-in optimizers that work entry by entry: an entry with zero gradient and zero slots
+# keeps its value, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
+# Adafactor scale by norms, so that one NaN spreads to all entries.)
 _NAMES = "Adadelta Adagrad Adam AdamW Adamax Ftrl Lion Nadam RMSprop SGD ScheduleFreeAdamW"
 _BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
 
 
 class Slot(NamedTuple):
-    """A variable that an optimizer keeps for a weight, of the weight's shape."""
+    """An optimizer variable for a weight, of the weight's shape."""
 
     variable: keras.Variable
-    empty: float  # What it holds for an entry that was never trained.
+    empty: float  # Its value for an entry that was never trained.
 
 
 def moves_only_by_gradient(optimizer) -> bool:
-    """Whether an entry of zero gradient and zero slots stays as it is.
+    """Returns whether an entry with zero gradient and zero slots keeps its value.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`.
 
     Returns:
-        True for built-in optimizers that are known to; False for all others, users'
-        own subclasses included, with clipping by norm, and with an epsilon of zero.
+        True for built-in optimizers that are known to work so. False for all others, custom
+        subclasses included, and with clipping by norm or an epsilon of zero.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     by_norm = optimizer.clipnorm is not None or optimizer.global_clipnorm is not None
@@ -41,17 +41,17 @@ def moves_only_by_gradient(optimizer) -> bool:
 def find_slots(optimizer, weights) -> dict[int, list]:
     """Finds the slots of each weight: moments, velocities, accumulators, averages.
 
-    Keras names a slot after the path of its weight (`add_variable_from_reference`),
-    which holds for built-in optimizers and for users' own, wrapped ones included.
+    Keras names a slot after the path of its weight (`add_variable_from_reference`), in
+    built-in, custom and wrapped optimizers alike.
 
     Args:
         optimizer: a built `keras.optimizers.Optimizer`.
-        weights: the variables it was built with, in that order.
+        weights: list of `keras.Variable`, those it was built with, in the same order.
 
     Returns:
-        A dict of `id(weight)` to the list of its `Slot`s: those of the weight's shape.
-        (Adafactor's row and column statistics belong to no single entry.) An empty slot
-        is zero, but for the accumulators of Ftrl, which divides by them.
+        A dict of `id(weight)` to the list of its `Slot`s, only those of the weight's shape.
+        (Adafactor's row and column statistics belong to no single entry.) The empty value
+        is 0, except for the accumulators of Ftrl, which divides by them.
     """
     parts = [getattr(optimizer, "inner_optimizer", optimizer)]
     parts += getattr(optimizer, "optimizers", [])
@@ -71,7 +71,7 @@ def find_slots(optimizer, weights) -> dict[int, list]:
         prefix = next((p for p in prefixes if variable.name.startswith(p)), None)
         if prefix is None:
             continue
-        # Weights in layers of the same name share a path; their slots come in order.
+        # Weights of layers with the same name share a path; their slots are in weight order.
         sharing = by_prefix[prefix]
         weight = sharing[seen[variable.path] % len(sharing)]
         seen[variable.path] += 1

@@ -21,21 +21,20 @@ from tf_rigl.weights.sparse_weight import SparseWeight
 class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
     """A `keras.Model` whose training step keeps weights sparse and moves their masks.
 
-    `tf_rigl.sparsify` makes one of any model. By hand, build a functional model of
-    layers wrapped in `tf_rigl.MaskedLayer`, or subclass it, and call
+    `tf_rigl.sparsify` makes one from any model. By hand, build a functional model of
+    layers wrapped in `tf_rigl.MaskedLayer`; or subclass `SparseModel`, and call
     `super().__init__(method=...)`.
 
     A weight is exactly 0.0 wherever its mask is 0, after construction and after every
-    training step. Forward passes therefore cost what they cost in Keras, and the
-    gradient that comes out of them is the dense gradient. At an ordinary step it is
-    masked before the optimizer sees it; at an update step the masks change *instead*
-    of an optimizer step.
+    training step. Forward passes therefore cost what they cost in Keras, and their gradient
+    is the dense gradient. At an ordinary step it is masked before the optimizer sees it; at
+    an update step the masks change *instead* of an optimizer step.
 
     Args:
         inputs, outputs, name: as in `keras.Model`, for a functional model.
         method: str or `tf_rigl.methods.Method`, how masks begin and change: "static",
             "set", "rigl", "snfs", "snip", "magnitude", "edge_popup".
-        seed: int, for whatever the method draws at random. Defaults to one drawn from
+        seed: int, for the random numbers of the method. Defaults to one drawn from
             Python's `random`, which `keras.utils.set_random_seed` seeds.
 
     Example:
@@ -68,12 +67,13 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         self.method = method
         self.seed = workers.resolve_seed(seed)
         self._loop = loop.Loop()
-        # Keras saves and loads attributes in the order of their names: this one comes after
-        # all that has weights. Set so, it is not tracked: it is no layer of the model.
+        # Keras saves and loads attributes in the order of their names: this name comes after
+        # all attributes with weights. `object.__setattr__` keeps Keras from tracking the seal
+        # as a layer of the model.
         object.__setattr__(self, "_seal", Seal(self))
         self._add_state()
 
-    # What the masks are.
+    # Masks.
 
     @property
     def masked_weights(self) -> list[SparseWeight]:
@@ -81,7 +81,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return masks.find(self)
 
     def _add_state(self):
-        """Makes what the method keeps for each weight, where it is not there yet."""
+        """Adds the method's variables to each weight that lacks them."""
         method, start, first = self.method, None, 0
         if method.trained_state is not None:
             start = functools.partial(method.initial_mask, seed=self.seed)
@@ -109,21 +109,21 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         """The number of batches that training has seen; saved and restored with the model."""
         return self._loop.steps_taken
 
-    # What is trained.
+    # Trained variables.
 
     @property
     def trainable_weights(self):
-        """The variables that the optimizer trains, which with some methods replace weights."""
+        """The variables that the optimizer trains: weights, or with some methods their scores."""
         return self._trained(super().trainable_weights)
 
     @property
     def trainable_variables(self):
-        """The same as `trainable_weights`."""
+        """Equal to `trainable_weights`."""
         return self._trained(super().trainable_variables)
 
     @property
     def non_trainable_weights(self):
-        """The other weights."""
+        """The weights that are not in `trainable_weights`."""
         return _without(self.weights, self.trainable_weights)
 
     @property
@@ -132,7 +132,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return _without(self.variables, self.trainable_variables)
 
     def _differentiated(self):
-        """The weights of which training needs the gradient."""
+        """Returns the weights whose gradients training needs."""
         return self._learned(super().trainable_weights)
 
     def _learned(self, weights):
@@ -143,8 +143,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return [w for w in weights if id(w) in masked]
 
     def _trained(self, weights):
-        """The trained variable of each weight that is trained: the method says which it is."""
-        method = getattr(self, "method", None)  # Keras asks before there is one.
+        """Returns the variable that the method trains for each weight: its scores, or itself."""
+        method = getattr(self, "method", None)  # Keras calls this before `__init__` sets it.
         if method is None or method.trained_state is None:
             return weights if method is None else self._learned(weights)
         items = {id(item.weight): item for item in self.masked_weights if item.is_sparse}
@@ -158,7 +158,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
             for w in self._learned(weights)
         ]
 
-    # How training runs.
+    # Training.
 
     def fit(self, *args, **kwargs):
         """Trains the model; the arguments are those of `keras.Model.fit`."""
@@ -167,21 +167,21 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         given = bound.arguments
         given["callbacks"] = loop.with_own(given["callbacks"], self, given["initial_epoch"])
         self._loop.plan, self._loop.length.skip = None, 0
-        keras_internals.set_initial_epoch(self, None)  # Where a backup of an earlier run went on.
+        keras_internals.set_initial_epoch(self, None)  # A restored backup may have set it.
         history = super().fit(*bound.args, **bound.kwargs)
         if self._loop.step is not None:
-            self._loop.step.settle()  # The optimizer may have put averages in.
+            self._loop.step.settle()  # The optimizer may have replaced variables by averages.
         return history
 
     def train_step(self, data):
-        """An ordinary step: gradients are masked before the optimizer sees them."""
+        """Runs an ordinary step: gradients are masked before the optimizer sees them."""
         metrics = self._current_step().ordinary(data)
         if self._loop.seen is not None:
             self._loop.seen.assign_add(1)
         return metrics
 
     def observing_step(self, data, observation):
-        """An ordinary step at which the method observes the dense gradient.
+        """Runs an ordinary step at which the method observes the dense gradient.
 
         Args:
             data: a batch, as for `train_step`.
@@ -193,12 +193,12 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return self._current_step().ordinary(data, observation)
 
     def update_step(self, data, counts, step, observation=None):
-        """An update step: masks change, by default instead of an optimizer step.
+        """Runs an update step: masks change, by default instead of an optimizer step.
 
         Args:
             data: a batch, as for `train_step`.
             counts: int32 tensor of shape (masked weights, 2): units to keep and to grow.
-            step: int32 scalar tensor, for what the method draws at random.
+            step: int32 scalar tensor, the number of the step, for random numbers.
             observation: as for `observing_step`, or None.
 
         Returns:
@@ -207,7 +207,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return self._current_step().update(data, counts, step, observation)
 
     def _current_step(self):
-        """The step of this run of `fit`; outside of `fit` one as the model is now."""
+        """Returns the step of this run of `fit`; outside of `fit`, a new step."""
         return self._loop.step or make_step(self)
 
     def _forward(self, data):
@@ -225,11 +225,11 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return loss, lambda: self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def test_step(self, data):
-        """What `evaluate` does with a batch."""
+        """Evaluates a batch, as `keras.Model.test_step` does."""
         metrics = super().test_step(data)
         if not workers.are_several():
             return metrics
-        # Keras averages metrics of several processes along an axis.
+        # With several processes, Keras averages metrics along an axis, which scalars lack.
         return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), metrics)
 
     def make_train_function(self, force=False):
@@ -241,7 +241,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         several = None
-        # Where a subclass has a step of its own, nothing counts those that run at once.
+        # The `train_step` of a subclass does not count the steps that run at once.
         own = type(self).train_step is not SparseModel.train_step
         at_once = not own and not workers.are_several(self.distribute_strategy)
         if self.steps_per_execution > 1 and at_once:
@@ -255,7 +255,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return self.train_function
 
     def make_test_function(self, force=False):
-        """Compiles what `evaluate` does with a batch, or with several at once."""
+        """Compiles the evaluation of a batch, or of several at once."""
         several = self.steps_per_execution > 1
         if not several or not workers.are_several(self.distribute_strategy):
             return super().make_test_function(force)
@@ -263,10 +263,10 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
             self.test_function = loop.one_by_one(self, self.test_step)
         return self.test_function
 
-    # What is saved.
+    # Files.
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
-        """Saves the model as `keras.Model.save` does; a file is there whole or not at all."""
+        """Saves the model as `keras.Model.save` does, but never leaves an incomplete file."""
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
                 "Argument `filepath` must end in `.keras`: sparse models cannot be read from HDF5. "
@@ -277,7 +277,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
-        """Saves weights, masks and the optimizer's state; whole or not at all."""
+        """Saves weights, masks and the optimizer's state; never leaves an incomplete file."""
         wanted = overwrite and max_shard_size is None
         with checkpoint.written_whole(filepath, ".weights.h5", wanted, seals=True) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
@@ -286,9 +286,10 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         """Sets all weights and masks, in the order of `get_weights`."""
         super().set_weights(weights)
         self._mask_again()
-        self._loop.plan = None  # The slots under other masks are to be emptied.
+        self._loop.plan = None  # The next run then empties the slots of masked entries.
 
     def _mask_again(self):
+        """Sets masked entries of all weights to zero."""
         for item in self.masked_weights:
             item.zero_masked(item.weight)
 
@@ -299,7 +300,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
             store[name] = value
 
     def load_own_variables(self, store):
-        """Restores what `save_own_variables` stored; a dense model's file has none of it."""
+        """Restores the result of `save_own_variables`; the file of a dense model has none."""
         self._loop.plan = None
         checkpoint.forget_refusals(self)
         self._add_state()
@@ -312,16 +313,16 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         """Loads weights, masks and the optimizer's state.
 
         Raises:
-            ValueError: if the file is damaged, or that of a model of other shapes, with
-                another method or other sparsities. The model is then left as it was.
+            ValueError: if the file is damaged, or its model has other shapes, another method
+                or other sparsities. The model then stays as it was.
         """
         with checkpoint.undone_on_error(self, filepath):
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
-        if skip_mismatch:  # Some may be loaded, and their masks not.
+        if skip_mismatch:  # Keras may have loaded weights without their masks.
             self._mask_again()
 
     def get_config(self):
-        """The arguments of the constructor, for serialisation."""
+        """Returns the arguments of the constructor, for serialisation."""
         return {**super().get_config(), **self._sparse_config()}
 
     def _sparse_config(self):
@@ -329,7 +330,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Makes the model from what `get_config` returned."""
+        """Makes the model from a result of `get_config`."""
         config = dict(config)
         if isinstance(config.get("method"), dict):
             config["method"] = keras.saving.deserialize_keras_object(
@@ -340,19 +341,19 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class FunctionalSparseModel(SparseModel, Functional):
-    """A `SparseModel` over a graph of layers: what `SparseModel(inputs, outputs)` makes."""
+    """A `SparseModel` that is a graph of layers: `SparseModel(inputs, outputs)` makes it."""
 
-    # `*args, **kwargs` is how Keras knows a constructor that takes what a graph's does.
+    # Keras recognises the constructor of a functional model by `*args, **kwargs`.
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
 
 
 def _without(variables, others):
-    """The variables that are not among others."""
+    """Returns the variables that are not among `others`."""
     known = {id(v) for v in others}
     return [v for v in variables if id(v) not in known]
 
 
 def _has_graph(args, kwargs):
-    """Whether constructor arguments are those of a functional model."""
+    """Returns True if constructor arguments are those of a functional model."""
     return len(args) >= 2 or "outputs" in kwargs

@@ -12,16 +12,16 @@ from tf_rigl.weights.sparse_weight import SparseWeight, set_all
 
 
 class Record(NamedTuple):
-    """A sparse weight that training may change, and what belongs to it."""
+    """A sparse weight that training may change, with its numbers and optimizer slots."""
 
-    number: int  # Its number among all sparse weights: counts and seeds go by it.
+    number: int  # Its number among all masked weights: the index of its counts and seed.
     weight: SparseWeight
     slots: tuple  # Its `Slot`s; none if the method trains another variable in its place.
-    place: int  # Its place among the variables of which gradients are taken.
+    place: int  # Its index among the differentiated variables.
 
 
 class Traces:
-    """What is found and made while steps are traced; it lives as long as the compiled steps.
+    """Results of tracing the steps; they are kept as long as the compiled steps.
 
     Attributes:
         compiled: `tensors.Compiled`, the compiled functions of weights.
@@ -41,10 +41,10 @@ class Step:
         forward: function of a batch that returns the loss, and a function without arguments
             that returns the metrics when the step is done.
         method: `tf_rigl.methods.Method`.
-        variables: list of `keras.Variable`, of which gradients are taken, in model order.
+        variables: list of `keras.Variable`, the differentiated ones, in model order.
         records: list of `Record`, the sparse weights among them.
         optimizer: `keras.optimizers.Optimizer`.
-        seed: int, for what the method draws at random.
+        seed: int, for the random numbers of the method.
         traces: `Traces`.
     """
 
@@ -89,7 +89,7 @@ class Step:
         return self._run(data, order == "after", past, counts, number)
 
     def settle(self):
-        """Recomputes masks and weights, outside of a step, where they follow from a state."""
+        """Runs `Method.after_optimizer` outside of a step."""
         set_all(self._after_optimizer())
 
     def _run(self, data, trains, past=None, counts=None, number=None):
@@ -175,7 +175,7 @@ class Step:
         return dense, usable
 
     def _optimize(self, gradients, usable=None):
-        """Applies the optimizer to the gradients of what the method trains.
+        """Applies the optimizer to the variables that the method trains.
 
         Args:
             gradients: list of tensors, `tf.IndexedSlices` or None, for each variable.
@@ -186,25 +186,25 @@ class Step:
             trained[place] = method.trained_variable(weight)
             if masked[place] is not None:
                 masked[place] = method.trained_gradient(weight, masked[place])
-        if usable is None and self._one_replica_is_asked():
+        if usable is None and self._checks_one_replica():
             usable = tensors.all_finite(masked)
-        there = [place for place, gradient in enumerate(masked) if gradient is not None]
-        if usable is not None and there:
-            # One gradient that is not finite is enough to tell the optimizer.
-            last = tf.convert_to_tensor(masked[there[-1]])
-            masked[there[-1]] = tensors.where(usable, last, float("nan"))
+        reached = [place for place, gradient in enumerate(masked) if gradient is not None]
+        if usable is not None and reached:
+            # One gradient that is not finite makes the optimizer skip the step.
+            last = tf.convert_to_tensor(masked[reached[-1]])
+            masked[reached[-1]] = tensors.where(usable, last, float("nan"))
         if trained:
             self.optimizer.apply_gradients(zip(masked, trained, strict=True))
         tensors.assign(self._after_optimizer() or self._emptied())
 
     def _after_optimizer(self):
-        """Pairs of variables and values that follow from a state that was trained."""
+        """Returns the pairs (variable, new value) of `Method.after_optimizer`."""
         weights = [record.weight for record in self.records]
         return self.method.after_optimizer(weights, self.traces.compiled)
 
     def _emptied(self):
-        """Pairs of variables and values, zeros put back where the optimizer may move them."""
-        # Some optimizers move weights without a gradient, and so may constraints.
+        """Returns pairs (variable, value) that put zeros back if the optimizer may move them."""
+        # Some optimizers and constraints move weights without a gradient.
         free = not slots.moves_only_by_gradient(self.optimizer)
         pairs = []
         for record in self.records:
@@ -212,13 +212,13 @@ class Step:
                 pairs += record.weight.emptied(record.slots)
         return pairs
 
-    def _one_replica_is_asked(self):
-        """True if Keras asks only the first of several replicas whether gradients are finite."""
+    def _checks_one_replica(self):
+        """Returns True if Keras checks gradients only on the first of several replicas."""
         scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         return scaled and tf.distribute.get_strategy().num_replicas_in_sync > 1
 
     def _rescale(self, usable):
-        """Halves the loss scale after an overflow, as the optimizer does where it is applied."""
+        """Halves the loss scale after an overflow, as the optimizer would if it were applied."""
         variables = [self.optimizer.dynamic_scale, self.optimizer.step_counter]
         scale, steps = (tf.convert_to_tensor(variable.value) for variable in variables)
         values = [tf.where(usable, scale, scale / 2), tf.where(usable, steps, 0)]
@@ -254,17 +254,17 @@ class Step:
 
 
 def _observe(dense, past, usable, is_update):
-    """Takes dense gradients into the means that the method keeps, and returns the means.
+    """Mixes dense gradients into the method's running means, and returns the means.
 
     Args:
         dense: list of (record, dense gradient).
         past: float32 scalar tensor, the weight of the mean so far.
         usable: boolean scalar tensor, False if the gradients overflowed, or None.
-        is_update: bool. Entries that are infinite or NaN begin anew at an update; a check at
-            each step would be costly.
+        is_update: bool, whether masks change at this step. Then entries that are infinite or
+            NaN start again from the gradient; a check at each step would be costly.
 
     Returns:
-        A list of (record, mean) at an update; the list as it is at other steps.
+        A list of (record, mean) at an update; `dense` at other steps.
     """
     variables = [record.weight.state["gradient"] for record, _ in dense]
     gradients = [g if usable is None else tensors.where(usable, g) for _, g in dense]
