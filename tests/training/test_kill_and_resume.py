@@ -178,7 +178,13 @@ def load(path):
 def test_a_run_that_is_killed_ends_as_one_that_was_left_alone(kills, tmp_path):
     """To the bit: weights, masks, the optimizer's state, random states and the step."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_kill_and_resume", str(tmp_path), json.dumps(kills)],
+        [
+            sys.executable,
+            "-m",
+            "tests.training.test_kill_and_resume",
+            str(tmp_path),
+            json.dumps(kills),
+        ],
         cwd=pathlib.Path(__file__).parents[2],
         # Threads of these libraries would begin at their import.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
