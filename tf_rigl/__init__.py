@@ -67,4 +67,5 @@ def __dir__():
 def _register(keras):
     """Registers our classes when Keras is imported, so that `load_model` finds them."""
     if keras.backend.backend() == "tensorflow":
-        importlib.import_module("tf_rigl.convert.sparsified")
+        for room in ("convert", "lottery"):  # They import all rooms that have classes in files.
+            importlib.import_module(f"tf_rigl.{room}")

@@ -8,6 +8,7 @@ from keras import layers
 import tf_rigl
 from tests.helpers import Detached, compiled, mlp, random_data, sparsify
 from tf_rigl import lottery, models
+from tf_rigl.channels import slimming
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
 
@@ -332,7 +333,7 @@ def test_a_layer_keeps_at_least_a_channel():
 @pytest.mark.parametrize("name", ["small-cnn", "small-mobilenet", "small-vgg", "wide-resnet-22-2"])
 def test_models_on_offer(name):
     model = models.get(name)((8, 8, 3), 4)
-    for layer in lottery.slimming.scaled(model).values():
+    for layer in slimming.scaled(model).values():
         layer.gamma.assign(np.random.default_rng(0).uniform(0.5, 1.5, layer.gamma.shape))
     masks = lottery.channel_masks(model, 0.6)
     small = small_of(model, masks)

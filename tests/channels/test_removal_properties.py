@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tf_rigl import lottery
+from tf_rigl.channels import slimming
 
 FIXED = {"deadline": None, "derandomize": True, "database": None}
 few = settings(max_examples=40, phases=[Phase.explicit, Phase.generate], **FIXED)
@@ -102,7 +103,7 @@ def graph(draw):
         else:  # Some are zero, as where there are no biases.
             value *= 0.4 * (rng.random() < 0.6) * (rng.random(weight.shape) < 0.8)
         weight.assign(value)
-    found = lottery.slimming.scaled(model)
+    found = slimming.scaled(model)
     masks = {path: rng.random(bn.gamma.shape) < 0.8 for path, bn in found.items()}
     return model, masks
 

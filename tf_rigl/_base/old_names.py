@@ -1,7 +1,7 @@
 """Old dotted names of modules: `import tf_rigl.masks` still finds what has moved.
 
 A module that has moved is one object under both names. `STAY` holds the names that users are
-meant to write; they stay. The names in `MOVED` warn, and go with version 0.3.
+meant to write; they stay. The names in `MOVED` warn, and go with version 0.2.
 """
 
 import importlib
@@ -44,11 +44,24 @@ MOVED = {
 SHOWN = {"tf_rigl.block_sparse": {"tune": "tf_rigl.accounting.tuning"}}
 
 
-def shown(module, name):
-    """Returns what a module shows under a name, for its `__getattr__`."""
-    if name not in SHOWN[module]:
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(SHOWN[module][name]), name)
+def attribute(module, name):
+    """Returns an attribute that a module only shows, for its `__getattr__`.
+
+    It is a name that a higher room makes, or a module that has moved.
+
+    Args:
+        module: str, the module's name.
+        name: str, the attribute's name.
+
+    Raises:
+        AttributeError: if there is none.
+    """
+    home = SHOWN.get(module, {}).get(name)
+    if home is not None:
+        return getattr(importlib.import_module(home), name)
+    if f"{module}.{name}" in MOVED:
+        return importlib.import_module(f"{module}.{name}")
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 class _Loader(importlib.abc.Loader):
@@ -82,7 +95,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         if fullname in MOVED:
             warnings.warn(
-                f"`{fullname}` is now `{new}`; the old name goes with version 0.3.",
+                f"`{fullname}` is now `{new}`; the old name goes with version 0.2.",
                 DeprecationWarning,
                 stacklevel=2,
             )

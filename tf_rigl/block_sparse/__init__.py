@@ -11,4 +11,4 @@ __all__ = ["Conv2D", "Dense", "EinsumDense", "MultiHeadAttention", "tune"]
 
 
 def __getattr__(name):
-    return old_names.shown(__name__, name)  # `tune`
+    return old_names.attribute(__name__, name)  # `tune`

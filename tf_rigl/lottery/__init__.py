@@ -1,6 +1,9 @@
 """Lottery tickets: sparse networks that train well from their initial weights; and controls."""
 
-from tf_rigl._base import backend  # noqa: F401, first: registers our Keras classes
+from tf_rigl._base import (
+    backend,  # noqa: F401, first: registers our Keras classes
+    old_names,
+)
 from tf_rigl.channels.early_bird import EarlyBird, low_precision, mask_distance
 from tf_rigl.channels.removal import remove_channels
 from tf_rigl.channels.slimming import channel_masks, mask_channels, with_scale_penalty
@@ -37,3 +40,7 @@ __all__ = [
     "warm_up",
     "with_scale_penalty",
 ]
+
+
+def __getattr__(name):
+    return old_names.attribute(__name__, name)
