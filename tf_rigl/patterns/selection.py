@@ -8,7 +8,7 @@ static and nothing branches, so the same code compiles with XLA.
 
 import tensorflow as tf
 
-from tf_rigl._base import backend  # noqa: F401
+from tf_rigl._base.keras_internals import in_xla
 
 _ROW = 1024  # Counts ties by rows first, because a cumulative sum over all entries is slow.
 
@@ -101,17 +101,10 @@ def _kth_largest(keys, k):
     for shift in range(bits - 16, -1, -16):
         digit = tf.cast(tf.bitwise.right_shift(keys, tf.cast(shift, keys.dtype)), tf.int32)
         if inside is None:
-            bucket_of, counted = digit + 2**15, tf.constant([], tf.int32)  # The sign is in it.
+            histogram = _histogram(digit + 2**15)  # The highest digit is signed.
         else:
             digit = tf.bitwise.bitwise_and(digit, 2**16 - 1)
-            # Other keys count 0. (An extra bucket for them is slower, and XLA of TensorFlow 2.22
-            # takes minutes to compile it.)
-            bucket_of, counted = digit, tf.cast(inside, tf.int32)
-        histogram = tf.raw_ops.DenseBincount(
-            input=bucket_of, size=tf.constant(2**16), weights=counted
-        )
-        # In eager mode, a tensor stays in memory as long as a name refers to it.
-        del bucket_of, counted
+            histogram = _histogram(digit, tf.cast(inside, tf.int32))
         at_least = tf.cumsum(histogram, reverse=True)
         bucket = tf.reduce_sum(tf.cast(at_least >= k, tf.int32)) - 1
         k -= tf.gather(at_least, bucket) - tf.gather(histogram, bucket)
@@ -121,6 +114,22 @@ def _kth_largest(keys, k):
         inside = hit if inside is None else inside & hit
         threshold += tf.bitwise.left_shift(tf.cast(found, keys.dtype), tf.cast(shift, keys.dtype))
     return threshold, k
+
+
+def _histogram(digits, counts=None):
+    """Counts the digits from 0 to 2^16 - 1.
+
+    Args:
+        digits: flat int32 tensor.
+        counts: int32 tensor of its shape, how often each digit counts; None: once.
+    """
+    if in_xla():
+        # The same for XLA; but XLA of TensorFlow 2.22 tries to evaluate the input of a bincount
+        # when it compiles, which takes minutes after a cumulative sum.
+        counts = tf.ones_like(digits) if counts is None else counts
+        return tf.math.unsorted_segment_sum(counts, digits, 2**16)
+    weights = tf.constant([], tf.int32) if counts is None else counts
+    return tf.raw_ops.DenseBincount(input=digits, size=tf.constant(2**16), weights=weights)
 
 
 def _index_of_nth(flags, n):
