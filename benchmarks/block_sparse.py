@@ -28,6 +28,7 @@ import tensorflow as tf
 import tf_rigl
 from tf_rigl._base import tables
 from tf_rigl._base.timing import in_turns
+from tf_rigl.training import loop
 
 INTERVAL = 100  # Steps from one update to the next.
 HEAD = "head"
@@ -79,14 +80,14 @@ class Running:
 
     def step(self):
         """Runs an ordinary step."""
-        self.model._step = 1
+        loop.of(self.model).steps_taken = 1
         return self.model.train_function(self.iterator)["loss"]
 
     def update_seconds(self, rounds):
         """Returns the median time of an update step."""
 
         def update():
-            self.model._step = INTERVAL
+            loop.of(self.model).steps_taken = INTERVAL
             return self.model.train_function(self.iterator)["loss"]
 
         return in_turns({"update": update}, rounds, wait=read)["update"]

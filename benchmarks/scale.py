@@ -41,6 +41,7 @@ import tensorflow as tf
 import tf_rigl
 from tf_rigl._base import tables
 from tf_rigl._base.timing import in_turns
+from tf_rigl.training import loop
 
 INTERVAL = 100  # Steps from one update to the next.
 SIZES = (1, 3, 10, 30, 100, 200)  # Millions of parameters, in four kernels.
@@ -115,14 +116,11 @@ class Sparse:
         self.items[-1].mask.numpy()
 
     def _change(self, gradients, counts, step):
-        entries = [
-            (number, item, gradient)
-            for (number, item), gradient in zip(enumerate(self.items), gradients, strict=True)
-        ]
-        self.model._change_masks(entries, counts, step)
+        graph = loop.of(self.model).step
+        graph._change(list(zip(graph.records, gradients, strict=True)), counts, step)
 
     def _train(self, step):
-        self.model._step = step
+        loop.of(self.model).steps_taken = step
         self.model.train_function(self.iterator)["loss"].numpy()
 
     def bytes(self):
