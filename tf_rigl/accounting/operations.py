@@ -187,11 +187,6 @@ _GATES = {
     ConvLSTMCell: (2, 3),
 }
 _RECTIFIERS = (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
-_ATTENTION = (
-    layers.MultiHeadAttention,
-    layers.GroupQueryAttention,
-    layers.Attention,  # Also the base class of `AdditiveAttention`.
-)
 _NOT_COUNTED = (
     keras.activations.linear,
     keras.activations.softmax,

@@ -9,6 +9,7 @@ from tf_rigl._base import keras_internals
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.block_sparse import layers
 from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
+from tf_rigl.block_sparse.weight import check_method
 from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable, targets
 from tf_rigl.weights.masks import MaskedWeight
@@ -75,12 +76,7 @@ def check(pattern, method):
             "Argument `compute='sparse'` needs a pattern of blocks, such as "
             f"pattern='block_32x32'. Received: pattern={pattern!r}"
         )
-    if method.begins_dense or method.state_names:
-        raise ValueError(
-            "Argument `compute='sparse'` needs a method that begins sparse and keeps no state for "
-            "each weight: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
-            f"Received: method={method!r}"
-        )
+    check_method(method, "Argument `compute='sparse'` needs a method")
     return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})
 
 

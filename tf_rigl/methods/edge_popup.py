@@ -116,12 +116,12 @@ class EdgePopup(Method):
         pairs = []
         for weight in weights:
             state = [tf.convert_to_tensor(weight.state[n].value) for n in self.state_names]
-            choose = compiled(self.choose, weight.shape)
+            choose = compiled(self._choose, weight.shape)
             mask, value = choose(*state, tf.constant(weight.target_active()), weight.pattern)
             pairs += [(weight.mask, mask), (weight.weight, value)]
         return pairs
 
-    def choose(self, scores, values, count, pattern):
+    def _choose(self, scores, values, count, pattern):
         """Returns the mask of the `count` units of highest score, and the weight under it."""
         mask = pattern.select(scores, count)
         return mask, tensors.where(mask, values)
