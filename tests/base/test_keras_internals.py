@@ -47,9 +47,9 @@ def attention():
     return build(keras.layers.MultiHeadAttention(1, 2, **gate), (None, 3, 4), (None, 3, 4))
 
 
-def ftrl():
+def built(make):
     """Returns a built optimizer."""
-    optimizer = keras.optimizers.Ftrl()
+    optimizer = make()
     optimizer.build([keras.Variable([1.0])])
     return optimizer
 
@@ -65,7 +65,8 @@ INSTANCES = {
     "keras.models.Sequential": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
     "keras.KerasTensor": lambda: keras.Input((3,)),
     "keras.Function": lambda: keras.Function(x := keras.Input((3,)), keras.ops.relu(x)),
-    "keras.optimizers.Ftrl": ftrl,
+    "keras.optimizers.Adagrad": lambda: built(keras.optimizers.Adagrad),
+    "keras.optimizers.Ftrl": lambda: built(keras.optimizers.Ftrl),
     "keras.Model": compiled,
     "tensorflow.Variable": lambda: tf.Variable(0.0),
     "tensorflow.types.experimental.ConcreteFunction": lambda: tf.function(
@@ -244,8 +245,9 @@ def test_variables(door):
     assert seen == [tf.bfloat16, tf.float32]
 
 
-def test_ftrl_accumulators(door):
-    (accumulator,) = door.ftrl_accumulators(ftrl())
+@pytest.mark.parametrize("make", [keras.optimizers.Adagrad, keras.optimizers.Ftrl])
+def test_accumulators(make, door):
+    (accumulator,) = door.accumulators(built(make))
     assert accumulator.numpy() > 0
 
 

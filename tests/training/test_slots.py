@@ -257,3 +257,12 @@ def test_slots_of_layers_that_share_a_name_are_told_apart():
             assert len(found[id(weight)]) == count
             value = found[id(weight)][0].variable.numpy()
             np.testing.assert_allclose(value, number * factor, atol=0.011)
+
+
+def test_a_grown_weight_of_adagrad_begins_as_a_new_one():
+    """Its accumulator is the initial one: with 0, its first step would be a full learning rate."""
+    sparse = compiled(sparsify(mlp()), keras.optimizers.Adagrad(0.01), run_eagerly=True)
+    fit(sparse, *random_data(batches=3))
+    found = [empty for _, empty, _ in slots(sparse)]
+    assert found
+    assert set(found) == {0.1}

@@ -83,7 +83,8 @@ NAMES = {
     "keras.src.backend.common.stateless_scope": {
         "in_stateless_scope": ("says that no variable can be made now", "3.10-3.15"),
     },
-    "keras.optimizers.Ftrl": {"_accumulators": ("lists slots that are never 0", "3.10-3.15")},
+    "keras.optimizers.Adagrad": {"_accumulators": ("lists slots that begin above 0", "3.10-3.15")},
+    "keras.optimizers.Ftrl": {"_accumulators": ("lists slots that begin above 0", "3.10-3.15")},
     # Training.
     "keras.Model": {
         "_initial_epoch": ("is the epoch at which `fit` goes on after a backup", "3.10-3.15"),
@@ -235,8 +236,8 @@ def assign_directly(variable, value):
     variable._direct_assign(value)
 
 
-def ftrl_accumulators(optimizer) -> list:
-    """Returns the slots of a built `keras.optimizers.Ftrl` by which it divides."""
+def accumulators(optimizer) -> list:
+    """Returns the slots of a built Adagrad or Ftrl that do not begin at 0."""
     return optimizer._accumulators
 
 

@@ -36,7 +36,7 @@ class _Sparsified:
     def _recreate_masks(self, masked):
         found = maskable.find(self, include_self=False)
         for entry in masked:
-            match = self._match(entry, found)
+            match = _match(entry, found)
             if match is None:
                 raise ValueError(
                     f"The file holds a mask for {entry['path']!r}, but the model has no such "
@@ -45,10 +45,6 @@ class _Sparsified:
             pattern = keras.saving.deserialize_keras_object(entry["pattern"])
             self._masks.add(match, entry["sparsity"], pattern)
         self._add_state()
-
-    def _match(self, entry, found):
-        """Returns the weight of an entry of the configuration, or None. A graph keeps paths."""
-        return next((m for m in found if m.path == entry["path"]), None)
 
     def _sparse_config(self):
         numbers = {id(m.weight): n for n, m in enumerate(maskable.find(self, include_self=False))}
@@ -63,6 +59,18 @@ class _Sparsified:
             for item in self._masks.items
         ]
         return {**super()._sparse_config(), "masked": masked}
+
+
+def _match(entry, found):
+    """Returns the weight that an entry of the configuration means, by its place and shape.
+
+    Paths are for people: Keras gives a layer without a name a new one in each process, and the
+    new name may be the old one of another layer.
+    """
+    numbered = found[entry["number"] : entry["number"] + 1]
+    same_path = [each for each in found if each.path == entry["path"]]
+    fitting = (each for each in numbered + same_path if list(each.weight.shape) == entry["shape"])
+    return next(fitting, None)
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -112,11 +120,6 @@ class SparsifiedModel(_Sparsified, SparseModel):
             self._recreate_masks(self._masked)
         elif self._recipe is not None:
             self._create_masks(self._recipe)
-
-    def _match(self, entry, found):
-        # Keras gives layers without a name a new one in each model, so paths may differ.
-        numbered = found[entry["number"] : entry["number"] + 1]
-        return next((m for m in numbered if list(m.weight.shape) == entry["shape"]), None)
 
     @property
     def layers(self):

@@ -51,15 +51,15 @@ def find_slots(optimizer, weights) -> dict[int, list]:
     Returns:
         A dict of `id(weight)` to the list of its `Slot`s, only those of the weight's shape.
         (Adafactor's row and column statistics belong to no single entry.) The empty value
-        is 0, except for the accumulators of Ftrl, which divides by them.
+        is 0, except for the accumulators of Adagrad and Ftrl, which begin at a value of theirs.
     """
     parts = [getattr(optimizer, "inner_optimizer", optimizer)]
     parts += getattr(optimizer, "optimizers", [])
     empty = {
         id(accumulator): part.initial_accumulator_value
         for part in parts
-        if isinstance(part, optimizers.Ftrl)
-        for accumulator in keras_internals.ftrl_accumulators(part)
+        if isinstance(part, (optimizers.Adagrad, optimizers.Ftrl))
+        for accumulator in keras_internals.accumulators(part)
     }
     by_prefix = defaultdict(list)
     for weight in weights:
