@@ -896,3 +896,19 @@ def test_two_replicas_have_the_blocks_of_one_device():
     assert {"l26/kernel", "l13/kernel"} <= {*result["moved"]}
     assert result["equal"]
     assert result["difference"] < 1e-3
+
+
+def test_layers_made_by_hand_have_blocks_in_other_places():
+    """Equal layers one after the other would otherwise use the same inputs again and again."""
+    layers = [block_sparse.Dense(64, block_size=4, density=0.25) for _ in range(2)]
+    attention = block_sparse.MultiHeadAttention(4, 16, blocks=None)
+    attention.build((None, 3, 64), (None, 3, 64))
+    layers += [attention.query_dense, attention.key_dense]
+    for layer in layers[:2]:
+        layer.build((None, 64))
+    places = [layer.places.numpy() for layer in layers]
+    assert not np.array_equal(places[0], places[1])
+    assert not np.array_equal(places[2], places[3])
+    again = block_sparse.Dense.from_config(layers[0].get_config())
+    again.build((None, 64))
+    np.testing.assert_array_equal(again.places.numpy(), places[0])

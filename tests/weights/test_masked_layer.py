@@ -217,3 +217,12 @@ def test_refuses_a_layer_with_nothing_to_mask(layer):
 def test_names_the_argument_that_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         MaskedLayer(k.Dense(3), **arguments)
+
+
+def test_a_second_build_makes_no_second_mask():
+    layer = MaskedLayer(keras.layers.Dense(8), sparsity=0.5, seed=0)
+    layer.build((None, 16))
+    mask = layer.variables[-1].numpy()
+    layer.build((None, 16))
+    assert len(layer.variables) == 3  # Kernel, bias and mask.
+    np.testing.assert_array_equal(layer.variables[-1].numpy(), mask)

@@ -164,7 +164,7 @@ def replacement(layer, blocks):
     for name, (pattern, mask) in blocks.items():
         shape = tuple(mask.shape)
         density = int(pattern.active(mask)) / pattern.units(shape)
-        own[name] = {"block_size": (pattern.rows, pattern.cols), "density": density}
+        own[name] = {"block_size": (pattern.rows, pattern.cols), "density": density, "seed": 0}
     if type(layer) is keras.layers.MultiHeadAttention:
         new = MultiHeadAttention.from_config({**layer.get_config(), "blocks": own})
     else:

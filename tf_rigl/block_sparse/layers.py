@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import check_integer, check_number
+from tf_rigl._base.workers import resolve_seed
 from tf_rigl.block_sparse import probes
 from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.block_sparse.product import probe, product
@@ -33,7 +34,7 @@ class BlockSparseLayer:
     `tf_rigl.SparseModel` moves the blocks.
     """
 
-    def __init__(self, *args, block_size=32, density=0.1, seed=0, **kwargs):
+    def __init__(self, *args, block_size=32, density=0.1, seed=None, **kwargs):
         super().__init__(*args, **kwargs)
         pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
         if len(pair) != 2:
@@ -43,7 +44,7 @@ class BlockSparseLayer:
             )
         self.block_size = tuple(check_integer("block_size", n, 1) for n in pair)
         self.density = check_number("density", density, above=0, at_most=1)
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = resolve_seed(seed)
         if getattr(self, "kernel_constraint", None) is not None:
             raise ValueError(
                 "Argument `kernel_constraint` must be None: the layer stores no whole kernel. "
@@ -197,7 +198,8 @@ class Dense(BlockSparseLayer, keras.layers.Dense):
             a kernel that blocks do not divide.
         density: float in (0, 1], the fraction of blocks that are active in each column of
             blocks; at least one block is.
-        seed: int, for the initial places of the blocks.
+        seed: int, for the initial places of the blocks. Defaults to one drawn from Python's
+            `random`, which `keras.utils.set_random_seed` seeds, so equal layers differ.
 
     Example:
 

@@ -111,6 +111,8 @@ class MaskedLayer(keras.layers.Wrapper):
     def build(self, input_shape=None):
         if not self.layer.built:
             self.layer.build(input_shape)
+        if self._masks.items:
+            return  # It is built already.
         for index, found in enumerate(maskable.find(self.layer)):
             draw = None
             if self.initial_mask == "random":
