@@ -27,7 +27,7 @@ _OF = ("weights", "block_sparse")
 FLAGS = {"is_packed": _OF, "is_block_sparse": _OF, "is_replacement": _OF}
 FLAGS["trains_scores"] = ("methods",)
 # Attribute -> the rooms that touch it.
-STATE = dict.fromkeys(("_step", "_run", "_loop"), ("training",))
+STATE = dict.fromkeys(("_step", "_run", "_sparse_loop"), ("training",))
 LINES_OF_FILE = 400
 LINES_OF_FUNCTION = 60
 

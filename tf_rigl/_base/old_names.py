@@ -41,7 +41,11 @@ MOVED = {
     "tf_rigl.targets": "tf_rigl.weights.targets",
 }
 # Module -> name -> the module that has it: names that a room shows, and a higher room makes.
-SHOWN = {"tf_rigl.block_sparse": {"tune": "tf_rigl.accounting.tuning"}}
+_RUNS = ("InputConnections", "MaskHistory", "build", "run", "summary")
+SHOWN = {
+    "tf_rigl.block_sparse": {"tune": "tf_rigl.accounting.tuning"},
+    "tf_rigl.experiments": dict.fromkeys(_RUNS, "tf_rigl.experiments.runs"),
+}
 
 
 def attribute(module, name):

@@ -67,7 +67,7 @@ class Store:
             result = self._read(path)
             if check is not None:
                 check(result)
-        except OSError:
+        except (OSError, MemoryError):
             raise  # The file may be sound.
         except Exception as error:  # A damaged file can raise anything.
             kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
@@ -90,8 +90,11 @@ class Store:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._claim(name)
-        lock = filelock.FileLock(path)
+        lock = filelock.FileLock(path, mode=0o666)  # Several users may share the folder.
         try:
+            lock.acquire(blocking=False)
+        except PermissionError:
+            path.unlink()  # Another user's process was killed, or an old version left it.
             lock.acquire(blocking=False)
         except filelock.Timeout:
             yield False

@@ -15,6 +15,7 @@ from tf_rigl.block_sparse.product import probe, product
 from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns.layout import Layout
 from tf_rigl.weights import maskable
+from tf_rigl.weights.sparse_weight import StoresSparse
 
 # Activations that work entry by entry: the order of axes does not matter to them.
 _ELEMENTWISE = {
@@ -26,7 +27,7 @@ _ELEMENTWISE = {
 }
 
 
-class BlockSparseLayer:
+class BlockSparseLayer(StoresSparse):
     """Mixin of all block-sparse layers; it precedes the Keras class of the layer.
 
     The kernel, as a matrix of inputs by outputs, has the same number of blocks in each column
@@ -184,7 +185,7 @@ class BlockSparseLayer:
     def ordinary(self):
         """Returns a layer of the Keras class with the same configuration, not built."""
         config = super().get_config()
-        return type(self).__mro__[2].from_config(config)
+        return _keras_class(type(self)).from_config(config)
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
@@ -271,6 +272,11 @@ class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
 
     def call(self, inputs):
         return self._multiply(inputs, 1, [self.filters])
+
+
+def _keras_class(cls):
+    """Returns the class of Keras that a block-sparse one stands for."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("keras."))
 
 
 def _rolled(rank, last):

@@ -14,7 +14,7 @@ from tf_rigl.weights.masked_layer import MaskedLayer
 
 def begin(model, iterator):
     """Checks a model and makes its step and its plan; returns an iterator over all batches."""
-    loop = model._loop
+    loop = model._sparse_loop
     if not model.built:
         iterator = _build_on(model, iterator)
     weights = model.masked_weights
@@ -47,7 +47,8 @@ def make_step(model, weights=None) -> Step:
     """Makes the step of a compiled and built model, and builds its optimizer if needed."""
     weights = model.masked_weights if weights is None else weights
     optimizer = model.optimizer
-    if not optimizer.built:
+    # Within a replica the optimizer builds itself when it is applied.
+    if not optimizer.built and tf.distribute.in_cross_replica_context():
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
     variables = model._differentiated()
@@ -58,8 +59,21 @@ def make_step(model, weights=None) -> Step:
         for number, weight in enumerate(weights)
         if weight.is_sparse and id(weight.weight) in places
     ]
-    traces = model._loop.traces
-    return Step(model._forward, model.method, variables, records, optimizer, model.seed, traces)
+    traces = model._sparse_loop.traces
+    return Step(
+        model._sparse_forward, model.method, variables, records, optimizer, model.seed, traces
+    )
+
+
+def is_current(step, model) -> bool:
+    """Returns True if a step trains what the model trains now, by its method and optimizer."""
+    variables = model._differentiated()
+    same = step.optimizer is model.optimizer and step.method is model.method
+    return (
+        same
+        and len(variables) == len(step.variables)
+        and all(one is other for one, other in zip(variables, step.variables, strict=True))
+    )
 
 
 def _build_on(model, iterator):
@@ -77,7 +91,7 @@ def _build_on(model, iterator):
 
 def check_length(model):
     """Raises if the method needs the length of the run, and it is unknown."""
-    if model.method.needs_length and model._loop.length.steps is None:
+    if model.method.needs_length and model._sparse_loop.length.steps is None:
         raise ValueError(
             "A float `end_step` needs a training run of known length: `fit` with a data set "
             "whose number of batches is known (or `steps_per_epoch`). Pass `end_step` as an "

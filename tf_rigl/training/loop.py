@@ -47,7 +47,7 @@ class Loop:
 
 def of(model) -> Loop:
     """Returns the loop of a `SparseModel`."""
-    return model._loop
+    return model._sparse_loop
 
 
 class RunLength(keras.callbacks.Callback):
@@ -128,14 +128,19 @@ def train_function(model, several=None):
         numbers = range(model.step, model.step + left)
         whole = several is not None and left == model.steps_per_execution
         if whole and all(map(loop.plan.is_ordinary, numbers)):
-            before = int(loop.seen)
+            before = _number(loop.seen)
             try:
                 return several(iterator)
             finally:
-                loop.steps_taken += int(loop.seen) - before
+                loop.steps_taken += _number(loop.seen) - before
         return _each(numbers, lambda step: steps.run(iterator, step), loop)
 
     return execute
+
+
+def _number(variable):
+    """Returns the value of an integer variable, which may lie on several replicas."""
+    return int(tf.convert_to_tensor(variable))
 
 
 def _skip(length, iterator, left):

@@ -11,7 +11,7 @@ from tf_rigl import methods
 from tf_rigl._base import keras_internals, workers
 from tf_rigl._base.keras_internals import Functional
 from tf_rigl.training import checkpoint, loop
-from tf_rigl.training.begin import make_step
+from tf_rigl.training.begin import is_current, make_step
 from tf_rigl.training.integrity import Seal
 from tf_rigl.weights import masks
 from tf_rigl.weights.sparse_weight import SparseWeight
@@ -66,7 +66,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         super().__init__(*args, **kwargs)
         self.method = method
         self.seed = workers.resolve_seed(seed)
-        self._loop = loop.Loop()
+        self._sparse_loop = loop.Loop()
         # Keras saves and loads attributes in the order of their names: this name comes after
         # all attributes with weights. `object.__setattr__` keeps Keras from tracking the seal
         # as a layer of the model.
@@ -107,7 +107,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
     @property
     def step(self) -> int:
         """The number of batches that training has seen; saved and restored with the model."""
-        return self._loop.steps_taken
+        return self._sparse_loop.steps_taken
 
     # Trained variables.
 
@@ -166,18 +166,19 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         bound.apply_defaults()
         given = bound.arguments
         given["callbacks"] = loop.with_own(given["callbacks"], self, given["initial_epoch"])
-        self._loop.plan, self._loop.length.skip = None, 0
+        self._sparse_loop.plan, self._sparse_loop.length.skip = None, 0
         keras_internals.set_initial_epoch(self, None)  # A restored backup may have set it.
         history = super().fit(*bound.args, **bound.kwargs)
-        if self._loop.step is not None:
-            self._loop.step.settle()  # The optimizer may have replaced variables by averages.
+        step = self._sparse_loop.step
+        if step is not None:
+            step.settle()  # The optimizer may have replaced variables by averages.
         return history
 
     def train_step(self, data):
         """Runs an ordinary step: gradients are masked before the optimizer sees them."""
         metrics = self._current_step().ordinary(data)
-        if self._loop.seen is not None:
-            self._loop.seen.assign_add(1)
+        if self._sparse_loop.seen is not None:
+            self._sparse_loop.seen.assign_add(1)
         return metrics
 
     def observing_step(self, data, observation):
@@ -208,9 +209,10 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
     def _current_step(self):
         """Returns the step of this run of `fit`; outside of `fit`, a new step."""
-        return self._loop.step or make_step(self)
+        step = self._sparse_loop.step
+        return step if step is not None and is_current(step, self) else make_step(self)
 
-    def _forward(self, data):
+    def _sparse_forward(self, data):
         """Runs a batch forward, as `keras.Model.train_step` does.
 
         Returns:
@@ -246,7 +248,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         at_once = not own and not workers.are_several(self.distribute_strategy)
         if self.steps_per_execution > 1 and at_once:
             with self.distribute_strategy.scope():
-                self._loop.seen = tf.Variable(
+                self._sparse_loop.seen = tf.Variable(
                     0, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
                 )
             super().make_train_function(force=True)
@@ -286,7 +288,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         """Sets all weights and masks, in the order of `get_weights`."""
         super().set_weights(weights)
         self._mask_again()
-        self._loop.plan = None  # The next run then empties the slots of masked entries.
+        self._sparse_loop.plan = None  # The next run then empties the slots of masked entries.
 
     def _mask_again(self):
         """Sets masked entries of all weights to zero."""
@@ -301,7 +303,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
     def load_own_variables(self, store):
         """Restores the result of `save_own_variables`; the file of a dense model has none."""
-        self._loop.plan = None
+        self._sparse_loop.plan = None
         checkpoint.forget_refusals(self)
         self._add_state()
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict

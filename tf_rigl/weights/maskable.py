@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from tf_rigl._base.keras_internals import all_layers, stored_variable
+from tf_rigl.weights.sparse_weight import StoresSparse
 
 # Layer class -> the attributes that hold its maskable variables. Attention layers are
 # not listed: their projections are `EinsumDense` sublayers. Nor are recurrent layers:
@@ -172,7 +173,7 @@ def stored(layer, attribute):
         The variable (None if there is none), and the shape of the weight. The shape of the
         variable may differ.
     """
-    own = layer.stored(attribute) if hasattr(layer, "stored") else None
+    own = layer.stored(attribute) if isinstance(layer, StoresSparse) else None
     if own is not None:
         return own
     value = getattr(layer, attribute, None)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_rigl._base import tensors
 from tf_rigl.patterns.base import Pattern
-from tf_rigl.weights.sparse_weight import SparseWeight, emptied, set_all
+from tf_rigl.weights.sparse_weight import SparseWeight, emptied
 
 
 # Not a NamedTuple: Keras tracks the variables in tuples, and a layer tracks the weight already.
@@ -50,7 +50,7 @@ class MaskedWeight(SparseWeight):
         return emptied(self.mask, [(self.weight, 0.0), *slots])
 
     def zero_masked(self, variable, empty=0.0):
-        set_all(emptied(self.mask, [(variable, empty)]))
+        variable.assign(tensors.where(self.mask, tf.convert_to_tensor(variable), empty))
 
     def stray(self):
         mask = tf.convert_to_tensor(self.mask)

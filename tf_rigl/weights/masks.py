@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_rigl._base.keras_internals import all_layers, in_stateless_scope
 from tf_rigl.weights import maskable
 from tf_rigl.weights.masked_weight import MaskedWeight
-from tf_rigl.weights.sparse_weight import SparseWeight
+from tf_rigl.weights.sparse_weight import SparseWeight, StoresSparse
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -167,16 +167,14 @@ def find(model) -> list[SparseWeight]:
 
 def holds_any(layer) -> bool:
     """Returns True if a layer or a sublayer can hold sparse weights, even before it is built."""
-    return any(
-        isinstance(each, Masks) or hasattr(each, "sparse_weight") for each in all_layers(layer)
-    )
+    return any(isinstance(each, (Masks, StoresSparse)) for each in all_layers(layer))
 
 
 def _stored_sparse(model):
     """Finds the weights of layers with a method `sparse_weight`, which store them as blocks."""
     found = []
     for layer, route, _ in maskable.walk(model):
-        if layer.built and hasattr(layer, "sparse_weight"):
+        if layer.built and isinstance(layer, StoresSparse):
             found.append(layer.sparse_weight("/".join((*route, "kernel"))))
     return found
 

@@ -160,6 +160,18 @@ class SparseWeight:
         raise NotImplementedError
 
 
+class StoresSparse:
+    """Base class of layers that store weights in another form than a dense variable."""
+
+    def sparse_weight(self, path) -> SparseWeight:
+        """Returns the sparse weight of the built layer, under a path."""
+        raise NotImplementedError
+
+    def stored(self, attribute):
+        """Returns the variable that stores an attribute and the shape it stands for, or None."""
+        raise NotImplementedError
+
+
 def set_all(pairs):
     """Assigns values to variables outside of a training step."""
     for variable, value in pairs:
