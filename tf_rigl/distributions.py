@@ -51,7 +51,7 @@ def uniform(
     >>> uniform({"a": (784, 300), "b": (300, 10)}, 0.9)
     {'a': 0.0, 'b': 0.9}
     """
-    sparsity, fixed = _check(shapes, sparsity, fixed)
+    sparsity, fixed = check_arguments(shapes, sparsity, fixed)
     result = {name: fixed.get(name, sparsity) for name in shapes}
     first = next(iter(shapes), None)
     if first_layer_dense and first is not None and first not in fixed:
@@ -116,7 +116,7 @@ def erdos_renyi(
                 "Argument `shapes` must give every kernel at least two axes. "
                 f"Received: shapes[{name!r}]={tuple(shape)}"
             )
-    return _balanced(shapes, sparsity, fixed, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
+    return balanced(shapes, sparsity, fixed, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
 
 
 def erdos_renyi_kernel(
@@ -154,7 +154,7 @@ def erdos_renyi_kernel(
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3, "Sparsity
       distribution".
     """
-    return _balanced(shapes, sparsity, fixed, lambda shape: sum(shape) / math.prod(shape))
+    return balanced(shapes, sparsity, fixed, lambda shape: sum(shape) / math.prod(shape))
 
 
 def zeros(sparsity, entries):
@@ -203,8 +203,23 @@ def get(identifier) -> Callable[..., dict[str, float]]:
     raise unknown_name("distribution", identifier, registry.DISTRIBUTIONS)
 
 
-def _check(shapes, sparsity, fixed):
-    """Checks the arguments of a distribution; returns `sparsity` and `fixed` as plain numbers."""
+def check_arguments(shapes, sparsity, fixed):
+    """Checks the arguments of a distribution. Every named one calls this first, or `balanced`.
+
+    Args:
+        shapes, sparsity, fixed: as in `uniform`.
+
+    Returns:
+        `sparsity` as a float, and `fixed` as a new dict of layer name to float.
+
+    Raises:
+        ValueError: as for `uniform`.
+
+    Example:
+
+    >>> check_arguments({"a": (784, 300)}, 0.9, {"a": 0})
+    (0.9, {'a': 0.0})
+    """
     sparsity = check_sparsity("sparsity", sparsity)
     fixed = {} if fixed is None else dict(fixed)
     for name, value in fixed.items():
@@ -220,14 +235,28 @@ def _check(shapes, sparsity, fixed):
     return sparsity, fixed
 
 
-def _balanced(shapes, sparsity, fixed, raw_density):
+def balanced(shapes, sparsity, fixed, raw_density):
     """Scales raw densities by one factor that meets the overall sparsity.
+
+    Not a distribution itself, but what `erdos_renyi` and `erdos_renyi_kernel` have in common.
 
     Args:
         shapes, sparsity, fixed: as in `erdos_renyi`.
-        raw_density: function of a shape; densities are proportional to its result.
+        raw_density: function of a shape (a tuple of int) that returns a positive number;
+            densities are proportional to it.
+
+    Returns:
+        A dict of layer name to sparsity, a float in [0, 1).
+
+    Raises:
+        ValueError: as for `erdos_renyi_kernel`.
+
+    Example:
+
+    >>> balanced({"a": (10, 10), "b": (10, 10)}, 0.5, None, lambda shape: 1.0)
+    {'a': 0.5, 'b': 0.5}
     """
-    sparsity, fixed = _check(shapes, sparsity, fixed)
+    sparsity, fixed = check_arguments(shapes, sparsity, fixed)
     names = [name for name in shapes if name not in fixed]
     raw = np.array([raw_density(tuple(shapes[name])) for name in names], np.float64)
     size = np.array([math.prod(shapes[name]) for name in names], np.float64)

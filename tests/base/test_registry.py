@@ -24,8 +24,18 @@ def test_each_entry_leads_to_what_its_module_defines(name):
     entry = EVERY[name]
     found = entry.load()
     assert (found.__module__, found.__name__) == (entry.home, entry.name)
-    assert entry.summary[0].islower()
-    assert not entry.summary.endswith(".")
+    phrase = entry.summary[0].islower() and not entry.summary.endswith(".")
+    assert phrase, f"begin in lower case, and end without a period: {entry.summary!r}"
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_name_with_numbers_has_examples(name):
+    entry = PATTERNS[name]
+    if name != name.lower():
+        assert entry.examples, f"names with numbers for `examples=` of {name!r}"
+    for example in entry.examples:
+        found, _ = registry.find(PATTERNS, example)
+        assert found is entry
 
 
 @pytest.mark.parametrize("room", ["methods", "patterns"])
@@ -60,10 +70,14 @@ def test_keras_knows_all_classes():
 
 
 def test_names_in_tests_are_complete():
+    """All that is missing is reported at once, with the place where it has to be added."""
     made = {type(make()) for make in helpers.METHODS.values()}
-    assert made == set(methods.NAMES.values())
+    places = {"METHODS in tests/helpers.py": set(methods.NAMES.values()) ^ made}
+    listed = {entry.load() for entry in PATTERNS.values()}
     made = {type(pattern) for pattern in test_patterns.ALL}
-    assert made == {entry.load() for entry in PATTERNS.values()}
+    places["ALL in tests/patterns/test_patterns.py"] = listed ^ made
+    wrong = {place: sorted(c.__name__ for c in found) for place, found in places.items() if found}
+    assert not wrong, f"in the registry or in the tests, but not in both: {wrong}"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tensorflow as tf
 from references import patterns_numpy, rigl_numpy
 
 from tf_rigl import maskable, patterns
+from tf_rigl._base.arguments import constructor_arguments
 from tf_rigl.patterns import NM, Block, LiteRT, Pattern, Unstructured
 
 
@@ -367,6 +368,7 @@ def test_axes_of_projections_are_those_that_are_summed_and_made():
 # Names, configurations, equality.
 
 AXES = ((-1,), (-2,))
+# At least one of each class. What holds for all of them is in test_every_pattern.py as well.
 ALL = [
     Unstructured(),
     LiteRT(),
@@ -406,6 +408,17 @@ def test_a_pattern_is_serialised_by_keras(pattern):
     copy = keras.saving.deserialize_keras_object(config)
     assert copy == pattern
     assert hash(copy) == hash(pattern)
+
+
+# Arguments that are in a configuration only where they are not the default, by class.
+SOMETIMES = {Block: {"constant_fan_in"}}
+
+
+@pytest.mark.parametrize("pattern", ALL, ids=repr)
+def test_a_config_has_all_arguments(pattern):
+    """One that `get_config` does not return is lost when a model is saved."""
+    names, sometimes = set(pattern.get_config()), SOMETIMES.get(type(pattern), set())
+    assert names | sometimes == set(constructor_arguments(type(pattern)))
 
 
 @pytest.mark.parametrize("pattern", ALL, ids=repr)

@@ -21,8 +21,9 @@ class Entry:
     Attributes:
         home: str, the module that defines it.
         name: str, its class or function in that module.
-        summary: str, what it does, in one phrase.
-        examples: tuple of str, names to show in error messages, for a name with numbers in it.
+        summary: str, what it does, in one phrase: begins in lower case, ends without a period.
+        examples: tuple of str, names to show in error messages; needed if the name has numbers
+            in it, written in capitals.
         options: dict of further arguments that the name stands for.
 
     Example:
@@ -151,8 +152,8 @@ def example_names(entries):
 
     Example:
 
-    >>> example_names(DISTRIBUTIONS)
-    ['uniform', 'uniform_all', 'erdos_renyi', 'erk']
+    >>> "erk" in example_names(DISTRIBUTIONS), "2:4" in example_names(PATTERNS)
+    (True, True)
     """
     return [n for name, entry in entries.items() for n in entry.examples or (name,)]
 
