@@ -901,7 +901,8 @@ def test_two_replicas_have_the_blocks_of_one_device():
 def test_layers_made_by_hand_have_blocks_in_other_places():
     """Equal layers one after the other would otherwise use the same inputs again and again."""
     layers = [block_sparse.Dense(64, block_size=4, density=0.25) for _ in range(2)]
-    attention = block_sparse.MultiHeadAttention(4, 16, blocks=None)
+    own = {"block_size": 4, "density": 0.25}
+    attention = block_sparse.MultiHeadAttention(4, 16, blocks={"query": own, "key": own})
     attention.build((None, 3, 64), (None, 3, 64))
     layers += [attention.query_dense, attention.key_dense]
     for layer in layers[:2]:

@@ -47,8 +47,9 @@ def make_step(model, weights=None) -> Step:
     """Makes the step of a compiled and built model, and builds its optimizer if needed."""
     weights = model.masked_weights if weights is None else weights
     optimizer = model.optimizer
-    # Within a replica the optimizer builds itself when it is applied.
-    if not optimizer.built and tf.distribute.in_cross_replica_context():
+    # Within a replica of a strategy the optimizer builds itself when it is applied.
+    within = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if not optimizer.built and not within:
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
     variables = model._differentiated()
