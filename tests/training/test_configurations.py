@@ -36,7 +36,7 @@ EXAMPLES = times(24, 400)
 # How messages begin that say what is wrong with a configuration. Those of layers stand in what
 # Keras says of the call.
 DELIBERATE = re.compile(
-    r"^(\x1b\[1m)?(Argument `|Pattern '|The (sparsity|budget) cannot be met|\w+ begins with )",
+    r"^(\x1b\[1m)?(Argument `|Pattern '|The (overall )?sparsity cannot be met|\w+ begins with )",
     re.MULTILINE,
 )
 

@@ -530,8 +530,8 @@ def test_the_pattern_is_in_the_name_of_a_run():
     [
         ("block4x1", "Did you mean 'block_4x1'"),
         ("4:2", "`n` must be less than `m`"),
-        (Unstructured(), "Argument `pattern` must be a name"),
-        (None, "Argument `pattern` must be a name"),
+        (Unstructured(), "Argument `pattern` must be one of"),
+        (None, "Argument `pattern` must be one of"),
     ],
 )
 def test_settings_refuse_what_is_no_pattern(pattern, message):

@@ -68,7 +68,7 @@ class BlockSparseWeight(SparseWeight):
         return self.layer.as_kernel(self.layer.geometry.unpack(value, places))
 
     def check(self, method):
-        check_method(method, "For block-sparse layers, argument `method` must be one")
+        check_method(method, "Argument `method` must be one")
 
     def caution(self, optimizer):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
@@ -150,6 +150,7 @@ def check_method(method, subject):
     """
     if method.begins_dense or method.state_names:
         raise ValueError(
-            f"{subject} that begins sparse and keeps no state for each weight: 'rigl' (with "
-            f"`gradient_batches=1`), 'set' or 'static'. Received: method={method!r}"
+            f"{subject} that begins sparse and keeps no state for each weight, where layers store "
+            "blocks: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
+            f"Received: method={method!r}"
         )
