@@ -80,7 +80,8 @@ class Running:
 
     def step(self):
         """Runs an ordinary step."""
-        loop.of(self.model).steps_taken = 1
+        if isinstance(self.model, tf_rigl.SparseModel):
+            loop.of(self.model).steps_taken = 1
         return self.model.train_function(self.iterator)["loss"]
 
     def update_seconds(self, rounds):
