@@ -9,7 +9,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def unknown_name(argument, received, allowed, *, or_object=True):
+def unknown_name(argument, received, allowed, *, or_object=True, others=None):
     """The error for an unknown name. Its message offers the closest known names.
 
     Args:
@@ -17,18 +17,68 @@ def unknown_name(argument, received, allowed, *, or_object=True):
         received: the value that was passed.
         allowed: iterable of str, the known names.
         or_object: bool, whether the argument also takes an object.
+        others: dict of other words that users write, in lower case, to the known name that
+            each means; or None.
 
     Returns:
         A `ValueError`; the caller raises it.
+
+    Example:
+
+    >>> known = ["magnitude", "rigl"]
+    >>> raise unknown_name("method", "gradual", known, others={"gradual": "magnitude"})
+    ... # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Argument `method` must be one of ... Did you mean 'magnitude'? Received: ...
     """
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(str(received).lower(), allowed, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     names = ", ".join(repr(a) for a in allowed)
     return ValueError(
         f"Argument `{argument}` must be one of {names}{', or an object' if or_object else ''}."
-        f"{hint} "
+        f"{_hint(argument, received, allowed, or_object, others or {})} "
         f"Received: {argument}={received!r}"
+    )
+
+
+def _hint(argument, received, allowed, or_object, others):
+    """Returns a sentence that says what was meant, after a space; "" if that is unknown."""
+    if isinstance(received, type) and or_object:
+        return f" A class is not an object: pass `{argument}={received.__name__}(...)`."
+    if not isinstance(received, str):
+        return ""
+    word = received.strip().lower()
+    if word in allowed or word in others:
+        close = [others.get(word, word)]
+    else:
+        close = difflib.get_close_matches(word, [*allowed, *others], n=3, cutoff=0.5)
+        close = list(dict.fromkeys(others.get(each, each) for each in close))
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def unknown_key(argument, received, key, allowed):
+    """The error for a mapping from layers with a key that is no layer's name.
+
+    Args:
+        argument: str, the argument's name.
+        received: the mapping that was passed.
+        key: the unknown key.
+        allowed: iterable of str, the known names.
+
+    Returns:
+        A `ValueError`; the caller raises it.
+
+    Example:
+
+    >>> raise unknown_key("fixed", {"hiden": 0.5}, "hiden", ["hidden", "head"])
+    ... # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Argument `fixed` must have names of layers as keys, and 'hiden' is none of ...
+    """
+    allowed = sorted(allowed)
+    return ValueError(
+        f"Argument `{argument}` must have names of layers as keys, and {key!r} is none of them."
+        f"{_hint(argument, key, allowed, False, {})} The names are {', '.join(map(repr, allowed))}."
+        f" Received: {argument}={dict(received)!r}"
     )
 
 
@@ -122,6 +172,32 @@ def check_integer(argument, value, minimum):
     return int(value)
 
 
+class ChecksArguments:
+    """Base class whose constructor names the arguments there are if it gets an unknown one.
+
+    Example:
+
+    >>> class Rate(ChecksArguments):
+    ...     def __init__(self, rate=0.1): ...
+    >>> Rate(rat=0.5)
+    Traceback (most recent call last):
+    TypeError: The arguments of `Rate` are 'rate'. Did you mean 'rate'? Received: rat=0.5
+    """
+
+    def __new__(cls, *args, **kwargs):
+        has_own = cls.__init__ is not object.__init__
+        kinds = [p.kind for p in inspect.signature(cls.__init__).parameters.values()]
+        # A constructor that takes any arguments checks them itself.
+        if not has_own or inspect.Parameter.VAR_KEYWORD not in kinds:
+            allowed = constructor_arguments(cls)
+            unknown = {name: value for name, value in kwargs.items() if name not in allowed}
+            if unknown:
+                raise unknown_arguments(cls, unknown)
+        if args and not has_own:  # Without `__init__`, Python would ignore them.
+            raise TypeError(f"`{cls.__name__}` takes no arguments. Received: {args}")
+        return super().__new__(cls)
+
+
 def constructor_arguments(cls):
     """Returns the names of all arguments of a class's constructor, in the order of a call.
 
@@ -163,5 +239,5 @@ def unknown_arguments(cls, received):
     close = difflib.get_close_matches(next(iter(received)), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     values = ", ".join(f"{name}={value!r}" for name, value in received.items())
-    names = ", ".join(map(repr, allowed))
-    return TypeError(f"The arguments of `{cls.__name__}` are {names}.{hint} Received: {values}")
+    names = f"are {', '.join(map(repr, allowed))}" if allowed else "are none"
+    return TypeError(f"The arguments of `{cls.__name__}` {names}.{hint} Received: {values}")

@@ -25,6 +25,8 @@ class Entry:
         examples: tuple of str, names to show in error messages; needed if the name has numbers
             in it, written in capitals.
         options: dict of further arguments that the name stands for.
+        also: tuple of str, other words for it, in lower case. They are no names: error messages
+            say which name they mean.
 
     Example:
 
@@ -37,6 +39,7 @@ class Entry:
     summary: str
     examples: tuple[str, ...] = ()
     options: dict = dataclasses.field(default_factory=dict, hash=False)
+    also: tuple[str, ...] = ()
 
     def load(self):
         """Imports the module and returns the class or function."""
@@ -67,6 +70,7 @@ METHODS = {
         "tf_rigl.methods.magnitude",
         "MagnitudePruning",
         "starts dense and prunes the smallest weights step by step",
+        also=("gradual", "gradual_pruning", "gmp", "pruning", "prune", "magnitude_pruning"),
     ),
     "edge_popup": Entry(
         "tf_rigl.methods.edge_popup",
@@ -83,6 +87,7 @@ PATTERNS = {
         "Block",
         "blocks of ROWS inputs by COLS outputs",
         examples=("block_4x1", "block_16x1"),
+        also=("blocks",),
     ),
     "constant_fan_in_ROWSxCOLS": Entry(
         "tf_rigl.patterns.block",
@@ -96,6 +101,7 @@ PATTERNS = {
         "NM",
         "at most N of every M weights along the input axis",
         examples=("2:4",),
+        also=("n:m", "semi_structured"),
     ),
     "litert": Entry(
         "tf_rigl.patterns.litert",
@@ -115,6 +121,7 @@ DISTRIBUTIONS = {
         "tf_rigl.distributions",
         "erdos_renyi",
         "density proportional to (n_in + n_out) / (n_in * n_out)",
+        also=("er",),
     ),
     "erk": Entry(
         "tf_rigl.distributions",
@@ -122,6 +129,10 @@ DISTRIBUTIONS = {
         "density proportional to sum(shape) / prod(shape) of the whole kernel",
     ),
 }
+
+
+# Of LiteRT files; float32 has no name.
+QUANTIZATIONS = ("float16", "dynamic", "int8")
 
 
 def find(entries, name):
@@ -156,6 +167,25 @@ def example_names(entries):
     (True, True)
     """
     return [n for name, entry in entries.items() for n in entry.examples or (name,)]
+
+
+def other_words(entries):
+    """Returns other words for the names: those of `Entry.also`, and of classes and functions.
+
+    Returns:
+        A dict of word, in lower case, to a name that works as it stands.
+
+    Example:
+
+    >>> other_words(METHODS)["gradual"], other_words(DISTRIBUTIONS)["erdos_renyi_kernel"]
+    ('magnitude', 'erk')
+    """
+    result = {}
+    for name, entry in entries.items():
+        for word in (entry.name.lower(), *entry.also):
+            if word not in entries:
+                result.setdefault(word, entry.examples[0] if entry.examples else name)
+    return result
 
 
 def load_all(entries):

@@ -214,6 +214,7 @@ def _add_report(report):
         action="store_true",
         help="also print which layers LiteRT will run sparse, and what to change in the others",
     )
+    _add_import(report)
 
 
 def _add_export(export):
@@ -223,7 +224,8 @@ def _add_export(export):
     add(
         "--quantization",
         metavar="NAME",
-        help="quantization of the .tflite file: float16, dynamic or int8 (default: none)",
+        help=f"quantization of the .tflite file: {', '.join(registry.QUANTIZATIONS)} "
+        "(default: none)",
     )
     add(
         "--representative-dataset",
@@ -232,7 +234,18 @@ def _add_export(export):
     )
     add("--batch-size", type=int, help="fixed batch size of the .tflite file (default: free)")
     add("--unpacked", action="store_true", help="store zeros too")
+    _add_import(export)
     _add_data_dir(export)
+
+
+def _add_import(parser):
+    parser.add_argument(
+        "--import",
+        action="append",
+        dest="imports",
+        metavar="MODULE",
+        help="module, or .py file, that defines classes of the model; may be repeated",
+    )
 
 
 def _add_places(parser, text):

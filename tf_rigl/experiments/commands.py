@@ -10,18 +10,20 @@ import shlex
 import sys
 import tempfile
 
-from tf_rigl._base.arguments import check_integer
-from tf_rigl.experiments import fields, specs
-from tf_rigl.experiments.settings import Settings
-from tf_rigl.experiments.ticket_settings import TicketSettings, rounds_with_controls
+from tf_rigl._base import files, registry
+from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl.experiments import fields, model_files, specs
+from tf_rigl.experiments.settings import COMPARISON, Settings
+from tf_rigl.experiments.ticket_settings import SEARCHES, TicketSettings, rounds_with_controls
 
 
 def train(options):
     """Trains a network, and with `--beside-dense` the dense one first."""
     options.options = _method_options(options.options)
+    if options.output is not None:
+        files.check_folder(options.output)
     settings = _settings(Settings, options)
 
-    from tf_rigl._base import files
     from tf_rigl.experiments import pictures, runs
 
     folder = files.check_folder(options.output or os.path.join("runs", settings.name))
@@ -82,6 +84,8 @@ def compare(options):
     for name, value in values:
         fields.check(Settings, name, value)
     parsed = [specs.parse(spec) for spec in options.methods]
+    if options.output is not None:
+        files.check_folder(options.output, COMPARISON)
     base = _settings(Settings, options)
 
     from tf_rigl.experiments import compare as comparison
@@ -110,12 +114,13 @@ def tickets(options):
     """Searches for lottery tickets, and trains controls."""
     _check_seeds(options.seeds)
     settings = _settings(TicketSettings, options)
+    check_integer("rounds", options.rounds, 1)  # Without one, dense networks would be trained.
     rounds_with_controls(settings, options.rounds, options.controls, options.densities)
+    name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
+    folder = files.check_folder(options.output or os.path.join("runs", name), SEARCHES)
 
     from tf_rigl.experiments import tickets as experiment
 
-    name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
-    folder = options.output or os.path.join("runs", name)
     return _resumable(
         lambda: experiment.tickets(
             settings,
@@ -164,19 +169,19 @@ def _print_written(folder):
 
 def report(options):
     """Prints the report of a model file."""
-    _check_file(options.file)
+    model_files.check_file(options.file)
+    model_files.check_imports(options.imports)
 
     import tf_rigl
-    from tf_rigl._base.files import to_json
 
-    model = _load(options.file)
+    model = model_files.load(options.file, options.imports)
     found = tf_rigl.report(model)
     advice = tf_rigl.export.advise(model) if options.advice else None
     if options.json:
         result = found.to_dict()
         if advice is not None:
             result["advice"] = advice.to_dict()
-        print(to_json(result), end="")
+        print(files.to_json(result), end="")
         return 0
     print(found)
     if advice is not None:
@@ -187,15 +192,17 @@ def report(options):
 def export(options):
     """Exports a model file to LiteRT or to a SavedModel."""
     to_litert = options.path.lower().endswith(".tflite")
-    if not to_litert:
+    if to_litert:
+        _check_litert(options)
+    else:
         _check_saved_model(options)
-    elif options.batch_size is not None:
-        check_integer("batch_size", options.batch_size, 1)
-    _check_file(options.file)
+    files.check_place(options.path)
+    model_files.check_file(options.file)
+    model_files.check_imports(options.imports)
 
     import tf_rigl
 
-    model = _load(options.file)
+    model = model_files.load(options.file, options.imports)
     if not to_litert:
         print(tf_rigl.export_saved_model(model, options.path, packed=not options.unpacked))
         return 0
@@ -213,6 +220,21 @@ def export(options):
     )
     print(info)
     return 0
+
+
+def _check_litert(options):
+    """Raises if an option does not fit a LiteRT file."""
+    quantization, names = options.quantization, registry.QUANTIZATIONS
+    if quantization is not None and quantization not in names:
+        raise unknown_name("quantization", quantization, names, or_object=False)
+    if (quantization == "int8") != (options.representative_dataset is not None):
+        raise ValueError(
+            "--representative-dataset must be given with --quantization int8, and only with it. "
+            f"Received: quantization={quantization!r}, "
+            f"representative_dataset={options.representative_dataset!r}"
+        )
+    if options.batch_size is not None:
+        check_integer("batch_size", options.batch_size, 1)
 
 
 def _check_saved_model(options):
@@ -233,25 +255,3 @@ def _check_saved_model(options):
                 f"{name} is for LiteRT, a path that ends in .tflite. "
                 f"Received: path={options.path!r}"
             )
-
-
-def _check_file(path):
-    """Raises if there is no such file."""
-    if os.path.isdir(path):
-        inside = os.path.join(path, "model.keras")
-        hint = f" Did you mean {inside!r}?" if os.path.isfile(inside) else ""
-        raise ValueError(f"A .keras file is needed, not a folder.{hint} Received: {path!r}")
-    if not os.path.isfile(path):
-        raise ValueError(f"There is no such file. Received: {path!r}")
-
-
-def _load(path):
-    """Loads a model; Keras's safe mode stays on."""
-    import keras
-
-    import tf_rigl.convert.sparsified  # noqa: F401, so that Keras knows our classes
-
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:  # A damaged file can make Keras raise anything.
-        raise ValueError(f"Keras cannot load {path!r}: {error}") from error

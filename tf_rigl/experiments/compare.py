@@ -8,11 +8,12 @@ import keras
 
 from tf_rigl._base import files, tables
 from tf_rigl.experiments import data, pictures, runs
-from tf_rigl.experiments.settings import SEEDS, Settings
+from tf_rigl.experiments.settings import COMPARISON, SEEDS, Settings
 from tf_rigl.experiments.specs import parse
 from tf_rigl.experiments.store import Store
 
-RUNS, TABLE, RESULT = "runs", "table.md", "comparison.json"
+TABLE = "table.md"
+RESULT, RUNS = COMPARISON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def compare(
 
         rows = compare(["dense", "rigl@2x"], [0.9, 0.95], folder="runs/compare")
     """
-    folder = files.check_folder(folder, (RESULT, RUNS))
+    folder = files.check_folder(folder, COMPARISON)
     plan = cells(specs, sparsities, distributions, seeds, base or Settings())
     store = Store(folder / RUNS, [settings for cell in plan for settings in cell.runs])
 

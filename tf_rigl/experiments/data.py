@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_rigl._base.arguments import check_integer
+
 _IN_MEMORY = 200 * 2**20  # Bytes. Smaller data sets are cached in the first epoch.
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
@@ -54,7 +56,8 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
         A `Data`.
 
     Raises:
-        ValueError: if there is no such data set, or it has no images and labels.
+        ValueError: if there is no such data set, it has no images and labels, or a number is out
+            of range.
         FileNotFoundError: if its files are missing and cannot be downloaded; the message
             says what to run.
 
@@ -64,6 +67,8 @@ def load(name="digits", batch_size=128, *, seed=0, data_dir=None) -> Data:
     >>> data.input_shape, data.num_classes, len(data.train)
     ((8, 8, 1), 10, 23)
     """
+    batch_size = check_integer("batch_size", batch_size, 1)
+    seed = check_integer("seed", seed, 0)
     train, test, shape, classes = _examples(name, data_dir)
     buffer = max(1, min(int(train.cardinality()), 100_000))
     train = train.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
@@ -102,6 +107,11 @@ def arrays(name="digits", *, data_dir=None) -> Data:
 
 def _examples(name, data_dir):
     """Returns training and test examples, the shape of an image, and the number of classes."""
+    if not isinstance(name, str):
+        raise ValueError(
+            "Argument `name` must be 'digits' or the name of a data set of TensorFlow Datasets. "
+            f"Received: name={name!r}"
+        )
     if name == "digits":
         train, test = _digits()
         shape, classes = (8, 8, 1), 10

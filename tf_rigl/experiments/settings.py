@@ -18,6 +18,8 @@ from tf_rigl.experiments.model_names import MODELS
 METHODS = ("dense", *registry.METHODS)
 OF_METHODS = ("drop_fraction", "update_interval")  # Settings that only some methods take.
 SEEDS = range(3)  # The usual seeds of a comparison.
+# The files in the folder of a comparison, see `tf_rigl._base.files.check_folder`.
+COMPARISON = {"comparison.json": ("rows",), "runs": ("settings",)}
 
 
 @dataclasses.dataclass(frozen=True)

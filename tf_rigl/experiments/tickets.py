@@ -13,6 +13,7 @@ from tf_rigl._base.store import Store, read_description
 from tf_rigl.experiments import pictures, ticket_training
 from tf_rigl.experiments.ticket_settings import (
     ROUNDS,
+    SEARCHES,
     SEEDS,
     USUAL_CONTROLS,
     TicketSettings,
@@ -27,7 +28,8 @@ from tf_rigl.weights import maskable
 
 __all__ = ["TicketSettings", "compared_rounds", "table", "tickets"]
 
-RESULT, TABLE, PICTURE = "result.json", "table.md", "tickets.png"
+TABLE, PICTURE = "table.md", "tickets.png"
+(RESULT,) = SEARCHES
 # Functions of the ticket, the dense model and a seed, which return the control.
 _MAKE = {
     "reinitialised": control.reinitialised,
@@ -81,7 +83,7 @@ def tickets(
     compared = rounds_with_controls(settings, rounds, controls, densities)
     if not seeds:
         raise ValueError(f"Argument `seeds` must not be empty. Received: seeds={seeds}")
-    folder = files.check_folder(folder, (RESULT,))
+    folder = files.check_folder(folder, SEARCHES)
     rows = read_description(folder / RESULT, dataclasses.asdict(settings)).get("rows", [])
     about = {
         "settings": dataclasses.asdict(settings),

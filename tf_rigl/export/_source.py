@@ -1,8 +1,6 @@
 """Shared parts of all exports: the model to export, the check batch, and the check."""
 
 import contextlib
-import os
-import pathlib
 import warnings
 
 import keras
@@ -10,9 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base.keras_internals import all_layers, input_signature
-from tf_rigl.block_sparse import conversion
 from tf_rigl.convert import sparsifying
-from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable
 
 _FREE_AXIS = 32  # The size that axes of free size have in the check batch.
@@ -34,7 +30,7 @@ def ordinary(model):
             "Argument `model` must be built before it is exported: call it on data first. "
             f"Received: model={model!r}"
         )
-    if isinstance(model, SparseModel) or conversion.replacements(model):
+    if sparsifying.is_sparse(model):
         return sparsifying.strip(model)
     if not has_zeros(model):
         warnings.warn(
@@ -95,22 +91,6 @@ def check_batch(model, size, seed=0) -> list:
         return rng.standard_normal(shape).astype(spec.dtype)
 
     return keras.tree.map_structure(draw, signature(model))
-
-
-def check_place(path) -> pathlib.Path:
-    """Checks a path to write to, and returns it as a `pathlib.Path`.
-
-    Raises:
-        ValueError: if `path` is not a path, or its folder does not exist or is not writable.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"Argument `path` must be a path. Received: path={path!r}")
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"The folder of `path` does not exist. Received: path={str(path)!r}")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"The folder of `path` cannot be written. Received: path={str(path)!r}")
-    return path
 
 
 def write(archive, folder):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import keras_internals
+from tf_rigl._base import files, keras_internals
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
@@ -68,7 +68,7 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
 
 def _check_folder(path) -> pathlib.Path:
     """Returns the folder to write, or raises if it holds anything but an older SavedModel."""
-    folder = _source.check_place(path).resolve()
+    folder = files.check_place(path).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Argument `path` must be a folder, not a file. Received: path={path!r}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "saved_model.pb").is_file():
@@ -87,6 +87,7 @@ def _beside(folder):
     try:
         new.mkdir()
         yield new
+        files.sync_tree(new)
         if folder.exists():
             folder.rename(old)
         try:

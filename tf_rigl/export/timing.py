@@ -36,11 +36,20 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> l
     >>> dense_seconds, sparse_seconds = tf_rigl.export.latency(paths, rounds=3)
     >>> times_faster = dense_seconds / sparse_seconds
     """
-    if isinstance(paths, (str, os.PathLike)):
+    if not isinstance(paths, (list, tuple)):
         raise ValueError(f"Argument `paths` must be a list of files. Received: paths={paths!r}")
     for path in paths:
-        if not os.path.isfile(path):
-            raise ValueError(f"Argument `paths` must hold LiteRT files. Received: {str(path)!r}")
+        if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
+            raise ValueError(
+                "Argument `paths` must hold LiteRT files, as `tf_rigl.export_tflite` writes them. "
+                f"There is no file {str(path)!r}. Received: paths={list(map(str, paths))}"
+            )
+        with open(path, "rb") as file:
+            if file.read(8)[4:] != b"TFL3":
+                raise ValueError(
+                    f"Argument `paths` must hold LiteRT files. {str(path)!r} is another kind of "
+                    f"file. Received: paths={list(map(str, paths))}"
+                )
     for name, value in (
         ("batch_size", batch_size),
         ("rounds", rounds),
