@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import files
+from tf_rigl._base import files, registry
 from tf_rigl._base.arguments import check_integer, unknown_name
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.export import _source
@@ -101,11 +101,11 @@ def export_tflite(
 
     - [Fast Sparse ConvNets](https://arxiv.org/abs/1911.09723).
     """
-    place = _source.check_place(path)
+    place = files.check_place(path)
     if place.is_dir():
         raise ValueError(f"Argument `path` must not be a folder. Received: path={str(path)!r}")
     if quantization not in tuple(_TOLERANCE):
-        names = [name for name in _TOLERANCE if name]
+        names = registry.QUANTIZATIONS
         raise unknown_name("quantization", quantization, names, or_object=False)
     if (quantization == "int8") != (representative_dataset is not None):
         raise ValueError(

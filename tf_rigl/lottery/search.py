@@ -329,7 +329,7 @@ class _Rounds:
         self._store = None
         if folder is None:
             return
-        folder = files.check_folder(folder, (_DESCRIPTION,))
+        folder = files.check_folder(folder, {_DESCRIPTION: ("settings",)})
         path = folder / _DESCRIPTION
         if not store.read_description(path, settings):
             store.write_json(path, {"settings": settings})
