@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tf_rigl._base import registry
-from tf_rigl._base.arguments import check_sparsity, unknown_name
+from tf_rigl._base.arguments import check_sparsity, unknown_key, unknown_name
 
 Shapes = Mapping[str, Sequence[int]]
 NAMES = tuple(registry.DISTRIBUTIONS)
@@ -196,11 +196,12 @@ def get(identifier) -> Callable[..., dict[str, float]]:
     >>> get("erk").__name__
     'erdos_renyi_kernel'
     """
-    if callable(identifier):
+    if callable(identifier) and not isinstance(identifier, type):
         return identifier
     if isinstance(identifier, str) and identifier in registry.DISTRIBUTIONS:
         return registry.DISTRIBUTIONS[identifier].load()
-    raise unknown_name("distribution", identifier, registry.DISTRIBUTIONS)
+    others = registry.other_words(registry.DISTRIBUTIONS)
+    raise unknown_name("distribution", identifier, registry.DISTRIBUTIONS, others=others)
 
 
 def check_arguments(shapes, sparsity, fixed):
@@ -224,7 +225,7 @@ def check_arguments(shapes, sparsity, fixed):
     fixed = {} if fixed is None else dict(fixed)
     for name, value in fixed.items():
         if name not in shapes:
-            raise unknown_name("fixed", name, shapes, or_object=False)
+            raise unknown_key("fixed", fixed, name, shapes)
         fixed[name] = check_sparsity(f"fixed[{name!r}]", value)
     for name, shape in shapes.items():
         if len(shape) == 0 or any(n is None or n < 1 for n in shape):

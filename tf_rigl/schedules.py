@@ -18,7 +18,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tf_rigl._base.arguments import check_integer, check_number, check_sparsity, unknown_name
+from tf_rigl._base.arguments import (
+    ChecksArguments,
+    check_integer,
+    check_number,
+    check_sparsity,
+    unknown_name,
+)
 
 Decay = Callable[[int, int], float]
 
@@ -144,7 +150,7 @@ def check_end_step(value):
 
 
 @dataclasses.dataclass(frozen=True)
-class _PruningSchedule:
+class _PruningSchedule(ChecksArguments):
     """The base class of pruning schedules: it decides when to prune.
 
     A schedule receives the batch number, starting at 1. It returns whether to prune before that

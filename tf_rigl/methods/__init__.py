@@ -43,4 +43,5 @@ def get(identifier) -> Method:
         return identifier
     if isinstance(identifier, str) and identifier in NAMES:
         return NAMES[identifier]()
-    raise unknown_name("method", identifier, NAMES)
+    others = registry.other_words(registry.METHODS)
+    raise unknown_name("method", identifier, NAMES, others=others)

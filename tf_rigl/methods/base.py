@@ -6,11 +6,14 @@ import inspect
 import keras
 import tensorflow as tf
 
-from tf_rigl._base.arguments import constructor_arguments
+from tf_rigl._base.arguments import ChecksArguments, constructor_arguments
 from tf_rigl.weights.masked_layer import random_mask
 
+# Packages with classes and functions that files may name.
+_LIBRARIES = ("builtins", "keras", "keras_hub", "tensorflow", "tf_rigl")
 
-class Method:
+
+class Method(ChecksArguments):
     """Base class of all methods.
 
     A method says which mask a weight starts with, at which steps masks change, and which
@@ -247,6 +250,24 @@ def serialize_function(value):
     return value if isinstance(value, str) else keras.saving.serialize_keras_object(value)
 
 
-def deserialize_function(value):
-    """The inverse of `serialize_function`."""
-    return value if isinstance(value, str) else keras.saving.deserialize_keras_object(value)
+def deserialize_function(argument, value):
+    """The inverse of `serialize_function`; refuses what only a file could have put there.
+
+    A file can name any layer or function of a library. Those are not the user's, and nobody
+    calls them to find out what they return.
+
+    Args:
+        argument: str, the name of the method's argument.
+        value: str, or the form that Keras stores.
+    """
+    if isinstance(value, str):
+        return value
+    found = keras.saving.deserialize_keras_object(value)
+    named = isinstance(found, type) or inspect.isroutine(found)
+    home = getattr(found if named else type(found), "__module__", None) or ""
+    if callable(found) and home.partition(".")[0] in _LIBRARIES:
+        raise ValueError(
+            f"Argument `{argument}` must be a name, or an object of your own. "
+            f"Received: {argument}={found!r} from a file"
+        )
+    return found

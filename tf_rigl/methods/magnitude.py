@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_rigl import distributions, schedules
 from tf_rigl._base.arguments import check_integer
+from tf_rigl.methods.base import deserialize_function
 from tf_rigl.methods.pruning import Pruning
 
 _OWN = {cls.__name__: cls for cls in (schedules.PolynomialDecay, schedules.ConstantSparsity)}
@@ -255,4 +256,4 @@ def _deserialize(value):
         return _OWN[name](**value["config"])
     if name in _TFMOT_SCHEDULES and value.get("module") == _TFMOT:
         return getattr(importlib.import_module(_TFMOT), name)(**value["config"])
-    return keras.saving.deserialize_keras_object(value)
+    return deserialize_function("schedule", value)

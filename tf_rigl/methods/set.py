@@ -145,7 +145,7 @@ class SET(Method):
     @classmethod
     def from_config(cls, config):
         """Creates the method from the result of `get_config`."""
-        return cls(**{**config, "decay": deserialize_function(config["decay"])})
+        return cls(**{**config, "decay": deserialize_function("decay", config["decay"])})
 
 
 def _seeded(initializer):

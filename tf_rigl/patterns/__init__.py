@@ -44,7 +44,25 @@ def get(identifier) -> Pattern:
     found = registry.find(registry.PATTERNS, identifier) if isinstance(identifier, str) else None
     if found:
         entry, numbers = found
-        return entry.load()(*numbers, **entry.options)
+        try:
+            return entry.load()(*numbers, **entry.options)
+        except ValueError as error:
+            raise _wrong_numbers(identifier, entry, numbers, error) from error
     sized = [repr(name) for name, entry in registry.PATTERNS.items() if entry.examples]
-    error = unknown_name("pattern", identifier, registry.example_names(registry.PATTERNS))
+    names, others = (
+        read(registry.PATTERNS) for read in (registry.example_names, registry.other_words)
+    )
+    error = unknown_name("pattern", identifier, names, others=others)
     raise ValueError(f"{error} (Any sizes work in {', '.join(sized)}.)")
+
+
+def _wrong_numbers(name, entry, numbers, error):
+    """The error for a name with a number that is out of range, such as "4:2"."""
+    reason = str(error).partition(" Received:")[0].removeprefix("Argument ")
+    turned = f"{numbers[1]}:{numbers[0]}"
+    meant = entry.name == "NM" and 0 < numbers[1] < numbers[0]
+    hint = f" Did you mean {turned!r}, at most {numbers[1]} of every {numbers[0]}?" if meant else ""
+    return ValueError(
+        f"Argument `pattern` has a number that is out of range: {reason}{hint} "
+        f"Received: pattern={name!r}, which is {entry.name}{numbers}"
+    )

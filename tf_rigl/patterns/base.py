@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tf_rigl._base.arguments import ChecksArguments
 from tf_rigl.patterns.selection import top_k_mask
 
 
@@ -15,7 +16,7 @@ class Candidates(NamedTuple):
     first: tf.Tensor | None  # Boolean: units to select before all others; None: no such units.
 
 
-class Pattern:
+class Pattern(ChecksArguments):
     """Base class of all patterns.
 
     A *unit* is the smallest part of a weight that is kept or dropped as a whole: one entry, or
