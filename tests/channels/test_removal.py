@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import tf_rigl
@@ -107,6 +108,63 @@ def test_a_sequential_model_with_biases_and_activations():
     small = small_of(model, {"norm": mask(6, 0, 5)})
     assert small.layers[1].filters == 2
     assert shapes(small)["separable_conv2d/depthwise_kernel"] == (3, 3, 2, 2)
+
+
+def channels_first(data_format):
+    """A network of all that moves channels along, and the masks of its normalisations."""
+    first = data_format == "channels_first"
+    axis, form = 1 if first else -1, {"data_format": data_format}
+
+    def conv_norm(x, channels, number, kind=layers.Conv2D, **kwargs):
+        x = kind(channels, 3, padding="same", name=f"conv_{number}", **form, **kwargs)(x)
+        x = layers.BatchNormalization(axis=axis, name=f"norm_{number}")(x)
+        return layers.ReLU()(x)
+
+    inputs = keras.Input((3, 8, 8) if first else (8, 8, 3))
+    x = conv_norm(layers.Dropout(0.1)(inputs), 6, 1)
+    y = conv_norm(layers.MaxPooling2D(**form)(x), 6, 2, layers.SeparableConv2D)
+    y = layers.UpSampling2D(**form)(y)
+    x = layers.Concatenate(axis=axis)([layers.Add()([x, y]), y])
+    x = layers.DepthwiseConv2D(3, **form)(x)
+    x = conv_norm(layers.Activation("tanh")(x), 5, 3, layers.Conv2DTranspose)
+    x = layers.AveragePooling2D(3, **form)(layers.ZeroPadding2D(**form)(x))
+    z = layers.GlobalMaxPooling2D(**form)(x)
+    x = layers.Concatenate()([layers.Flatten(**form)(x), z])
+    model = filled(keras.Model(inputs, layers.Dense(4, name="head")(x)))
+    for weight in model.weights:  # A bias would keep a channel that is zero.
+        if weight.name == "bias":
+            weight.assign(keras.ops.zeros_like(weight))
+    masks = {"norm_1": mask(6, 1), "norm_2": mask(6, 1, 4), "norm_3": mask(5, 0, 3)}
+    return model, masks
+
+
+def test_channels_can_be_first():
+    """All that is cut with channels last is cut, and outputs are the same."""
+    last, masks = channels_first("channels_last")
+    expected = small_of(last, masks)
+    model, masks = channels_first("channels_first")
+    small = lottery.remove_channels(model, masks)
+    sizes = [[tuple(weight.shape) for weight in each.weights] for each in (small, expected)]
+    assert sizes[0] == sizes[1]
+    assert small.count_params() < 0.6 * model.count_params()
+    large, data = lottery.mask_channels(model, masks), np.moveaxis(IMAGES, -1, 1)
+    # XLA runs convolutions with channels first on a CPU too.
+    outputs = [tf.function(each, jit_compile=True)(data) for each in (large, small)]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs[1], expected(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_different_data_formats_keep_their_channels():
+    """A layer that takes rows for channels is no reason to cut rows."""
+    inputs = keras.Input((4, 4, 4))
+    x = layers.Conv2D(4, 1, use_bias=False)(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.Conv2D(3, 1, data_format="channels_first", name="next")(x)
+    model = filled(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    message = "No channel was removed, though the masks prune some.*'next', 'head'"
+    with pytest.warns(UserWarning, match=message):
+        small = lottery.remove_channels(model, {"norm": mask(4, 1)})
+    assert shapes(small) == shapes(model)
 
 
 def residual():

@@ -6,13 +6,14 @@ import inspect
 import keras
 import numpy as np
 
+from tf_rigl._base import notices
 from tf_rigl._base.keras_internals import (
     all_layers,
     history,
     nodes_in_order,
     set_own_trainable,
 )
-from tf_rigl.channels import early_bird, rules, slimming
+from tf_rigl.channels import axes, early_bird, rules, slimming
 from tf_rigl.convert import copies
 from tf_rigl.weights import maskable
 
@@ -27,7 +28,7 @@ def remove_channels(model, masks=None):
     Layers joined by an addition or a multiplication, or by a layer that works channel by channel,
     keep the same channels: a channel that one of them needs stays in all. Attention, recurrent and
     grouped layers, shared layers with weights and layers of your own keep all their input and
-    output channels. The layers of nested models become layers of the new model. With masks, the
+    output channels. Channels can be last or first (`data_format`). The layers of nested models become layers of the new model. With masks, the
     L1 penalty on scales that `with_scale_penalty` adds is removed, because its work is done;
     other regularizers stay.
 
@@ -75,11 +76,25 @@ def remove_channels(model, masks=None):
         model = slimming.mask_channels(model, masks)
     graph = _Graph(model)
     kept = _kept_channels(graph)
+    if masks is not None:
+        _warn_if_all_stay(graph, kept, masks)
     ends = graph.rebuild(kept, names)
     small = keras.Model(*graph.structured(ends), name=model.name)
     if masks is not None:
         _remove_penalty(small)
     return small
+
+
+def _warn_if_all_stay(graph, kept, masks):
+    """Warns if masks prune channels, and not a single one can be removed."""
+    if all(map(np.all, masks.values())) or not all(map(np.all, kept)):
+        return
+    unknown = (call.layer.name for call in graph.calls if type(call.rule) is rules.Rule)
+    names = list(dict.fromkeys(map(repr, unknown)))
+    reason = "other layers need them."
+    if names:
+        reason = f"these layers keep all channels around them: {', '.join(names[:5])}."
+    notices.warn(f"No channel was removed, though the masks prune some: {reason}")
 
 
 def _remove_penalty(model):
@@ -110,7 +125,7 @@ class _Graph:
     """The calls of all layers of a model, including those in nested models.
 
     Attributes:
-        shapes: list of tuple, the shape of each tensor.
+        shapes: list of tuple, the shape of each tensor, the channels last.
         calls: list of `_Call`, each after the calls that it depends on.
         inputs, outputs: lists of int, numbers of tensors.
     """
@@ -121,13 +136,17 @@ class _Graph:
         self.inputs = [self._add(tensor) for tensor in model.inputs]
         self.outputs = self._walk(model.inputs, model.outputs, self.inputs, None)
         layers = [id(call.layer) for call in self.calls]
+        found, given = axes.find(self.calls, self.shapes), self.shapes
+        self.shapes = [axes.channels_last(*pair) for pair in zip(given, found, strict=True)]
         for call in self.calls:
             shapes = ([self.shapes[n] for n in ends] for ends in (call.inputs, call.outputs))
             shared = layers.count(id(call.layer)) > 1 and not _is_plain(call.layer)
             # Constants among the inputs are not in the graph, so nothing is known of them.
             arguments = (call.node.arguments.args, call.node.arguments.kwargs)
             constants = len(_tensors(arguments)) > len(call.inputs)
-            call.rule = rules.rule(call.layer, *shapes, opaque=shared or constants)
+            opaque = shared or constants or not axes.agree(call, given, found)
+            first = axes.FIRST in [found[n] for n in call.inputs]
+            call.rule = rules.rule(call.layer, *shapes, opaque, first)
 
     def _add(self, tensor):
         self.shapes.append(tuple(tensor.shape))

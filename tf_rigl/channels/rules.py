@@ -1,7 +1,8 @@
 """Rules of layers: which channels are zero, which are needed, and how to cut a layer to fewer.
 
-A channel is an index of the last axis. Each kind of layer has a rule; a layer without one keeps
-all its input and output channels.
+A channel is an index of the last axis, or of axis 1 in layers with channels first: `axes` finds
+it, and rules get all shapes with the channels last. (Kernels have them last in any case.) Each
+kind of layer has a rule; a layer without one keeps all its input and output channels.
 """
 
 import keras
@@ -269,23 +270,40 @@ _ONE_INPUT_RULES = {
 }
 
 
-def rule(operation, inputs, outputs, opaque=False) -> Rule:
+# Of these, the channels can be on any axis: they work number by number, or on an axis of their own.
+_NUMBERWISE = (layers.Dropout, layers.GaussianDropout, layers.ActivityRegularization)
+_NUMBERWISE += (layers.Identity, layers.Activation, layers.Concatenate, *_ACTIVATIONS)
+_NUMBERWISE += (*_MERGES, *_PRODUCTS, keras_internals.Relu, keras_internals.Cast)
+
+
+def is_numberwise(operation) -> bool:
+    """Returns True if the channels of a layer that has a rule can be on any axis."""
+    return type(operation) in _NUMBERWISE
+
+
+def is_known(operation) -> bool:
+    """Returns True if layers of this kind have a rule."""
+    return type(operation) in _ONE_INPUT_RULES or is_numberwise(operation)
+
+
+def rule(operation, inputs, outputs, opaque=False, first=False) -> Rule:
     """Returns the rule for a layer.
 
     Args:
         operation: `keras.layers.Layer`, or another operation in a graph.
-        inputs, outputs: lists of shapes.
+        inputs, outputs: lists of shapes, the channels last.
         opaque: bool, whether to treat the layer as unknown.
+        first: bool, whether the channels are on axis 1, in truth.
     """
     sizes = [channels(shape) for shape in outputs]
     unknown = Rule(operation, sizes)
     known = all(len(s) > 1 and isinstance(s[-1], int) for s in (*inputs, *outputs))
     # Only exact types have rules: a subclass may compute something else.
-    kind, first = type(operation), getattr(operation, "data_format", None) == "channels_first"
-    if not known or opaque or first or len(outputs) != 1:
+    kind = type(operation)
+    if not known or opaque or len(outputs) != 1:
         return unknown
     if kind is layers.Concatenate:
-        if operation.axis in (-1, len(outputs[0]) - 1):
+        if _is_channels(operation.axis, len(outputs[0]), first):
             return _Concatenate(operation, sizes)
         return _Alike(operation, sizes)
     if len(inputs) != 1:
@@ -296,8 +314,9 @@ def rule(operation, inputs, outputs, opaque=False) -> Rule:
     (shape,) = inputs
     if kind in _ACTIVATIONS or (kind is layers.Activation and is_by_channel(operation.activation)):
         return _Alike(operation, sizes, keeps_zero(operation))
+    is_norm = kind is layers.BatchNormalization
     refused = (
-        (kind is layers.BatchNormalization and not _is_last(operation.axis, len(shape)))
+        (is_norm and not _is_channels(operation.axis, len(shape), first))
         or (kind is layers.Flatten and None in shape[1:])
         or (kind is layers.Reshape and shape[-1] != outputs[0][-1])
         or getattr(operation, "groups", 1) != 1
@@ -325,6 +344,7 @@ def keeps_zero(activation) -> bool:
     return activation is None or float(keras.ops.convert_to_numpy(activation(zero))[0, 0]) == 0
 
 
-def _is_last(axis, rank):
+def _is_channels(axis, rank, first):
+    """Returns True if an axis is that of the channels."""
     axes = axis if isinstance(axis, (list, tuple)) else [axis]
-    return len(axes) == 1 and axes[0] in (-1, rank - 1)
+    return len(axes) == 1 and axes[0] % rank == (1 if first else rank - 1)
