@@ -28,9 +28,9 @@ def remove_channels(model, masks=None):
     Layers joined by an addition or a multiplication, or by a layer that works channel by channel,
     keep the same channels: a channel that one of them needs stays in all. Attention, recurrent and
     grouped layers, shared layers with weights and layers of your own keep all their input and
-    output channels. Channels can be last or first (`data_format`). The layers of nested models become layers of the new model. With masks, the
-    L1 penalty on scales that `with_scale_penalty` adds is removed, because its work is done;
-    other regularizers stay.
+    output channels. Channels can be last or first (`data_format`). The layers of nested models
+    become layers of the new model. With masks, the L1 penalty on scales that `with_scale_penalty`
+    adds is removed, because its work is done; other regularizers stay.
 
     Args:
         model: a built functional or Sequential `keras.Model`, dense (`tf_rigl.strip` makes a
