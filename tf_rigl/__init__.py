@@ -23,6 +23,7 @@ _HOME = {
     "sparsify": "convert",
     "strip": "convert",
     "train_flops": "accounting",
+    "training_step": "training.by_hand",
 }
 _MODULES = (
     "block_sparse",

@@ -144,16 +144,6 @@ def test_dtype_policy_of_a_subclassed_model_is_kept():
     assert isinstance(sparse.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-def test_functional_subclass_with_its_own_train_step_warns():
-    class Own(keras.Model):
-        def train_step(self, data):
-            return super().train_step(data)
-
-    inputs = keras.Input((FEATURES,))
-    with pytest.warns(UserWarning, match="Own defines train_step"):
-        sparsify(Own(inputs, keras.layers.Dense(CLASSES)(inputs)))
-
-
 def test_arguments_reach_the_wrapped_call():
     """`training` and masks come through to a subclassed model; a flag of its own too."""
     seen = []

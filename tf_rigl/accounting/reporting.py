@@ -1,11 +1,11 @@
 """The cost of a sparse model or a plan: parameters, FLOPs and bytes.
 
-FLOPs are per example and forward pass. Each use of a nonzero kernel entry counts as two
-FLOPs, a multiplication and an addition. Biases (one addition per output of each layer with
-a kernel) and activations (one operation per output) are counted separately, in `bias_flops`
-and `activation_flops`. Normalisation is assumed to be folded into kernels and biases. These
-are not counted: pooling, additions and other merging, softmax, dropout, embedding look-ups,
-and operations outside layers, such as `keras.ops.relu` or `@` in the `call` of a custom layer.
+FLOPs are per example and forward pass. Each use of a nonzero kernel entry counts as two FLOPs, a
+multiplication and an addition; that includes biases, see `Report`. Activations, one operation per
+output, are counted separately. Normalisation is assumed to be folded into kernels and biases. These
+are not counted: pooling, additions and other merging, softmax, dropout, embedding look-ups, and
+operations outside layers, such as `keras.ops.relu`. Products (`@`, `einsum`, convolutions) in the
+`call` of a custom layer or between layers are counted, except in loops: see `Report.uncounted`.
 
 Bytes follow the RigL paper: 4 bytes for each nonzero kernel entry, one bit for each entry of
 a kernel with zeros, and 4 bytes for each output channel. Normalisation parameters are folded.
@@ -17,18 +17,16 @@ Reference:
 """
 
 import math
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from tf_rigl import distributions, methods, patterns
 from tf_rigl._base.arguments import check_sparsity, unknown_name
-from tf_rigl.accounting import operations
-from tf_rigl.accounting.calls import NotBuiltError, observe, prepare
+from tf_rigl.accounting.calls import prepare
+from tf_rigl.accounting.counting import MaskInfo, assemble
 from tf_rigl.accounting.rows import LayerReport, Report
 from tf_rigl.block_sparse import conversion
-from tf_rigl.patterns.base import Pattern
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import maskable, masks, targets
 
@@ -47,10 +45,14 @@ def report(model, *, input_shape=None) -> Report:
     of patterns other than "unstructured". Fewer than one zero in a thousand count as chance.
     After a mask update, grown entries that have not been trained yet are zero too.
 
-    A custom layer is counted if it has `get_prunable_weights()`. Each of these weights counts
-    as used once at every position of the output, `prod(output.shape[1:-1])` times. If a `call`
-    runs layers in its own loop (`keras.ops.while_loop`, `scan`), they count as often as Keras
-    traces them.
+    The products that a custom layer runs are counted one by one. Only if it has
+    `get_prunable_weights()`, each of these weights counts as used once at every position of the
+    output, `prod(output.shape[1:-1])` times. If a `call` runs layers in its own loop
+    (`keras.ops.while_loop`, `scan`), they count as often as Keras traces them; products of the
+    loop itself are left out, and `Report.uncounted` names the layer.
+
+    Frozen weights without zeros do not count in the sparsity. `Report.unmasked` names them, and
+    other weights that have no mask.
 
     Args:
         model: a `keras.Model`, sparse or not. It is not changed.
@@ -89,17 +91,20 @@ def report(model, *, input_shape=None) -> Report:
     model = model if holds_masks else inner
     infos = {}
     if holds_masks:
-        for item in masks.find(model):
-            nonzeros = np.count_nonzero(item.mask.numpy())
-            infos[id(item.weight)] = _MaskInfo(nonzeros, item.compute, item.pattern, item.path)
+        weights = masks.find(model)
+        masks.warn_of_strays(weights, stacklevel=2)
+        for item in weights:
+            info = MaskInfo(item.present(), item.compute, item.pattern, item.path)
+            infos[id(item.weight)] = info
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
             nnz = np.count_nonzero(values)
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
-            infos[id(found.weight)] = _MaskInfo(nnz)
-    return _assemble(model, inner, arguments, input_shape, infos)
+            if nnz < values.size or not found.is_frozen:
+                infos[id(found.weight)] = MaskInfo(nnz)
+    return assemble(model, inner, arguments, input_shape, infos)
 
 
 def plan(
@@ -178,14 +183,14 @@ def plan(
             if compute == "sparse" and target.sparsity > 0:
                 obstacle = conversion.obstacle_in_place(each, target.pattern, attentions)
                 actual = "sparse" if obstacle is None else "masked"
-            infos[id(each.weight)] = _MaskInfo(nonzeros, actual, target.pattern)
-    return _assemble(model, inner, arguments, input_shape, infos)
+            infos[id(each.weight)] = MaskInfo(nonzeros, actual, target.pattern)
+    return assemble(model, inner, arguments, input_shape, infos)
 
 
 def train_flops(report, method="rigl", *, steps=None) -> float:
     """Returns the FLOPs of one training step on one example, by the RigL paper's formulas.
 
-    A backward pass costs twice as much as a forward pass. Biases and activations do not count.
+    A backward pass costs twice as much as a forward pass. Activations do not count.
 
     Args:
         report: `Report` of a sparse model or a plan.
@@ -216,177 +221,6 @@ def train_flops(report, method="rigl", *, steps=None) -> float:
     if isinstance(method, str) and method == "dense":
         return float(3 * report.dense_flops)
     return float(methods.get(method).train_flops(report, steps))
-
-
-class _MaskInfo(NamedTuple):
-    """The mask of a weight, or the mask that a plan gives it."""
-
-    nonzeros: int
-    compute: str = "masked"
-    pattern: Pattern | None = None
-    path: str | None = None  # None: the path of `maskable.find`.
-
-
-def _assemble(model, inner, arguments, input_shape, infos):
-    """Makes the report.
-
-    Args:
-        model: the model, with its masks.
-        inner: the model to call, without the wrapper that holds the masks.
-        arguments: its arguments, as `prepare` returns them.
-        input_shape: the user's argument, for messages.
-        infos: dict of id(weight) to `_MaskInfo`, for each masked weight.
-    """
-    uses, biases, products, activations = _count(inner, arguments, input_shape)
-    found = maskable.find(model, include_self=False)
-    names = {id(m.weight): m.path for m in found}
-    names |= {key: info.path for key, info in infos.items() if info.path is not None}
-    obstacles = _obstacles(model, found, infos)
-    taken, rows, seen, params = set(names.values()), [], set(), _parameters(model)
-    for layer, route, _ in maskable.walk(model):
-        _check_not_quantized(layer)
-        for kernel in operations.kernels(layer):
-            key = id(kernel.weight)
-            if key in seen:
-                continue
-            seen.add(key)
-            if key not in names:
-                names[key] = maskable.unique("/".join((*route, kernel.name)), taken)
-            # A block-sparse kernel counts with all its entries, also those it does not store.
-            params += math.prod(kernel.shape) - math.prod(kernel.weight.shape)
-            counts = uses.get(key, 0), biases.get(key, 0)
-            rows.append(_row(kernel, names[key], infos.get(key), counts, obstacles.get(key, "")))
-        if products.get(id(layer)):
-            name = maskable.unique("/".join((*route, "products")), taken)
-            flops = products[id(layer)]
-            rows.append(
-                LayerReport(name, (), 0.0, 0, 0, flops, flops, 0.0, 0.0, 0, False, "dense", "dense")
-            )
-    entries = sum(row.params for row in rows if row.masked)
-    active = sum(row.nnz for row in rows if row.masked)
-    return Report(
-        layers=rows,
-        sparsity=1 - active / entries if entries else 0.0,
-        params=params - entries + active,
-        dense_params=params,
-        flops=sum(row.flops for row in rows),
-        dense_flops=sum(row.dense_flops for row in rows),
-        bytes=sum((row.bytes for row in rows), 0.0),
-        dense_bytes=sum((row.dense_bytes for row in rows), 0.0),
-        bias_flops=sum(row.bias_flops for row in rows),
-        activation_flops=activations,
-    )
-
-
-def _row(kernel, name, info, counts, obstacle):
-    """Makes the row of a weight.
-
-    Args:
-        kernel: `operations.Kernel`.
-        name: str, its path.
-        info: `_MaskInfo`, or None if the weight is not masked.
-        counts: the number of uses of each entry, and the operations of the bias.
-        obstacle: str, the reason why it is not stored as blocks.
-    """
-    entries = math.prod(kernel.shape)
-    is_masked, info = info is not None, info or _MaskInfo(entries)
-    nnz, (used, bias_flops) = int(info.nonzeros), counts
-    is_sparse = nnz < entries
-    dense_bytes = 4 * (entries + kernel.channels)
-    mask_bytes = entries / 8 if is_sparse else 0
-    return LayerReport(
-        name=name,
-        shape=kernel.shape,
-        sparsity=1 - nnz / entries if entries else 0.0,
-        params=entries,
-        nnz=nnz,
-        flops=2 * nnz * used,
-        dense_flops=2 * entries * used,
-        bytes=float(dense_bytes - 4 * (entries - nnz) + mask_bytes),
-        dense_bytes=float(dense_bytes),
-        bias_flops=bias_flops,
-        masked=is_masked,
-        pattern=str(info.pattern or "unstructured") if is_sparse else "dense",
-        compute=info.compute if is_sparse or info.compute == "sparse" else "dense",
-        obstacle=obstacle if is_sparse else "",
-    )
-
-
-def _obstacles(model, found, infos):
-    """Returns why weights with a constant fan-in cannot be stored as blocks, by id(weight)."""
-    attentions, result = conversion.by_projection(model), {}
-    for each in found:
-        info = infos.get(id(each.weight))
-        pattern = None if info is None else info.pattern
-        if pattern is not None and pattern.constant_fan_in:
-            obstacle = conversion.obstacle_in_place(each, pattern, attentions)
-            result[id(each.weight)] = obstacle or ""
-    return result
-
-
-def _check_not_quantized(layer):
-    if getattr(layer, "quantization_mode", None) is not None:
-        raise ValueError(
-            "Argument `model` must hold no quantized layers: their weights are packed. "
-            f"Received: layer {layer.name!r} with quantization_mode={layer.quantization_mode!r}"
-        )
-
-
-def _count(model, arguments, input_shape):
-    """Returns uses and bias FLOPs by weight, FLOPs of products by layer, and activations.
-
-    All are per example; uses say how often a forward pass uses each entry of the weight.
-    """
-    args, kwargs, batch = arguments
-    try:
-        calls = observe(model, args, kwargs)
-    except NotBuiltError as error:
-        raise ValueError(
-            f"Argument `model` holds a layer that is not built, {str(error)!r}: call the model on "
-            f"data first. Received: model={model!r}"
-        ) from error
-    # Any error here comes from the model's own `call` on this shape.
-    except Exception as error:
-        shapes = keras.tree.map_structure(lambda x: tuple(x.shape), (args, kwargs))
-        raise ValueError(
-            "Argument `input_shape` must be a shape that the model can be called on, without the "
-            f"batch axis. Received: input_shape={input_shape!r}; the call with shapes {shapes} "
-            f"failed: {error}"
-        ) from error
-    uses, biases, products, activations = {}, {}, {}, 0
-    for call in calls:
-        try:
-            counted = operations.count(call)
-        except operations.UnknownSizeError as error:
-            shapes = keras.tree.map_structure(lambda x: tuple(x.shape), (args, kwargs))
-            raise ValueError(
-                "Argument `input_shape` must give every axis a size (a tuple of integers without "
-                "the batch axis; a list or dict of them for several inputs): the size of an axis "
-                f"in layer {call.layer.name!r} is unknown. Received: input_shape={input_shape!r}, "
-                f"inputs with the batch axis: {shapes}"
-            ) from error
-        for total, part in ((uses, counted.uses), (biases, counted.bias)):
-            for key, number in part.items():
-                total[key] = total.get(key, 0) + number
-        products[id(call.layer)] = products.get(id(call.layer), 0) + counted.products
-        activations += counted.activations
-
-    def per_example(number):
-        return number // batch if number % batch == 0 else number / batch
-
-    uses, biases, products = (
-        {key: per_example(number) for key, number in each.items()}
-        for each in (uses, biases, products)
-    )
-    return uses, biases, products, per_example(activations)
-
-
-def _parameters(model):
-    """Counts the stored parameters, without masks and the positions of blocks."""
-    ignored = {id(v) for layer in masks.layers(model) for v in layer.variables}
-    blocks = filter(lambda layer: hasattr(layer, "places"), conversion.replacements(model))
-    ignored |= {id(layer.places) for layer in blocks}
-    return sum(math.prod(w.shape) for w in model.weights if id(w) not in ignored)
 
 
 def _check_model(model):

@@ -12,7 +12,12 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def shown(layer, zeros):
-    """Makes the layer add the product with `zeros` to its own product, within this context."""
+    """Makes the layer add the product with `zeros` to its own product, within this context.
+
+    Args:
+        layer: the layer.
+        zeros: tensor, or a function that returns it anew at each call of the layer.
+    """
     there = vars(_local).setdefault("zeros", {})
     there[id(layer)] = zeros
     try:
@@ -23,4 +28,5 @@ def shown(layer, zeros):
 
 def of(layer):
     """Returns the zeros of a layer's probe, or None outside of `shown`."""
-    return vars(_local).get("zeros", {}).get(id(layer))
+    zeros = vars(_local).get("zeros", {}).get(id(layer))
+    return zeros() if callable(zeros) else zeros

@@ -6,6 +6,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
+from tf_rigl._base import tensors
 from tf_rigl.block_sparse import probes
 from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable
@@ -37,6 +38,11 @@ class BlockSparseWeight(SparseWeight):
     def weight(self) -> keras.Variable:
         """The values of the blocks, of shape (across, active, rows, cols)."""
         return self.layer.values
+
+    @property
+    def trainers(self):
+        """The set of the training loops that train the weight."""
+        return self.layer.trainers
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,6 +94,23 @@ class BlockSparseWeight(SparseWeight):
         with probes.shown(self.layer, zeros):
             yield zeros
 
+    @contextlib.contextmanager
+    def overhear(self):
+        geometry, heard = self.layer.geometry, []
+
+        @tf.custom_gradient
+        def zeros_of(values):
+            # The zeros depend on the values, so a tape that differentiates by the values
+            # passes here.
+            def listen(gradient):
+                heard.append(gradient)
+                return tf.zeros_like(values)
+
+            return tf.zeros([geometry.inputs, geometry.outputs], values.dtype), listen
+
+        with probes.shown(self.layer, lambda: zeros_of(tf.convert_to_tensor(self.weight.value))):
+            yield heard
+
     def dense_gradient(self, gradient):
         """Returns the gradient of the product, plus the regularizer's, which the probe lacks."""
         gradient = self.layer.as_kernel(gradient)
@@ -119,26 +142,48 @@ class BlockSparseWeight(SparseWeight):
     def replaced(self, mask, new_mask, new_weight, slots=()):
         del mask
         geometry, layer = self.layer.geometry, self.layer
-        old = tf.convert_to_tensor(layer.places)
+        old = self.layout()
         places = geometry.places(layer.as_matrix(new_mask))
         result = [
             (layer.places, places),
             (layer.values, geometry.pack(layer.as_matrix(new_weight), places)),
         ]
-        # The old position of each kept block: its slots move along.
-        same = places[:, :, None] == old[:, None, :]
-        stays = tf.reduce_any(same, axis=2)[:, :, None, None]
-        position = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
-        for slot, empty in slots:
-            value = tf.gather(tf.convert_to_tensor(slot.value), position, batch_dims=1)
-            result.append((slot, tf.where(stays, value, tf.constant(empty, value.dtype))))
-        return result
+        return [*result, *_moved(old, places, result[1][1], slots)]
+
+    def layout(self):
+        return tf.convert_to_tensor(self.layer.places)
+
+    def followed(self, layout, slots):
+        values = tf.convert_to_tensor(self.weight.value)
+        return _moved(layout, self.layout(), values, slots)
 
     def set_mask(self, mask):
         """Moves the blocks; newly active blocks start at zero."""
         mask = tf.convert_to_tensor(mask)
         weight = tf.where(mask, self.dense(), 0)
         set_all(self.replaced(tf.convert_to_tensor(self.mask), mask, weight))
+
+
+def _moved(old, places, values, slots):
+    """Returns pairs (slot, value): the slots of kept blocks move along, others start empty.
+
+    Args:
+        old, places: the places of blocks before and now, see `Geometry`.
+        values: tensor, the values of the blocks now.
+        slots: iterable of `Slot`.
+    """
+    same = places[:, :, None] == old[:, None, :]
+    stays = tf.reduce_any(same, axis=2)[:, :, None, None]
+    position = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
+    pairs = []
+    for slot, empty in slots:
+        value = tf.gather(tf.convert_to_tensor(slot.value), position, batch_dims=1)
+        if empty is None:
+            new = tf.where(stays, value, tf.cast(values, value.dtype))
+        else:
+            new = tensors.where(stays, value, empty)
+        pairs.append((slot, new))
+    return pairs
 
 
 def check_method(method, subject):

@@ -4,10 +4,11 @@ import functools
 
 import keras
 
-from tf_rigl._base import keras_internals, tensors
+from tf_rigl import patterns
+from tf_rigl._base import keras_internals, registering, tensors
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
-from tf_rigl.weights import maskable, targets
+from tf_rigl.weights import adapters, maskable, places, targets
 from tf_rigl.weights.masks import Masks
 
 
@@ -34,46 +35,28 @@ class _Sparsified:
             self._masks.settle()
 
     def _recreate_masks(self, masked):
-        found = maskable.find(self, include_self=False)
-        for entry in masked:
-            match = _match(entry, found)
-            if match is None:
-                raise ValueError(
-                    f"The file holds a mask for {entry['path']!r}, but the model has no such "
-                    f"weight. Its maskable weights: {[m.path for m in found]}"
-                )
-            pattern = keras.saving.deserialize_keras_object(entry["pattern"])
-            self._masks.add(match, entry["sparsity"], pattern)
+        for entry, found in zip(masked, places.find(self, masked), strict=True):
+            if "lora" in entry:
+                adapters.enable(found.layer, *entry["lora"])
+            pattern = patterns.get(keras.saving.deserialize_keras_object(entry["pattern"]))
+            self._masks.add(found, entry["sparsity"], pattern)
         self._add_state()
 
     def _sparse_config(self):
-        numbers = {id(m.weight): n for n, m in enumerate(maskable.find(self, include_self=False))}
+        items = self._masks.items
         masked = [
             {
-                "path": item.path,
-                "number": numbers[id(item.weight)],
-                "shape": list(item.weight.shape),
+                **entry,
                 "sparsity": item.target_sparsity,
                 "pattern": keras.saving.serialize_keras_object(item.pattern),
+                **adapters.config(item),
             }
-            for item in self._masks.items
+            for item, entry in zip(items, places.entries(self, items), strict=True)
         ]
         return {**super()._sparse_config(), "masked": masked}
 
 
-def _match(entry, found):
-    """Returns the weight that an entry of the configuration means, by its place and shape.
-
-    Paths are for people: Keras gives a layer without a name a new one in each process, and the
-    new name may be the old one of another layer.
-    """
-    numbered = found[entry["number"] : entry["number"] + 1]
-    same_path = [each for each in found if each.path == entry["path"]]
-    fitting = (each for each in numbered + same_path if list(each.weight.shape) == entry["shape"])
-    return next(fitting, None)
-
-
-@keras.saving.register_keras_serializable(package="tf_rigl")
+@registering.named
 class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
     """A `SparseModel` that is a graph of layers, and holds the masks of their weights."""
 
@@ -86,7 +69,7 @@ class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
         self._recreate_masks(masked)
 
 
-@keras.saving.register_keras_serializable(package="tf_rigl")
+@registering.named
 class SparsifiedModel(_Sparsified, SparseModel):
     """A `SparseModel` that wraps a model without a graph.
 
@@ -125,6 +108,12 @@ class SparsifiedModel(_Sparsified, SparseModel):
     def layers(self):
         """Returns the layers of the wrapped model."""
         return self.model.layers
+
+    def __getattr__(self, name):
+        # The public attributes of the user's class: `sparse.generator`, `sparse.generate()`.
+        if name.startswith("_") or "model" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.model, name)
 
     @keras_internals.default_build  # `call` may take several arguments.
     def build(self, input_shape=None):

@@ -13,16 +13,15 @@ from tf_rigl._base.arguments import check_sparsity, unknown_name
 from tf_rigl._base.keras_internals import Functional, all_layers
 from tf_rigl._base.workers import resolve_seed
 from tf_rigl.block_sparse import conversion
-from tf_rigl.convert import copies
+from tf_rigl.convert import copies, trained
+from tf_rigl.convert.own_training import SparsifiedTrainer, own_parts
 from tf_rigl.convert.sparsified import SparsifiedGraph, SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
-from tf_rigl.weights import maskable, targets
+from tf_rigl.weights import maskable, masks, targets, unmasked
 from tf_rigl.weights.masks import Masks
 
 # The default sparsity: an object of its own, so that it differs from a 0.9 that the caller passes.
 _DEFAULT_SPARSITY = type("Default", (float,), {})(0.9)
-# Methods that a subclass of `keras.Model` may define, and that its sparse copy does not use.
-_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def sparsify(
@@ -97,10 +96,7 @@ def sparsify(
             f"Received: model={model!r} (of type {type(model)})"
         )
     if is_sparse(model):
-        raise ValueError(
-            "Argument `model` is sparse already. `tf_rigl.strip` makes it an ordinary model. "
-            f"Received: model={model!r}"
-        )
+        raise ValueError(f"Argument `model` {_why_sparse(model)} Received: model={model!r}")
     method = methods.get(method)
     pattern = patterns.get(pattern)
     if compute not in ("masked", "sparse"):
@@ -124,39 +120,36 @@ def sparsify(
         "fixed": fixed,
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
-    warn_of_own_steps(model, stacklevel=3)
     with model.distribute_strategy.scope():
         if compute == "sparse":
-            return _block_sparse(model, arguments)
-        copy = _copy(model)
-        if copies.is_graph(copy):
-            inputs, outputs = copies.ends(copy)
-            return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
-        return SparsifiedModel(copy, **arguments)
+            sparse = _block_sparse(model, arguments)
+        else:
+            sparse = _masked(_copy(model), model.name, arguments)
+    trained.warn_of_random_masks(sparse, model)
+    if masked := [item.weight for item in sparse.masked_weights]:  # The model is built.
+        unmasked.warn(sparse.model if isinstance(sparse, SparsifiedModel) else sparse, masked)
+    return sparse
 
 
-def warn_of_own_steps(model, stacklevel):
-    """Warns of methods that a model defines and its sparse copy does not use."""
-    own = [name for name in _STEPS if getattr(type(model), name) is not getattr(keras.Model, name)]
-    if own:
-        warnings.warn(
-            f"{type(model).__name__} defines {', '.join(own)}, but a sparse model does not use "
-            "them. To use them, subclass `tf_rigl.SparseModel`.",
-            stacklevel=stacklevel,
-        )
+def _masked(model, name, arguments):
+    """Returns the sparse model of a model, which becomes a part of it."""
+    if own_parts(model):
+        return SparsifiedTrainer(model, name=name, **arguments)
+    if copies.is_graph(model):
+        return SparsifiedGraph(*copies.ends(model), name=name, **arguments)
+    return SparsifiedModel(model, name=name, **arguments)
 
 
-def with_masks(model, masks) -> SparseModel:
+def with_masks(model, arrays) -> SparseModel:
     """Makes a sparse copy of a dense model with given masks, which stay as they are.
 
     Args:
         model: a built `keras.Model`. It is changed in place if Keras cannot clone it.
-        masks: dict of path to boolean array.
+        arrays: dict of path to boolean array.
     """
-    warn_of_own_steps(model, stacklevel=4)
     found = {each.path: each for each in maskable.find(model, include_self=False)}
     pattern, numbered = patterns.get("unstructured"), {}
-    for number, (path, mask) in enumerate(masks.items()):
+    for number, (path, mask) in enumerate(arrays.items()):
         if path not in found or tuple(found[path].weight.shape) != mask.shape:
             raise ValueError(
                 f"Argument `model` must have a weight for each mask; it has {list(found)}. "
@@ -166,15 +159,11 @@ def with_masks(model, masks) -> SparseModel:
         numbered[path] = (number, targets.Target(sparsity, pattern))
     arguments = {"method": methods.get("static"), "seed": 0, "recipe": {"masked": numbered}}
     with model.distribute_strategy.scope():
-        copy = _copy(model)
-        if copies.is_graph(copy):
-            sparse = SparsifiedGraph(*copies.ends(copy), name=model.name, **arguments)
-        else:
-            sparse = SparsifiedModel(copy, **arguments)
+        sparse = _masked(_copy(model), model.name, arguments)
     weights = {each.path: each.weight for each in found.values()}
     for item in sparse.masked_weights:  # These replace the random masks of "static".
         item.weight.assign(weights[item.path])
-        item.set_mask(masks[item.path])
+        item.set_mask(arrays[item.path])
     return sparse
 
 
@@ -184,12 +173,29 @@ def is_sparse(model) -> bool:
     return any(isinstance(each, (SparseModel, Masks)) for each in layers) or _holds_blocks(model)
 
 
+def _why_sparse(model):
+    """Says why a model is sparse already, and what can be done with it."""
+    if isinstance(model, SparseModel):
+        return "is sparse already. `tf_rigl.strip` makes it an ordinary model."
+    names = [each.name for each in maskable.sublayers(model) if masks.holds_any(each)]
+    return (
+        f"is sparse already: it holds {', '.join(map(repr, names[:3]))}. To train it as it is, "
+        "pass its inputs and outputs to `tf_rigl.SparseModel(inputs, outputs, method=...)`. To "
+        "begin anew, make it dense by `tf_rigl.strip`."
+    )
+
+
 def _holds_blocks(model):
     return bool(conversion.replacements(model))
 
 
 def _block_sparse(model, arguments):
     """Makes a sparse model in which each layer that can stores its blocks."""
+    if own := own_parts(model):
+        raise ValueError(
+            "Argument `compute='sparse'` needs a model that trains as `keras.Model` does. "
+            f"Received: model={model!r}, whose class defines {', '.join(own)}"
+        )
     if not copies.is_graph(model):
         raise ValueError(
             "Argument `compute='sparse'` needs a model that is a graph of layers, functional or "
@@ -235,7 +241,8 @@ def strip(model):
     """Makes an ordinary Keras model of a sparse one. Dropped entries are zeros in its weights.
 
     Args:
-        model: a `tf_rigl.SparseModel`, or another model with layers of `tf_rigl.block_sparse`.
+        model: a `tf_rigl.SparseModel`, or another model with layers of `tf_rigl.MaskedLayer` or
+            `tf_rigl.block_sparse`.
 
     Returns:
         A `keras.Model` that shares nothing with `model`, gives bit-equal predictions,
@@ -255,11 +262,14 @@ def strip(model):
     >>> ordinary.save("model.keras")
     """
     is_model = isinstance(model, keras.Model)
-    if not is_model or not (isinstance(model, SparseModel) or _holds_blocks(model)):
+    if not is_model or not is_sparse(model):
+        dense = "This model is dense: use it as it is. " if is_model else ""
         raise ValueError(
-            "Argument `model` must be a `tf_rigl.SparseModel`. "
+            "Argument `model` must be a `tf_rigl.SparseModel`, or a model with layers of "
+            f"`tf_rigl.MaskedLayer` or `tf_rigl.block_sparse`. {dense}"
             f"Received: model={model!r} (of type {type(model)})"
         )
+    masks.check_strays(masks.find(model), "stripped")
     with model.distribute_strategy.scope():
         try:
             if isinstance(model, SparsifiedModel):
@@ -299,7 +309,7 @@ def _copy(model):
     except copies.CannotCopyError as error:
         warnings.warn(
             f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
-            f"in place. To have it copied, give it `get_config` and `from_config`. ({error})",
+            f"in place: {error}",
             stacklevel=3,
         )
         return model

@@ -25,6 +25,7 @@ class Method(ChecksArguments):
             faster for large weights. Set it to False if the scores need operations that
             XLA does not have.
         begins_dense: bool, whether masks are all ones when training begins.
+        ends_at_target: bool, whether weights have their target sparsity when the method is done.
         order: str, how an update step relates to the optimizer. "instead": the optimizer is
             not applied to that batch. "after": it is, and then masks change by the gradient
             of the same batch. "before": masks change first and need no gradient, and then
@@ -42,11 +43,17 @@ class Method(ChecksArguments):
 
     jit_compile = True
     begins_dense = False
+    ends_at_target = True
     order = "instead"
     scope = "layer"
     state_names = ()
     trained_state = None
     freezes_others = False
+
+    @property
+    def changes_masks(self) -> bool:
+        """True if masks change while the model trains."""
+        return type(self).plan is not Method.plan or self.trained_state is not None
 
     @property
     def needs_length(self) -> bool:
@@ -105,6 +112,14 @@ class Method(ChecksArguments):
         Arguments are those of `plan`.
         """
         del step, first_step, run_steps
+
+    def cautions(self, first_step=0, run_steps=None) -> list[str]:
+        """Returns warnings about a run of `fit` that begins: by default none.
+
+        Arguments are those of `plan`.
+        """
+        del first_step, run_steps
+        return []
 
     def share(self, counts, scored, patterns):
         """Divides what an update keeps and adds among the weights, with `scope="global"`.

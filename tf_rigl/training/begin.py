@@ -1,12 +1,14 @@
 """Checks the model and makes the step and the plan, before the first step of a run of `fit`."""
 
+import functools
 import warnings
 
-import keras
 import tensorflow as tf
 
-from tf_rigl._base import keras_internals, tensors, workers
-from tf_rigl.training import slots
+from tf_rigl._base import keras_internals, workers
+from tf_rigl.training import sharing, slots
+from tf_rigl.training.moment import set_now
+from tf_rigl.training.own_step import OwnStep, optimizers_of
 from tf_rigl.training.plan import Plan
 from tf_rigl.training.step import Record, Step
 from tf_rigl.weights.masked_layer import MaskedLayer
@@ -14,9 +16,21 @@ from tf_rigl.weights.masked_layer import MaskedLayer
 
 def begin(model, iterator):
     """Checks a model and makes its step and its plan; returns an iterator over all batches."""
-    loop = model._sparse_loop
     if not model.built:
         iterator = _build_on(model, iterator)
+    start(model, functools.partial(any_step, model))
+    return iterator
+
+
+def start(model, make):
+    """Checks a built model, and sets the step and the plan of its loop.
+
+    Args:
+        model: `tf_rigl.SparseModel`.
+        make: function of the list of the model's sparse weights that returns a `Step` or an
+            `OwnStep`.
+    """
+    loop = model._sparse_loop
     weights = model.masked_weights
     if not weights:
         raise ValueError(
@@ -27,20 +41,53 @@ def begin(model, iterator):
     _check_initial_masks(model)
     _check_goes_with_method(model.method, weights)
     workers.check_equal(model)
-    for caution in dict.fromkeys(weight.caution(model.optimizer) for weight in weights):
+    model._add_state()
+    step = make(weights)
+    cautions = (weight.caution(each) for weight in weights for each in step.optimizers)
+    for caution in dict.fromkeys(cautions):
         if caution is not None:
             warnings.warn(caution, stacklevel=2)
-    model._add_state()
-    step = make_step(model, weights)
     # Weights may have been set, and the optimizer used, since the last run.
     for record in step.records:
         record.weight.zero_masked(record.weight.weight)
         for slot in record.slots:
             record.weight.zero_masked(*slot)
     step.settle()
+    sharing.join(loop, step)
     loop.step = step
     loop.plan = Plan(model.method, weights, loop.length, loop.traces.unreached)
-    return iterator
+
+
+def run_step(model, data, moment):
+    """Runs the `train_step` of a model on a batch, ordinarily or as an update.
+
+    Args:
+        model: a compiled `tf_rigl.SparseModel`.
+        data: a batch.
+        moment: `tf_rigl.training.moment.Moment`.
+
+    Returns:
+        What `train_step` returns.
+    """
+    with set_now(model, moment):
+        if not model._has_own_step:
+            return model.train_step(data)
+        step = model._sparse_loop.step or any_step(model, model.masked_weights)
+        return step.run(model.train_step, (data,), moment)
+
+
+def any_step(model, weights):
+    """Makes the step of a compiled model: an `OwnStep` if its class defines `train_step`."""
+    if not model._has_own_step:
+        return make_step(model, weights)
+    model._check_own_step()
+    optimizers = optimizers_of(model)
+    if not optimizers:
+        raise ValueError(
+            "No optimizer was found in the attributes of the model, so its own `train_step` "
+            f"cannot train sparse. Compile it with an optimizer. Received: model={model!r}"
+        )
+    return OwnStep(weights, model.method, optimizers, model.seed, model._sparse_loop.traces)
 
 
 def make_step(model, weights=None) -> Step:
@@ -68,6 +115,8 @@ def make_step(model, weights=None) -> Step:
 
 def is_current(step, model) -> bool:
     """Returns True if a step trains what the model trains now, by its method and optimizer."""
+    if not isinstance(step, Step):
+        return False
     variables = model._differentiated()
     same = step.optimizer is model.optimizer and step.method is model.method
     return (
@@ -85,8 +134,7 @@ def _build_on(model, iterator):
         data = next(iterator)
         rest = iterator
         iterator = (batch for source in ([data], rest) for batch in source)
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    model(tensors.symbolic(x))
+    model._build_on(data)
     return iterator
 
 

@@ -5,13 +5,15 @@ so no compiled step holds a conditional.
 """
 
 import functools
-import warnings
+import weakref
 
 import keras
 import tensorflow as tf
 
-from tf_rigl._base import keras_internals, tensors
-from tf_rigl.training.begin import begin, check_length
+from tf_rigl._base import keras_internals, notices, tensors
+from tf_rigl.training import cautions, sharing
+from tf_rigl.training.begin import begin, check_length, run_step
+from tf_rigl.training.moment import ORDINARY, Moment
 from tf_rigl.training.plan import Length
 from tf_rigl.training.step import Traces
 
@@ -28,6 +30,7 @@ class Loop:
         updates: int, the update steps so far in this process.
         callbacks: list of callbacks of the library that `fit` appends to the user's.
         seen: `tf.Variable` that counts batches if several steps run at once, or None.
+        optimizers: `weakref.WeakSet` of the optimizers that have trained the model.
     """
 
     def __init__(self):
@@ -39,6 +42,7 @@ class Loop:
         self.updates = 0
         self.callbacks = []
         self.seen = None
+        self.optimizers = weakref.WeakSet()
 
     def fresh(self):
         """Forgets plan, step and traces: there may be a new optimizer or method."""
@@ -58,7 +62,15 @@ class RunLength(keras.callbacks.Callback):
         self.initial_epoch = initial_epoch
 
     def on_train_begin(self, logs=None):
-        """Computes the first step and the number of steps of the run."""
+        """Computes the first step and the number of steps of the run, and warns if it is short."""
+        self._set_length()
+        cautions.before(self.model)
+
+    def on_train_end(self, logs=None):
+        """Warns if the run ended before the model was pruned."""
+        cautions.after(self.model)
+
+    def _set_length(self):
         model, steps = self.model, self.params.get("steps")
         length = of(model).length
         if steps is None:
@@ -74,11 +86,10 @@ class RunLength(keras.callbacks.Callback):
         if not method.needs_length or model.step > length.first_step:
             return
         if method.next_update(model.step, length.first_step, length.steps) is None:
-            warnings.warn(
+            notices.warn(
                 f"The masks will not change in this run of {length.steps} steps: it ends before "
                 "the first update. Train longer, or pass a smaller `update_interval` (for "
-                f"pruning: `frequency`). Received: method={method!r}",
-                stacklevel=2,
+                f"pruning: `frequency`). Received: method={method!r}"
             )
 
 
@@ -117,7 +128,11 @@ def train_function(model, several=None):
     """
     loop = of(model)
     loop.fresh()
-    steps = _Steps(model)
+    # If the graph takes the batch itself and the data have ended, the rest of the graph may
+    # still have run. Ordinary steps of Keras have that problem too.
+    ahead = model.steps_per_execution > 1
+    run = functools.partial(run_step, model)
+    steps = Steps(model, run, functools.partial(_compiled, model), ahead)
 
     def execute(iterator):
         if loop.plan is None:
@@ -183,17 +198,21 @@ def one_by_one(model, step_function):
     return execute
 
 
-class _Steps:
-    """The compiled steps of a model: each batch goes through one of them."""
+class Steps:
+    """The compiled steps of a model: each batch goes through one of them.
 
-    def __init__(self, model):
+    Args:
+        model: `tf_rigl.SparseModel`.
+        compiled: function of a step (itself a function of a batch and further tensors) and
+            `ahead`, see `_compiled`, that returns the compiled step.
+        ahead: bool, of ordinary steps.
+    """
+
+    def __init__(self, model, run, compiled, ahead=True):
         self.model = model
-        # If the graph takes the batch itself and the data have ended, the rest of the graph may
-        # still have run. Ordinary steps of Keras have that problem too.
-        ahead = model.steps_per_execution > 1
-        self.ordinary = _compiled(model, model.train_step, ahead)
-        self.observing = _compiled(model, model.observing_step, ahead)
-        self.update = _compiled(model, model.update_step, ahead=True)
+        self.ordinary = compiled(lambda data: run(data, ORDINARY), ahead)
+        self.observing = compiled(lambda data, past: run(data, Moment(past=past)), ahead)
+        self.update = compiled(lambda data, *numbers: run(data, Moment(*numbers)), True)
         self.constants = {}
 
     def _constant(self, number):
@@ -202,23 +221,29 @@ class _Steps:
             self.constants[number] = tf.constant(number, tf.float32)
         return self.constants[number]
 
-    def run(self, iterator, step):
-        """Runs step number `step` on the next batch; returns its logs."""
+    def run(self, batch, step):
+        """Runs step number `step` on a batch, or on the next batch of an iterator."""
         loop = of(self.model)
         plan = loop.plan
         counts, observation = plan.counts(step), plan.observation(step)
         if counts is not None and observation is None and "gradient" in self._state_names:
             observation = 0.5  # A late update uses the running mean and its own gradient.
-        if counts is None:
-            if observation is None:
-                return self.ordinary(iterator)
-            return self.observing(iterator, self._constant(observation))
-        past = () if observation is None else (self._constant(observation),)
-        numbers = tf.constant(counts, tf.int32), tf.constant(step, tf.int32)
-        logs = self.update(iterator, *numbers, *past)
+        if counts is None and self.model.method.trained_state is None:
+            return self._without_update(batch, observation)
+        with sharing.followed(loop):
+            if counts is None:
+                return self._without_update(batch, observation)
+            past = () if observation is None else (self._constant(observation),)
+            numbers = tf.constant(counts, tf.int32), tf.constant(step, tf.int32)
+            logs = self.update(batch, *numbers, *past)
         loop.updates += 1
         plan.updated(counts)
         return logs
+
+    def _without_update(self, batch, observation):
+        if observation is None:
+            return self.ordinary(batch)
+        return self.observing(batch, self._constant(observation))
 
     @property
     def _state_names(self):

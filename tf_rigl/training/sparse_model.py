@@ -2,18 +2,19 @@
 
 import functools
 import inspect
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_rigl import methods
-from tf_rigl._base import keras_internals, workers
+from tf_rigl._base import keras_internals, registering, tensors, workers
 from tf_rigl._base.keras_internals import Functional
-from tf_rigl.training import checkpoint, loop
-from tf_rigl.training.begin import is_current, make_step
+from tf_rigl.training import checkpoint, loop, moment
+from tf_rigl.training.begin import is_current, make_step, run_step
 from tf_rigl.training.integrity import Seal
-from tf_rigl.weights import masks
+from tf_rigl.weights import held, masks
 from tf_rigl.weights.sparse_weight import SparseWeight
 
 
@@ -90,6 +91,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
                 layer.add_state(method.state_names, start, first)
                 if start is not None:
                     layer.settle()
+                if not method.changes_masks:
+                    layer.warns_of_others = False
                 first += len(layer.items)
 
     @property
@@ -100,9 +103,24 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
     @property
     def sparsity(self) -> float:
         """The fraction of zeros now in all maskable weights that were not excluded."""
-        arrays = self.masks.values()
-        entries = sum(mask.size for mask in arrays)
-        return 1 - sum(map(np.count_nonzero, arrays)) / entries if entries else 0.0
+        weights = self.masked_weights
+        if not weights and not self.built:
+            raise ValueError(
+                "The model is not built, so it has no masks yet. Call it on data, or train it, "
+                f"first. Received: sparsity of {self!r}"
+            )
+        masks.warn_of_strays(weights, stacklevel=2)
+        entries = sum(math.prod(item.shape) for item in weights)
+        active = sum(item.present() for item in weights)
+        return 1 - active / entries if entries else 0.0
+
+    def apply_masks(self):
+        """Sets all weights to zero where their mask is 0.
+
+        Training does so by itself. Call it if you have assigned to single weights.
+        """
+        for item in self.masked_weights:
+            item.zero_masked(item.weight)
 
     @property
     def step(self) -> int:
@@ -166,23 +184,51 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         bound.apply_defaults()
         given = bound.arguments
         given["callbacks"] = loop.with_own(given["callbacks"], self, given["initial_epoch"])
+        self._begin_run()
+        history = super().fit(*bound.args, **bound.kwargs)
+        self._end_run()
+        return history
+
+    def _begin_run(self):
         self._sparse_loop.plan, self._sparse_loop.length.skip = None, 0
         keras_internals.set_initial_epoch(self, None)  # A restored backup may have set it.
-        history = super().fit(*bound.args, **bound.kwargs)
+
+    def _end_run(self):
         step = self._sparse_loop.step
         if step is not None:
             step.settle()  # The optimizer may have replaced variables by averages.
-        return history
+
+    def _build_on(self, data):
+        """Builds the model for the shapes of a batch."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        self(tensors.symbolic(x))
 
     def train_step(self, data):
-        """Runs an ordinary step: gradients are masked before the optimizer sees them."""
-        metrics = self._current_step().ordinary(data)
+        """Runs a step on a batch: gradients are masked before the optimizer sees them.
+
+        At an update step masks change, by default instead of an optimizer step. A subclass may
+        define its own `train_step`: its gradients are masked, and masks change, where it applies
+        an optimizer.
+        """
+        metrics = self._current_step().run(data, moment.now(self))
         if self._sparse_loop.seen is not None:
             self._sparse_loop.seen.assign_add(1)
         return metrics
 
+    @property
+    def _has_own_step(self):
+        return type(self).train_step is not SparseModel.train_step
+
+    def _check_own_step(self):
+        """Raises if the method and a `train_step` of a subclass do not go together."""
+        if self.method.trained_state is not None:
+            raise ValueError(
+                f"{type(self.method).__name__} trains other variables than the weights, for which "
+                f"{type(self).__name__} must not define `train_step`."
+            )
+
     def observing_step(self, data, observation):
-        """Runs an ordinary step at which the method observes the dense gradient.
+        """Runs `train_step` as one at which the method observes the dense gradient.
 
         Args:
             data: a batch, as for `train_step`.
@@ -191,10 +237,10 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         Returns:
             The metrics, as `train_step` does.
         """
-        return self._current_step().ordinary(data, observation)
+        return run_step(self, data, moment.Moment(past=observation))
 
     def update_step(self, data, counts, step, observation=None):
-        """Runs an update step: masks change, by default instead of an optimizer step.
+        """Runs `train_step` as an update step.
 
         Args:
             data: a batch, as for `train_step`.
@@ -205,7 +251,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         Returns:
             The metrics, as `train_step` does.
         """
-        return self._current_step().update(data, counts, step, observation)
+        return run_step(self, data, moment.Moment(counts, step, observation))
 
     def _current_step(self):
         """Returns the step of this run of `fit`; outside of `fit`, a new step."""
@@ -243,9 +289,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         several = None
-        # The `train_step` of a subclass does not count the steps that run at once.
-        own = type(self).train_step is not SparseModel.train_step
-        at_once = not own and not workers.are_several(self.distribute_strategy)
+        # A `train_step` of its own does not count the steps that run at once.
+        at_once = not self._has_own_step and not workers.are_several(self.distribute_strategy)
         if self.steps_per_execution > 1 and at_once:
             with self.distribute_strategy.scope():
                 self._sparse_loop.seen = tf.Variable(
@@ -267,6 +312,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
     # Files.
 
+    quantize = held.refuse_for_model
+
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Saves the model as `keras.Model.save` does, but never leaves an incomplete file."""
         if str(filepath).endswith((".h5", ".hdf5")):
@@ -274,12 +321,14 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
                 "Argument `filepath` must end in `.keras`: sparse models cannot be read from HDF5. "
                 f"(`save_weights` writes `.weights.h5`.) Received: filepath={str(filepath)!r}"
             )
+        masks.check_strays(self.masked_weights, "saved")
         wanted = overwrite and zipped is not False
         with checkpoint.written_whole(filepath, ".keras", wanted) as path:
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Saves weights, masks and the optimizer's state; never leaves an incomplete file."""
+        masks.check_strays(self.masked_weights, "saved")
         wanted = overwrite and max_shard_size is None
         with checkpoint.written_whole(filepath, ".weights.h5", wanted, seals=True) as path:
             super().save_weights(path, overwrite=overwrite, max_shard_size=max_shard_size)
@@ -287,13 +336,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
     def set_weights(self, weights):
         """Sets all weights and masks, in the order of `get_weights`."""
         super().set_weights(weights)
-        self._mask_again()
+        self.apply_masks()
         self._sparse_loop.plan = None  # The next run then empties the slots of masked entries.
-
-    def _mask_again(self):
-        """Sets masked entries of all weights to zero."""
-        for item in self.masked_weights:
-            item.zero_masked(item.weight)
 
     def save_own_variables(self, store):
         """Stores the step counter, the seed, and states of random seeds, which Keras leaves out."""
@@ -321,7 +365,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         with checkpoint.undone_on_error(self, filepath):
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         if skip_mismatch:  # Keras may have loaded weights without their masks.
-            self._mask_again()
+            self.apply_masks()
 
     def get_config(self):
         """Returns the arguments of the constructor, for serialisation."""
@@ -341,7 +385,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-@keras.saving.register_keras_serializable(package="tf_rigl")
+@registering.named
 class FunctionalSparseModel(SparseModel, Functional):
     """A `SparseModel` that is a graph of layers: `SparseModel(inputs, outputs)` makes it."""
 

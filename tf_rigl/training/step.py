@@ -7,7 +7,10 @@ import keras
 import tensorflow as tf
 
 from tf_rigl._base import tensors
+from tf_rigl._base.seeds import mixed
 from tf_rigl.training import slots
+from tf_rigl.training.moment import ORDINARY
+from tf_rigl.weights import guard
 from tf_rigl.weights.sparse_weight import SparseWeight, set_all
 
 
@@ -57,59 +60,62 @@ class Step:
         self.seed = seed
         self.traces = traces
 
-    def ordinary(self, data, past=None):
-        """Runs forward, backward and the optimizer.
+    @property
+    def optimizers(self) -> list:
+        """The optimizers that the step applies."""
+        return [self.optimizer]
+
+    def run(self, data, moment=ORDINARY):
+        """Runs forward and backward, then the optimizer or the change of masks.
 
         Args:
             data: a batch.
-            past: float32 scalar tensor if the method observes the dense gradient at this
-                step, see `Method.observation`; or None.
+            moment: `Moment`, says which.
 
         Returns:
             The metrics.
         """
-        return self._run(data, trains=True, past=past)
+        if moment.counts is not None and self.method.order == "before":
+            self.change_first(moment)
+            moment = moment._replace(counts=None)
+        trains = self._trains(moment)
+        metrics, gradients, probed = self._backward(data, trains, moment.looks)
+        self.finish(gradients, probed, moment)
+        return metrics()
 
-    def update(self, data, counts, number, past=None):
-        """Changes the masks: instead of the optimizer step, before it or after it.
+    def change_first(self, moment):
+        """Changes masks without a gradient, before the batch is seen."""
+        self._change([(record, None) for record in self.records], moment)
+
+    def _trains(self, moment):
+        """Returns whether the optimizer runs: not if masks change instead."""
+        return moment.counts is None or self.method.order != "instead"
+
+    def finish(self, gradients, probed, moment):
+        """Applies the optimizer, or changes the masks, once the gradients are there.
 
         Args:
-            data: a batch.
-            counts: int32 tensor of shape (sparse weights, 2): units to keep and to grow.
-            number: int32 scalar tensor, the number of the step.
-            past: as for `ordinary`.
-
-        Returns:
-            The metrics.
+            gradients: list of tensors, `tf.IndexedSlices` or None, for each variable.
+            probed: list of (record, gradient of its probe, or None).
+            moment: `Moment`.
         """
-        order = self.method.order
-        if order == "before":
-            self._change([(record, None) for record in self.records], counts, number)
-            return self._run(data, trains=True, past=past)
-        return self._run(data, order == "after", past, counts, number)
-
-    def settle(self):
-        """Runs `Method.after_optimizer` outside of a step."""
-        set_all(self._after_optimizer())
-
-    def _run(self, data, trains, past=None, counts=None, number=None):
-        """Runs forward and backward, then the optimizer step or the mask update."""
-        looks = past is not None or counts is not None
-        metrics, gradients, probed = self._backward(data, trains, looks)
-        usable = None
-        if looks:
+        trains, usable = self._trains(moment), None
+        if moment.looks:
             dense, usable = self._dense_gradients(probed)
             if trains and usable is not None:
                 usable &= tensors.all_finite(gradients)
-        if past is not None:
-            dense = _observe(dense, past, usable, is_update=counts is not None)
+        if moment.past is not None:
+            dense = _observe(dense, moment.past, usable, is_update=moment.counts is not None)
         if trains:
             self._optimize(gradients, usable)
         elif usable is not None:
             self._rescale(usable)
-        if counts is not None:
-            self._change(dense, counts, number, usable)
-        return metrics()
+        if moment.counts is not None:
+            self._change(dense, moment, usable)
+
+    def settle(self):
+        """Runs `Method.after_optimizer` outside of a step."""
+        set_all(self._after_optimizer())
 
     def _backward(self, data, trains, looks):
         """Runs forward and backward.
@@ -194,7 +200,8 @@ class Step:
             last = tf.convert_to_tensor(masked[reached[-1]])
             masked[reached[-1]] = tensors.where(usable, last, float("nan"))
         if trained:
-            self.optimizer.apply_gradients(zip(masked, trained, strict=True))
+            with guard.inside([record.weight.weight for record in self.records]):
+                self.optimizer.apply_gradients(zip(masked, trained, strict=True))
         tensors.assign(self._after_optimizer() or self._emptied())
 
     def _after_optimizer(self):
@@ -208,7 +215,7 @@ class Step:
         free = not slots.moves_only_by_gradient(self.optimizer)
         pairs = []
         for record in self.records:
-            if free or record.weight.weight.constraint:
+            if free or guard.constraint_of(record.weight.weight):
                 pairs += record.weight.emptied(record.slots)
         return pairs
 
@@ -224,16 +231,16 @@ class Step:
         values = [tf.where(usable, scale, scale / 2), tf.where(usable, steps, 0)]
         tensors.assign(zip(variables, values, strict=True))
 
-    def _change(self, dense, counts, number, usable=None):
+    def _change(self, dense, moment, usable=None):
         """Changes masks, the weights under them, and their optimizer slots.
 
         Args:
             dense: list of (record, dense gradient); None if the method needs no gradient.
-            counts, number: as for `update`.
+            moment: `Moment`, of an update.
             usable: boolean scalar tensor, False if nothing may change, or None.
         """
-        method = self.method
-        seeds = [tf.stack([(self.seed + record.number) % 2**31, number]) for record, _ in dense]
+        method, (counts, number, _) = self.method, moment
+        seeds = [tf.stack([mixed(self.seed, record.number), number]) for record, _ in dense]
         shares = [(counts[r.number, 0], counts[r.number, 1]) for r, _ in dense]
         if method.scope == "global":
             pairs = zip(dense, seeds, strict=True)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base.keras_internals import all_layers, in_stateless_scope
-from tf_rigl.weights import maskable
+from tf_rigl.weights import adapters, guard, held, maskable
 from tf_rigl.weights.masked_weight import MaskedWeight
 from tf_rigl.weights.sparse_weight import SparseWeight, StoresSparse
 
@@ -24,6 +25,7 @@ class Masks(keras.layers.Layer):
     Attributes:
         items: list of `MaskedWeight`.
         refusal: the error that the last file raised, or None.
+        warns_of_others: bool, whether to warn of a training loop that does not move the masks.
     """
 
     def __init__(self, **kwargs):
@@ -32,6 +34,7 @@ class Masks(keras.layers.Layer):
         self._due = []
         self._starts = []
         self.refusal = None
+        self.warns_of_others = True
         self.built = True
 
     def add(self, found, target_sparsity, pattern, draw=None) -> MaskedWeight:
@@ -55,6 +58,9 @@ class Masks(keras.layers.Layer):
         sparsity = float(target_sparsity)
         item = MaskedWeight(found.path, found.weight, mask, sparsity, pattern, found.layer)
         self.items.append(item)
+        held.refuse_quantization(found.layer)
+        if item.is_sparse:
+            guard.add(item.weight, mask, item.path, self)
         if draw is not None:
             self._due.append((item, draw))
         return item
@@ -101,6 +107,8 @@ class Masks(keras.layers.Layer):
         self.settle()
         for number, item in enumerate(self.items):
             store[str(number)] = item.mask.numpy()
+            for name, array in adapters.stored(item).items():
+                store[f"{number}_{name}"] = array
             for name, variable in item.state.items():
                 store[f"{number}_{name}"] = keras.ops.convert_to_numpy(variable)
 
@@ -135,6 +143,8 @@ class Masks(keras.layers.Layer):
                 f"The file holds {stored} masks, the model has {len(self.items)} masked weights."
             )
         masks = [np.asarray(store[str(number)]) for number in range(len(self.items))]
+        for number, item in enumerate(self.items):
+            adapters.restore(item, _entries(store, f"{number}_lora_", f"{number}_"))
         for item, mask in zip(self.items, masks, strict=True):
             _check_fit(item, mask)
         for number, (item, mask) in enumerate(zip(self.items, masks, strict=True)):
@@ -144,6 +154,12 @@ class Masks(keras.layers.Layer):
                 key = f"{number}_{name}"
                 variable.assign(np.asarray(store[key]) if key in keys else np.zeros(mask.shape))
         self._due = []
+
+
+def _entries(store, start, left_out):
+    """Returns the arrays of a file whose keys begin so, without a first part of the keys."""
+    keys = [key for key in store.keys() if key.startswith(start)]  # noqa: SIM118, not a dict
+    return {key.removeprefix(left_out): np.asarray(store[key]) for key in keys}
 
 
 def layers(model) -> list[Masks]:
@@ -157,6 +173,7 @@ def find(model) -> list[SparseWeight]:
     items, taken = [], set()
     for layer in layers(model):
         layer.settle()
+        held.check(model, layer.items)
         items += layer.items
     stored = _stored_sparse(model)
     if stored:  # Puts all of them in model order.
@@ -168,6 +185,42 @@ def find(model) -> list[SparseWeight]:
 def holds_any(layer) -> bool:
     """Returns True if a layer or a sublayer can hold sparse weights, even before it is built."""
     return any(isinstance(each, (Masks, StoresSparse)) for each in all_layers(layer))
+
+
+def strays(weights) -> list:
+    """Returns the paths of the weights that are not zero somewhere where their mask is 0."""
+    return [item.path for item in weights if int(item.stray())]
+
+
+def check_strays(weights, verb):
+    """Raises if weights do not fit their masks.
+
+    Args:
+        weights: list of `SparseWeight`.
+        verb: str, what cannot be done with the model, in a message.
+    """
+    if found := strays(weights):
+        raise ValueError(
+            f"The model cannot be {verb}: weights are not zero where their masks are 0, in "
+            f"{_listed(found)}. Something outside of tf_rigl has set them. `apply_masks()` of the "
+            "sparse model sets them to zero again."
+        )
+
+
+def warn_of_strays(weights, stacklevel):
+    """Warns if weights do not fit their masks."""
+    if found := strays(weights):
+        warnings.warn(
+            f"Weights are not zero where their masks are 0, in {_listed(found)}, so they are less "
+            "sparse than their masks. Something outside of tf_rigl has set them. `apply_masks()` "
+            "of the sparse model sets them to zero again.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _listed(paths):
+    shown = ", ".join(map(repr, paths[:3]))
+    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"
 
 
 def _stored_sparse(model):

@@ -1,11 +1,26 @@
 """The interface between training and a sparse weight, however the weight is stored."""
 
 import contextlib
+from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from tf_rigl import distributions
 from tf_rigl._base import tensors
+
+
+class Slot(NamedTuple):
+    """A variable of an optimizer for a weight, of the stored shape.
+
+    Attributes:
+        variable: `keras.Variable`.
+        empty: float, its value for an entry that was never trained; None if the variable is a
+            copy of the weight, so that such an entry has the weight's value.
+    """
+
+    variable: keras.Variable
+    empty: float | None = 0.0
 
 
 class SparseWeight:
@@ -25,6 +40,8 @@ class SparseWeight:
         pattern: `tf_rigl.patterns.Pattern`, which entries are kept or dropped together.
         state: dict of name to `keras.Variable` of the weight's shape and dtype: the method's
             own variables for the weight.
+        trainers: `weakref.WeakSet` of the training loops that train the weight. Models that
+            share the weight share the set.
         compute: str, "masked": a product with the weight multiplies zeros too; "sparse": it
             multiplies active entries only.
     """
@@ -81,6 +98,16 @@ class SparseWeight:
         """
         yield None
 
+    @contextlib.contextmanager
+    def overhear(self):
+        """Collects, within this context, the gradients of the probe on the tape of someone else.
+
+        Yields:
+            A list that gets a tensor each time that a tape differentiates by `weight`; their sum
+            is the gradient of the probe. None if the gradient of `weight` itself is dense.
+        """
+        yield None
+
     def dense_gradient(self, gradient):
         """Returns the dense gradient of the loss, given the gradient of the probe.
 
@@ -100,14 +127,23 @@ class SparseWeight:
         """Returns pairs (variable, value) that put zeros back wherever the mask is 0.
 
         Args:
-            slots: iterable of (variable, empty): the optimizer's slots for the weight, of the
-                stored shape, and the value of an empty entry of each.
+            slots: iterable of `Slot`, those of the optimizer for the weight.
         """
         raise NotImplementedError
 
     def zero_masked(self, variable, empty=0.0):
-        """Sets a variable of the stored shape to `empty` wherever the mask is 0."""
+        """Sets a variable of the stored shape to `empty` wherever the mask is 0.
+
+        Args:
+            variable: `keras.Variable`, the weight or one of its slots.
+            empty: float; None means 0, the value of a masked weight. See `Slot`.
+        """
         raise NotImplementedError
+
+    def present(self) -> int:
+        """Returns the number of entries that are active, or masked and yet not zero."""
+        mask = tf.convert_to_tensor(self.mask)
+        return int(tf.math.count_nonzero(mask)) + int(self.stray())
 
     def stray(self):
         """Returns the number of stored entries that are masked but not zero, as int64."""
@@ -155,6 +191,19 @@ class SparseWeight:
         """
         raise NotImplementedError
 
+    def layout(self):
+        """Returns a tensor that says which entry each stored value is, for `followed`."""
+        raise NotImplementedError
+
+    def followed(self, layout, slots):
+        """Returns pairs (variable, value) of slots after a change of the mask elsewhere.
+
+        Args:
+            layout: the result of `layout` before the change.
+            slots: as for `emptied`.
+        """
+        raise NotImplementedError
+
     def set_mask(self, mask):
         """Replaces the mask, and sets the weight to zero where the new mask is 0."""
         raise NotImplementedError
@@ -178,12 +227,20 @@ def set_all(pairs):
         variable.assign(value)
 
 
-def emptied(mask, pairs):
-    """Returns pairs (variable, value) that put `empty` wherever a mask is 0.
+def emptied(mask, slots, weight=None):
+    """Returns pairs (variable, value) that empty slots wherever a mask is 0.
 
     Args:
         mask: boolean tensor or variable.
-        pairs: iterable of (variable, empty).
+        slots: iterable of `Slot`.
+        weight: tensor, the value there of slots that are copies of the weight; None means 0.
     """
-    values = [(variable, tf.convert_to_tensor(variable.value), empty) for variable, empty in pairs]
-    return [(variable, tensors.where(mask, value, empty)) for variable, value, empty in values]
+    pairs = []
+    for variable, empty in slots:
+        value = tf.convert_to_tensor(variable.value)
+        if empty is None and weight is not None:
+            new = tf.where(tf.convert_to_tensor(mask), value, tf.cast(weight, value.dtype))
+        else:
+            new = tensors.where(mask, value, empty or 0.0)
+        pairs.append((variable, new))
+    return pairs

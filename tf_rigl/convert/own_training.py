@@ -1,0 +1,176 @@
+"""The sparse model of a model that trains in its own way: own `train_step`, `compile` or `fit`."""
+
+import contextlib
+import functools
+import inspect
+
+import keras
+import tensorflow as tf
+
+from tf_rigl._base import registering
+from tf_rigl._base.keras_internals import all_layers
+from tf_rigl.convert.sparsified import SparsifiedModel
+from tf_rigl.training import loop
+from tf_rigl.training.own_step import optimizers_of
+
+# What a class may define, and a sparse model then leaves to the wrapped model.
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "metrics")
+_LOOPS = ("compile", "fit", "evaluate", "predict", "train_on_batch", "test_on_batch")
+_OWN = (*_STEPS, *_LOOPS, "predict_on_batch", "reset_metrics", "get_metrics_result")
+
+
+def own_parts(model) -> list:
+    """Returns the names of the parts of training that the class of a model defines itself."""
+    return [name for name in _OWN if getattr(type(model), name) is not getattr(keras.Model, name)]
+
+
+def _of_model(name):
+    """Makes a property that is an attribute of the wrapped model."""
+
+    def get(self):
+        return getattr(self.model, name)
+
+    def put(self, value):
+        if "model" in vars(self):  # Keras sets defaults before the model is there.
+            setattr(self.model, name, value)
+
+    return property(get, put)
+
+
+def _by_model(name):
+    """Makes a method that calls that of the wrapped model."""
+
+    def call(self, *args, **kwargs):
+        return getattr(self.model, name)(*args, **kwargs)
+
+    call.__name__, call.__doc__ = name, f"Calls `{name}` of the wrapped model."
+    return call
+
+
+@registering.named
+class SparsifiedTrainer(SparsifiedModel):
+    """A `SparseModel` that wraps a model with its own training, and trains it by that.
+
+    `compile`, `fit`, `evaluate`, `predict` and the metrics are those of the wrapped model. Its
+    `train_step` runs as written; where it applies an optimizer, gradients are masked, or masks
+    change.
+
+    Args:
+        model: a `keras.Model`.
+    """
+
+    compiled = _of_model("compiled")
+    optimizer = _of_model("optimizer")
+    loss = _of_model("loss")
+    metrics = _of_model("metrics")
+    metrics_names = _of_model("metrics_names")
+    history = _of_model("history")
+    stop_training = _of_model("stop_training")
+    run_eagerly = _of_model("run_eagerly")
+    jit_compile = _of_model("jit_compile")
+    steps_per_execution = _of_model("steps_per_execution")
+    _initial_epoch = _of_model("_initial_epoch")
+
+    train_step = _by_model("train_step")
+    test_step = _by_model("test_step")
+    predict_step = _by_model("predict_step")
+    compute_loss = _by_model("compute_loss")
+    compute_metrics = _by_model("compute_metrics")
+    reset_metrics = _by_model("reset_metrics")
+    get_metrics_result = _by_model("get_metrics_result")
+    evaluate = _by_model("evaluate")
+    predict = _by_model("predict")
+    test_on_batch = _by_model("test_on_batch")
+    predict_on_batch = _by_model("predict_on_batch")
+
+    def __init__(self, model, **kwargs):
+        super().__init__(model, **kwargs)
+        if not self.built and _is_whole(model):
+            self._make_masks()
+            self.built = True
+        self._build_optimizer()
+
+    def _build_optimizer(self):
+        """Builds the optimizer of a model that was loaded: its state comes next."""
+        optimizers = optimizers_of(self.model)
+        if self.built and len(optimizers) == 1 and not optimizers[0].built:
+            with self.distribute_strategy.scope():
+                optimizers[0].build(self._trained(self.model.trainable_variables))
+
+    def _check_own_step(self):
+        pass  # The wrapped model differentiates by its weights, with all methods.
+
+    def compile(self, *args, **kwargs):
+        """Compiles the wrapped model; the arguments are those of its `compile`."""
+        with self.distribute_strategy.scope():
+            self.model.compile(*args, **kwargs)
+        self.train_function = None
+
+    def fit(self, *args, **kwargs):
+        """Trains the model; the arguments are those of `fit` of the wrapped model."""
+        bound = inspect.signature(self.model.fit).bind(*args, **kwargs)
+        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        callbacks = loop.with_own(given.get("callbacks"), self, given.get("initial_epoch", 0))
+        if "callbacks" in inspect.signature(self.model.fit).parameters:
+            bound.arguments["callbacks"] = callbacks
+        else:
+            bound.arguments.setdefault("kwargs", {})["callbacks"] = callbacks
+        self._begin_run()
+        with self._in_charge(), _told_of(self, callbacks):
+            history = self.model.fit(*bound.args, **bound.kwargs)
+        self._end_run()
+        return history
+
+    def train_on_batch(self, *args, **kwargs):
+        """Trains on a batch; the arguments are those of the wrapped model's."""
+        with self._in_charge():
+            return self.model.train_on_batch(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _in_charge(self):
+        """Has the wrapped model run the sparse train function, within this context."""
+        model, function = self.model, self.make_train_function()
+        model.train_function = function
+        vars(model)["make_train_function"] = lambda force=False: function
+        try:
+            yield
+        finally:
+            del vars(model)["make_train_function"]
+            model.train_function = None
+
+    def _build_on(self, data):
+        """Builds the model for the shapes of a batch: by its `call`, or by tracing its step."""
+        if type(self.model).call is not keras.Model.call:
+            return super()._build_on(data)
+        specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), data)
+        tf.function(self.model.train_step, autograph=False).get_concrete_function(specs)
+        self._make_masks()
+        self.built = True
+
+    def get_compile_config(self):
+        """Returns None: the configuration of the wrapped model holds its own."""
+        return None
+
+
+def _is_whole(model):
+    """Returns whether all layers in a model are built, so that no weights are to come."""
+    inner = all_layers(model, include_self=False)
+    return bool(inner) and all(layer.built for layer in inner)
+
+
+@contextlib.contextmanager
+def _told_of(model, callbacks):
+    """Has callbacks see a model in place of the one that runs them, within this context."""
+    told = [] if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
+    for callback in told:
+        vars(callback)["set_model"] = functools.partial(_set_model, callback, model)
+    try:
+        yield
+    finally:
+        for callback in told:
+            del vars(callback)["set_model"]
+
+
+def _set_model(callback, model, inner):
+    del inner
+    type(callback).set_model(callback, model)

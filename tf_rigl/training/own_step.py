@@ -1,0 +1,227 @@
+"""A training step that a user wrote: it runs as written, but for where it applies an optimizer.
+
+The step of a GAN, a VAE or a distillation computes gradients as it likes. Where it calls
+`optimizer.apply` (or `apply_gradients`), the gradients of sparse weights are masked; at an update
+step the masks change there instead. So nothing needs to be known about the rest of the step.
+"""
+
+import contextlib
+import threading
+import warnings
+
+import keras
+import tensorflow as tf
+
+from tf_rigl._base import keras_internals
+from tf_rigl.training import slots
+from tf_rigl.training.moment import ORDINARY
+from tf_rigl.training.step import Record, Step
+from tf_rigl.weights import guard
+
+
+class OwnStep:
+    """Runs a step that a user wrote. It knows weights, a method and optimizers, but no model.
+
+    Args:
+        weights: list of `tf_rigl.weights.sparse_weight.SparseWeight`, in model order.
+        method: `tf_rigl.methods.Method`.
+        optimizers: list of the `keras.optimizers.Optimizer`s that the step may apply.
+        seed: int, for the random numbers of the method.
+        traces: `Traces`.
+    """
+
+    def __init__(self, weights, method, optimizers, seed, traces):
+        self.weights = weights
+        self.method = method
+        self.optimizers = optimizers
+        self.seed = seed
+        self.traces = traces
+
+    @property
+    def records(self) -> list:
+        """The sparse weights, each with its slots in all optimizers that are built."""
+        found = [slots.find_slots(each, self._variables) for each in self.optimizers if each.built]
+        return [
+            Record(number, weight, tuple(s for by_id in found for s in by_id.get(key, ())), place)
+            for place, (number, weight) in enumerate(self._sparse)
+            for key in [id(weight.weight)]
+        ]
+
+    @property
+    def _sparse(self):
+        return [(n, weight) for n, weight in enumerate(self.weights) if weight.is_sparse]
+
+    @property
+    def _variables(self):
+        return [weight.weight for _, weight in self._sparse]
+
+    def settle(self):
+        """Runs `Method.after_optimizer` outside of a step."""
+        self._step(None, self._variables, self.records).settle()
+
+    def run(self, function, arguments, moment=ORDINARY, by_name=None):
+        """Runs the user's step.
+
+        Args:
+            function: the user's step.
+            arguments: tuple, its arguments.
+            by_name: dict, its arguments by name, or None.
+            moment: `Moment`, says what happens where the step applies an optimizer.
+
+        Returns:
+            What the user's step returns.
+        """
+        if moment.counts is not None and self.method.order == "before":
+            self._step(None, self._variables, self.records).change_first(moment)
+            moment = moment._replace(counts=None)
+        applying = _Applying(self, moment)
+        with contextlib.ExitStack() as stack:
+            for number, weight in self._sparse if moment.looks else ():
+                applying.heard[number] = stack.enter_context(weight.overhear())
+            for optimizer in self.optimizers:
+                stack.enter_context(_intercepted(optimizer, applying))
+            outputs = function(*arguments, **(by_name or {}))
+        # At an update, a step that leaves all to `SparseModel.train_step` applies nothing.
+        if not applying.elsewhere and (applying.reached or moment.counts is None):
+            self._note_unreached({number for number, _ in self._sparse} - applying.reached)
+        return outputs
+
+    def _note_unreached(self, numbers):
+        """Notes the weights that the step does not train, and warns of those that are new."""
+        paths = [self.weights[number].path for number in sorted(numbers - self.traces.unreached)]
+        self.traces.unreached |= numbers
+        if paths:
+            warnings.warn(
+                "The training step applies no optimizer to some sparse weights, so their masks do "
+                f"not change: {paths}. If they are trained elsewhere or not at all, pass their "
+                "layers as `exclude` to `tf_rigl.sparsify`.",
+                stacklevel=2,
+            )
+
+    def _step(self, optimizer, variables, records):
+        """Returns the step of one call of an optimizer; it has no forward pass."""
+        return Step(None, self.method, variables, records, optimizer, self.seed, self.traces)
+
+    def step_of(self, optimizer, variables) -> Step:
+        """Returns the step of a call of an optimizer on a list of variables."""
+        places = {id(variable): place for place, variable in enumerate(variables)}
+        if not optimizer.built:
+            optimizer.build(self._trained(variables))  # As it would do itself.
+        records = [
+            record._replace(place=places[id(record.weight.weight)])
+            for record in self.records  # Slots in other optimizers follow the masks as well.
+            if id(record.weight.weight) in places
+        ]
+        return self._step(optimizer, variables, records)
+
+    def _trained(self, variables):
+        """Returns the variables that the method trains in the place of these."""
+        weights = {id(weight.weight): weight for _, weight in self._sparse}
+        return [
+            self.method.trained_variable(weights[id(v)]) if id(v) in weights else v
+            for v in variables
+        ]
+
+
+class _Applying:
+    """What happens where a step applies an optimizer, during one trace of the step.
+
+    Args:
+        own: `OwnStep`.
+        moment: `Moment`.
+
+    Attributes:
+        heard: dict of the number of a weight to the list of gradients of its probe, or None.
+        reached: set of int, the numbers of the weights that have had a gradient.
+        elsewhere: bool, whether a step of the library has run within the user's step.
+    """
+
+    def __init__(self, own, moment):
+        self.own = own
+        self.moment = moment
+        self.heard = {}
+        self.reached = set()
+        self.elsewhere = False
+        self._done = set()
+
+    def __call__(self, optimizer, apply, gradients, variables):
+        """Runs in place of `optimizer.apply(gradients, variables)`."""
+        if guard.is_inside():
+            self.elsewhere = True
+            return apply(gradients, variables)
+        if variables is None:
+            variables = keras_internals.built_on(optimizer)
+        gradients, variables = list(gradients), list(variables)
+        if self.own.method.freezes_others:
+            gradients, variables = self._without_others(gradients, variables)
+        step = self.own.step_of(optimizer, variables)
+        # A step may train the same weights several times: masks change the first time.
+        thread = threading.get_ident()  # Replicas have one each.
+        again = any((thread, record.number) in self._done for record in step.records)
+        moment = ORDINARY if again or not step.records else self.moment
+        if not step.records:
+            return apply(gradients, variables)
+        probed = [(record, self._dense(record, gradients)) for record in step.records]
+        reached = {record.number for record, g in probed if g is not None}
+        self.reached |= reached
+        self._done |= {(thread, number) for number in reached}
+        return step.finish(gradients, probed, moment)
+
+    def _dense(self, record, gradients):
+        """Returns the gradient of a weight's probe."""
+        heard = self.heard.get(record.number)
+        return gradients[record.place] if not heard else tf.add_n(heard)
+
+    def _without_others(self, gradients, variables):
+        """Leaves out the variables that the method freezes."""
+        sparse = {id(weight.weight) for weight in self.own.weights if weight.is_sparse}
+        pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if id(v) in sparse]
+        return [g for g, _ in pairs], [v for _, v in pairs]
+
+
+class _Door:
+    """Stands in for `optimizer.apply` while steps that the user wrote are traced.
+
+    Replicas are traced in threads that take turns, each with an `_Applying` of its own.
+    """
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.original = optimizer.apply
+        self.active = []  # Pairs of a thread and its `_Applying`.
+
+    def __call__(self, grads, trainable_variables=None):
+        own = [applying for thread, applying in self.active if thread == threading.get_ident()]
+        # A step for a loop of one's own may itself run replicas, in other threads.
+        applying = (own or [applying for _, applying in self.active])[-1]
+        return applying(self.optimizer, self.original, grads, trainable_variables)
+
+
+@contextlib.contextmanager
+def _intercepted(optimizer, applying):
+    """Calls `applying` in place of `optimizer.apply`, within this context."""
+    door = vars(optimizer).get("apply")
+    if not isinstance(door, _Door):
+        # An item of `vars`, as Keras would track an attribute.
+        door = vars(optimizer)["apply"] = _Door(optimizer)
+    entry = threading.get_ident(), applying
+    door.active.append(entry)
+    try:
+        yield
+    finally:
+        door.active.remove(entry)
+        if not door.active:
+            del vars(optimizer)["apply"]
+
+
+def optimizers_of(model) -> list:
+    """Returns the optimizers that a model and the layers in it keep in attributes, each once."""
+    found = {}
+    for layer in keras_internals.all_layers(model):
+        for value in vars(layer).values():
+            values = value if isinstance(value, (list, tuple, dict)) else [value]
+            values = values.values() if isinstance(values, dict) else values
+            for each in values:
+                if isinstance(each, keras.optimizers.Optimizer):
+                    found[id(each)] = each
+    return list(found.values())

@@ -1,0 +1,84 @@
+"""`Guard`: a constraint that keeps a masked weight sparse in training loops of others."""
+
+import contextlib
+import threading
+import warnings
+
+import tensorflow as tf
+
+from tf_rigl._base import tensors
+
+_local = threading.local()  # Each replica of a strategy has a thread of its own.
+
+
+class Guard:
+    """The constraint of a masked variable: zeros where the mask is 0.
+
+    Keras applies constraints after each optimizer step. So the weight stays sparse in any loop
+    that applies a Keras optimizer: the `fit` of a model around it, a step of the user's own, a
+    loop with `tf.GradientTape`. A `SparseModel` masks gradients itself, and does without.
+
+    Args:
+        inner: the constraint that the variable had before, or None.
+        mask: boolean `keras.Variable`.
+        path: str, the name of the weight in a warning.
+        masks: the `tf_rigl.weights.masks.Masks` that holds the mask.
+    """
+
+    def __init__(self, inner, mask, path, masks):
+        self.inner = inner
+        self.mask = mask
+        self.path = path
+        # Functions, as Keras would track the layer.
+        self._masks = lambda: masks
+
+    def __call__(self, value):
+        value = tf.convert_to_tensor(value if self.inner is None else self.inner(value))
+        if is_inside():
+            return value
+        if self._masks().warns_of_others:
+            self._masks().warns_of_others = False
+            warnings.warn(
+                f"{self.path!r} is trained by a loop that does not move masks: it stays sparse, "
+                "but its mask does not change. To have masks change, sparsify the whole model "
+                "that you train (`tf_rigl.sparsify`), or make the step of your own loop with "
+                "`tf_rigl.training_step`.",
+                stacklevel=2,
+            )
+        return tensors.where(self.mask, value)
+
+
+def add(variable, mask, path, masks):
+    """Gives a variable a guard, around the constraint that it has."""
+    variable.constraint = Guard(constraint_of(variable), mask, path, masks)
+
+
+def constraint_of(variable):
+    """Returns the constraint that the user gave a variable, or None."""
+    constraint = variable.constraint
+    return constraint.inner if isinstance(constraint, Guard) else constraint
+
+
+def is_inside() -> bool:
+    """Returns whether a sparse training step applies an optimizer now: it masks by itself."""
+    return getattr(_local, "inside", False)
+
+
+@contextlib.contextmanager
+def inside(variables):
+    """Marks, within this context, that a sparse training step applies an optimizer.
+
+    Args:
+        variables: list of `keras.Variable`. Their guards are taken off meanwhile: a constraint
+            costs a pass over the weight.
+    """
+    guards = [(v, v.constraint) for v in variables if isinstance(v.constraint, Guard)]
+    before, _local.inside = is_inside(), True
+    for variable, guard in guards:
+        variable.constraint = guard.inner
+    try:
+        yield
+    finally:
+        for variable, guard in guards:
+            variable.constraint = guard
+        _local.inside = before
