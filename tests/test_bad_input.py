@@ -59,9 +59,91 @@ def test_what_is_no_name_at_all(argument, value):
         tf_rigl.sparsify(mlp(), **{argument: value})
 
 
-def test_method_class_in_place_of_an_object():
-    with raises("`method` must be .*RigL"):
-        tf_rigl.sparsify(mlp(), tf_rigl.methods.RigL)
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("method", tf_rigl.methods.RigL),
+        ("method", tf_rigl.methods.MagnitudePruning),
+        ("pattern", tf_rigl.patterns.Block),
+        ("distribution", dict),
+    ],
+)
+def test_class_in_place_of_an_object(argument, value):
+    name = value.__name__
+    with raises(rf"`{argument}` must be .*A class is not an object: pass `{argument}={name}\(.*"):
+        tf_rigl.sparsify(mlp(), **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "meant"),
+    [
+        ("method", "gradual", "'magnitude'"),
+        ("method", "pruning", "'magnitude'"),
+        ("method", "MagnitudePruning", "'magnitude'"),
+        ("method", "EdgePopup", "'edge_popup'"),
+        ("method", " RigL ", "'rigl'"),
+        ("distribution", "erdos_renyi_kernel", "'erk'"),
+        ("distribution", "ERK", "'erk'"),
+        ("pattern", "block", "'block_4x1'"),
+        ("pattern", "nm", "'2:4'"),
+        ("pattern", "4:2", "'2:4', at most 2 of every 4"),
+    ],
+)
+def test_other_words_for_a_name_are_understood(argument, value, meant):
+    with raises(rf"Argument `{argument}` .*Did you mean {meant}\?.*{argument}={value!r}"):
+        tf_rigl.sparsify(mlp(), **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("0:4", "`n` must be an integer of at least 1.*NM"),
+        ("4:4", "`n` must be less than `m`.*NM"),
+        ("block_0x4", "`rows` must be an integer of at least 1.*Block"),
+        ("constant_fan_in_4x0", "`cols` must be an integer of at least 1.*Block"),
+    ],
+)
+def test_numbers_in_a_pattern(name, message):
+    with raises(rf"`pattern` has a number that is out of range: {message}") as error:
+        tf_rigl.plan(mlp(), pattern=name)
+    assert f"pattern={name!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "allowed", "unknown"),
+    [
+        (lambda: tf_rigl.methods.RigL(drop_fration=1), "'drop_fraction'", "drop_fration=1"),
+        (lambda: tf_rigl.methods.SNIP(scop=1), "'scope', 'batches'", "scop=1"),
+        (lambda: tf_rigl.methods.MagnitudePruning(final=1), "'schedule', 'scope'", "final=1"),
+        (lambda: tf_rigl.methods.EdgePopup(weight=1), "'weights'", "weight=1"),
+        (lambda: tf_rigl.methods.Static(seed=1), "none", "seed=1"),
+        (lambda: tf_rigl.patterns.Block(4, 1, scores=1), "'score'", "scores=1"),
+        (lambda: tf_rigl.patterns.Unstructured(n=1), "none", "n=1"),
+        (lambda: tf_rigl.schedules.PolynomialDecay(final=1), "'final_sparsity'", "final=1"),
+        (lambda: tf_rigl.schedules.ConstantSparsity(sparsity=1), "'target_sparsity'", "sparsity=1"),
+    ],
+)
+def test_unknown_arguments_of_constructors(make, allowed, unknown):
+    with raises(rf"The arguments of `\w+` are .*{allowed}.*Received: {unknown}", TypeError):
+        make()
+
+
+def test_constructors_of_ones_own_take_what_they_say():
+    class Own(tf_rigl.methods.MagnitudePruning):
+        def __init__(self, **options):
+            super().__init__()
+            self.options = options
+
+    class Other(tf_rigl.methods.Static):
+        def __init__(self, rate, *, more=1):
+            self.rate = rate
+
+    assert Own(anything=1).options == {"anything": 1}
+    assert Other(2, more=3).rate == 2
+    with raises("The arguments of `Other` are 'rate', 'more'.*Received: mor=3", TypeError):
+        Other(2, mor=3)
+    with raises("`Static` takes no arguments", TypeError):
+        tf_rigl.methods.Static(1)
 
 
 @pytest.mark.parametrize("exclude", [["hiden"], ["hidden", "xyz.*"], ("dense_[0-9]+",)])
@@ -104,8 +186,16 @@ def test_unbuilt_model_without_a_maskable_layer():
     ("name", "close"), [("hiden", "hidden"), ("hidden/kernal", "hidden/kernel")]
 )
 def test_distribution_with_an_unknown_layer(name, close):
-    with raises(rf"`distribution` must .*Did you mean .*'{close}'.*'{name}'"):
-        tf_rigl.sparsify(mlp(), distribution={name: 0.5})
+    for argument, more in (("distribution", {}), ("fixed", {"distribution": "uniform"})):
+        message = rf"`{argument}` must have names of layers as keys, and '{name}' is none of them"
+        with raises(rf"{message}.*Did you mean .*'{close}'.*{argument}={{'{name}': 0.5}}"):
+            tf_rigl.sparsify(mlp(), **{argument: {name: 0.5}}, **more)
+
+
+@pytest.mark.parametrize("key", [0, None, keras.layers.Dense(1), ("hidden",)])
+def test_distribution_with_a_key_that_is_no_name(key):
+    with raises("`distribution` must have names of layers as keys.*'head', 'head/kernel'"):
+        tf_rigl.sparsify(mlp(), distribution={key: 0.5})
 
 
 def test_distribution_with_an_excluded_layer():
@@ -123,6 +213,8 @@ def test_distribution_with_a_wrong_sparsity(value):
     "function",
     [
         lambda shapes, sparsity: {},
+        lambda shapes, sparsity: None,
+        lambda shapes, sparsity: list(shapes),
         lambda shapes, sparsity: {**dict.fromkeys(shapes, 0.5), "more": 0.5},
     ],
 )
@@ -175,8 +267,45 @@ def test_what_is_not_a_model(model):
 
 
 def test_dense_model_cannot_be_stripped():
-    with raises("`model` must be a `tf_rigl.SparseModel`"):
+    with raises("`model` must be a `tf_rigl.SparseModel`.*MaskedLayer.*is dense: use it as it is"):
         tf_rigl.strip(mlp())
+
+
+def test_blocks_larger_than_kernels():
+    """None of them: an error. Some of them: a warning that names them."""
+    with raises(
+        "cannot be met.*'block_32x32' is too large for 'hidden/kernel' of shape \\(10, 8\\)"
+    ):
+        tf_rigl.sparsify(mlp(), pattern="block_32x32")
+    message = (
+        "'head/kernel' of shape \\(8, 3\\): a single block .*Pass smaller blocks, or .*exclude"
+    )
+    with pytest.warns(
+        UserWarning, match=f"stay dense.*'block_8x8' is too large for {message}"
+    ) as w:
+        plan = tf_rigl.plan(mlp(), 0.5, "uniform_all", pattern="block_8x8")
+    assert [row.sparsity > 0 for row in plan.layers] == [True, False]
+    assert w[0].filename == __file__
+    with pytest.warns(UserWarning, match="stay dense"):
+        sparse = tf_rigl.sparsify(mlp(), "static", 0.5, "uniform_all", pattern="block_8x8")
+    assert sparse.masks["head/kernel"].all()
+
+
+def test_sparsity_of_a_model_that_is_not_built():
+    class Own(tf_rigl.SparseModel):
+        def __init__(self):
+            super().__init__(method="static")
+            self.masked = tf_rigl.MaskedLayer(keras.layers.Dense(3), sparsity=0.5)
+
+        def call(self, x):
+            return self.masked(x)
+
+    unbuilt = sparsify(keras.Sequential([keras.layers.Dense(4)]))
+    for model in (unbuilt, Own()):
+        with raises("The model is not built, so it has no masks yet. Call it on data"):
+            _ = model.sparsity
+        model(np.ones((1, FEATURES), "float32"))
+        assert model.sparsity == 0.5
 
 
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
@@ -187,10 +316,19 @@ def test_sparse_model_cannot_be_made_sparse_again(kind):
 
 
 def test_model_of_masked_layers_is_sparse_already():
+    """What can be done with it: train it through `SparseModel`, strip it, export it."""
     inputs = keras.Input((FEATURES,))
-    model = keras.Model(inputs, tf_rigl.MaskedLayer(keras.layers.Dense(3))(inputs))
-    with raises("sparse already"):
+    layer = tf_rigl.MaskedLayer(keras.layers.Dense(3, name="inner"), sparsity=0.5)
+    model = keras.Model(inputs, layer(inputs))
+    with raises("sparse already: it holds 'masked_inner'.*`tf_rigl.SparseModel.*tf_rigl.strip"):
         tf_rigl.sparsify(model)
+    dense = tf_rigl.strip(model)
+    assert [type(each) for each in dense.layers[1:]] == [keras.layers.Dense]
+    x = np.ones((2, FEATURES), "float32")
+    np.testing.assert_array_equal(dense(x), model(x))
+    assert np.count_nonzero(dense.layers[1].kernel) == 15
+    assert tf_rigl.report(model).sparsity == tf_rigl.report(dense).sparsity == 0.5
+    assert tf_rigl.SparseModel(model.inputs, model.outputs, method="static").sparsity == 0.5
 
 
 def test_failure_leaves_the_model_as_it_was():

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import runpy
 import subprocess
@@ -198,7 +199,12 @@ def test_the_ending_of_the_path_decides_what_is_written(path, trained, in_empty_
         (["report", "none.keras"], "There is no such file"),
         (["report", "damaged.keras"], "Keras cannot load"),
         (["export", "damaged.keras", "out"], "Keras cannot load"),
-        (["report", "unknown.keras"], "Keras cannot load"),
+        (["report", "unknown.keras"], "it holds 'Unknown', which the module"),
+        (["export", "unknown.keras", "out"], "--import experiments.test_cli"),
+        (["report", "m.keras", "--import", "layers_of_nobody"], "'layers_of_nobody'"),
+        (["report", "m.keras", "--import", "none.py"], "There is none of this name"),
+        (["report", "m.keras", "--import", "bad.py"], "cannot import 'bad.py': SyntaxError"),
+        (["export", "m.keras", "out.tflite", "--quantization", "int8"], "--representative-dataset"),
         (["export", "m.keras", "out", "--batch-size", "1"], "--batch-size is for LiteRT"),
         (["export", "m.keras", "out.tflite", "--quantization", "int4"], "Did you mean 'int8'"),
         (["export", "m.keras", "none/out.tflite"], "does not exist"),
@@ -213,14 +219,58 @@ def test_bad_files_and_options_are_one_line(arguments, message, trained, in_empt
         def call(self, x):
             return x
 
-    layers = [keras.Input((4,)), Unknown(), keras.layers.Dense(4)]
+    layers = [keras.Input((4,)), Unknown(), *(keras.layers.Dense(4) for _ in range(20))]
     keras.Sequential(layers).save("unknown.keras")
+    (in_empty_folder / "bad.py").write_text("def")
     before = sorted(in_empty_folder.iterdir())
     assert cli.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tf-rigl: error: ")
     assert message in line
-    assert sorted(in_empty_folder.iterdir()) == before
+    assert len(line) < 700
+    assert sorted(each for each in in_empty_folder.iterdir() if each.suffix != ".pyc") == before
+
+
+MODULE = """
+import keras
+
+class Plain(keras.layers.Layer):
+    def call(self, x):
+        return x
+
+@keras.saving.register_keras_serializable(package="theirs")
+class Registered(Plain):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["their_layers", "their_layers.py", "folder/their_layers.py"])
+def test_models_of_classes_of_ones_own_are_reported(name, in_empty_folder, monkeypatch, capsys):
+    (in_empty_folder / "folder").mkdir()
+    path = in_empty_folder / (name if name.endswith(".py") else f"{name}.py")
+    path.write_text(MODULE)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        theirs = importlib.import_module("their_layers")
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(4)(theirs.Registered()(theirs.Plain()(inputs)))
+    tf_rigl.sparsify(keras.Model(inputs, outputs), "static", 0.5, seed=0).save("m.keras")
+
+    def forget():  # As in a process of its own.
+        sys.modules.pop("their_layers", None)
+        keras.saving.get_custom_objects().pop("theirs>Registered", None)
+        importlib.invalidate_caches()
+
+    forget()
+    assert cli.main(["report", "m.keras"]) == 2
+    error = capsys.readouterr().err
+    assert "it holds 'Plain', which the module 'their_layers' defines" in error
+    assert error.endswith("--import their_layers\n")
+    before = list(sys.path)
+    assert cli.main(["report", "m.keras", "--json", "--import", name]) == 0
+    assert json.loads(capsys.readouterr().out)["sparsity"] == 0.5
+    assert sys.path == before
+    forget()
 
 
 def help_of(command):
@@ -275,15 +325,31 @@ def test_help_needs_no_tensorflow(command, known):
         ("compare --distributions erk erq", "Did you mean 'erk'"),
         ("compare --methods rigel", "Did you mean 'rigl'"),
         ("tickets --rounds -1", "rounds=-1"),
+        ("tickets --rounds 0", "`rounds` must be an integer of at least 1"),
+        ("tickets --output mine", "other than an earlier run"),
+        ("train --output mine", "other than an earlier run"),
+        ("compare --output mine", "other than an earlier run"),
+        ("compare --output .", "other than an earlier run"),
         ("tickets --densities 2", "densities=2.0"),
         ("tickets --controls randm", "Did you mean 'random'"),
         ("tickets --optimizer adm", "Did you mean 'adam'"),
         ("report none.keras", "There is no such file"),
+        ("report none.keras --import os.path", "There is no such file"),
         ("export none.keras out.tflite --batch-size 0", "batch_size=0"),
+        ("export none.keras out.tflite --quantization int4", "Did you mean 'int8'"),
+        ("export none.keras out.tflite --quantization int8", "--representative-dataset must be"),
+        ("export none.keras out.tflite --representative-dataset digits", "and only with it"),
+        ("export none.keras none/out.tflite", "The folder of `path` does not exist"),
+        ("export none.keras none/out", "The folder of `path` does not exist"),
         ("export none.keras out.h5", "must end in .tflite"),
     ],
 )
-def test_names_and_numbers_are_checked_before_tensorflow_is_imported(arguments, message):
+def test_names_and_numbers_are_checked_before_tensorflow_is_imported(
+    arguments, message, in_empty_folder
+):
+    for folder in ("mine", "runs/earlier"):  # The second one is of `train`.
+        (in_empty_folder / folder).mkdir(parents=True)
+        (in_empty_folder / folder / "thesis.txt").write_text("all of it")
     assert message in without_tensorflow(arguments.split()).stderr
 
 
