@@ -100,6 +100,11 @@ def get_decay(identifier) -> Decay:
     raise unknown_name("decay", identifier, DECAYS)
 
 
+def name_of_decay(decay):
+    """Returns the name of one of our decays, for files; any other decay as it is."""
+    return next((name for name, function in DECAYS.items() if function is decay), decay)
+
+
 def is_update_step(step: int, start_step: int, end_step: int, update_interval: int) -> bool:
     """Tells whether masks change at a step.
 

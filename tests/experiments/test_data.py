@@ -67,6 +67,23 @@ def test_length_is_known_and_order_follows_the_seed():
     assert np.any(labels[0] != labels[2])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1.*batch_size=0"),
+        ({"batch_size": 2.5}, "`batch_size` must be an integer"),
+        ({"batch_size": None}, "`batch_size` must be an integer"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0"),
+        ({"seed": "0"}, "`seed` must be an integer"),
+        ({"name": 3}, "`name` must be 'digits' or the name of a data set.*name=3"),
+        ({"name": None}, "`name` must be 'digits'"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(**arguments)
+
+
 def test_training_examples_are_shuffled_anew_each_epoch():
     train = data.load("digits", 64).train
     assert np.any(collect(train)[1] != collect(train)[1])

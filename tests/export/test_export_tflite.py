@@ -415,7 +415,10 @@ def test_latency_is_measured_for_each_file(tmp_path):
     ("arguments", "message"),
     [
         ({"paths": "model.tflite"}, "`paths` must be a list"),
-        ({"paths": ["missing.tflite"]}, "`paths` must hold LiteRT files.*'missing.tflite'"),
+        ({"paths": ["missing.tflite"]}, "hold LiteRT files.*There is no file 'missing.tflite'"),
+        ({"paths": [None]}, "`paths` must hold LiteRT files.*There is no file 'None'"),
+        ({"paths": None}, "`paths` must be a list of files.*paths=None"),
+        ({"paths": [__file__]}, r"LiteRT files\. '.*\.py' is another kind of file"),
         ({"paths": [], "rounds": 0}, "`rounds`"),
         ({"paths": [], "batch_size": 0}, "`batch_size`"),
     ],

@@ -357,6 +357,30 @@ def test_what_is_no_pruning_schedule_is_refused(schedule):
         MagnitudePruning(schedule)
 
 
+@pytest.mark.parametrize("method", [MagnitudePruning, methods.SET, methods.RigL])
+@pytest.mark.parametrize(
+    "value", [keras.layers.Identity(), keras.ops.abs, keras.Model, tf_rigl.MaskedLayer]
+)
+def test_objects_of_libraries_in_a_file_are_refused_and_not_called(method, value, monkeypatch):
+    """A file can name any layer; only the user's own functions are called."""
+    called = []
+    monkeypatch.setattr(keras.layers.Identity, "__call__", lambda *args: called.append(args))
+    argument = "schedule" if method is MagnitudePruning else "decay"
+    monkeypatch.setattr(keras.saving, "deserialize_keras_object", lambda config: value)
+    with pytest.raises(ValueError, match=f"`{argument}` must be a name, or an object of your own"):
+        method.from_config({**method().get_config(), argument: {"class_name": "X", "config": {}}})
+    assert not called
+
+
+@pytest.mark.parametrize("name", tf_rigl.schedules.DECAYS)
+def test_our_decays_are_stored_by_name(name):
+    """Keras has an activation "linear" too."""
+    method = methods.RigL(decay=tf_rigl.schedules.DECAYS[name])
+    loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(method))
+    assert loaded.decay == name
+    assert loaded.fraction(25, 100) == method.fraction(25, 100)
+
+
 def test_a_fixed_sparsity_cannot_be_had_with_a_common_pool():
     method = MagnitudePruning(decay(), scope="global")
     with pytest.raises(ValueError, match=r"`fixed` must be 0 .dense.*'head/kernel': 0.3"):

@@ -137,7 +137,7 @@ class SET(Method):
             "update_interval": self.update_interval,
             "start_step": self.start_step,
             "end_step": self.end_step,
-            "decay": serialize_function(self.decay),
+            "decay": serialize_function(schedules.name_of_decay(self.decay)),
             "grow_initializer": keras.initializers.serialize(self.grow_initializer),
             "apply_optimizer_on_update": self.apply_optimizer_on_update,
         }
