@@ -65,6 +65,8 @@ INSTANCES = {
     "keras.models.Sequential": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
     "keras.KerasTensor": lambda: keras.Input((3,)),
     "keras.Function": lambda: keras.Function(x := keras.Input((3,)), keras.ops.relu(x)),
+    "keras.optimizers.Optimizer": lambda: built(lambda: keras.optimizers.SGD(use_ema=True)),
+    "keras.optimizers.ScheduleFreeAdamW": lambda: built(keras.optimizers.ScheduleFreeAdamW),
     "keras.optimizers.Adagrad": lambda: built(keras.optimizers.Adagrad),
     "keras.optimizers.Ftrl": lambda: built(keras.optimizers.Ftrl),
     "keras.Model": compiled,
@@ -249,6 +251,24 @@ def test_variables(door):
 def test_accumulators(make, door):
     (accumulator,) = door.accumulators(built(make))
     assert accumulator.numpy() > 0
+
+
+def test_built_on(door):
+    weights = [keras.Variable([1.0]), keras.Variable([2.0])]
+    optimizer = keras.optimizers.SGD()
+    assert door.built_on(optimizer) == []
+    optimizer.build(weights)
+    assert [id(weight) for weight in door.built_on(optimizer)] == [id(weight) for weight in weights]
+
+
+def test_copies_of_weights(door):
+    assert door.copies_of_weights(built(keras.optimizers.Adam)) == []
+    assert door.copies_of_weights(keras.optimizers.SGD(use_ema=True)) == []
+    (average,) = door.copies_of_weights(built(lambda: keras.optimizers.SGD(use_ema=True)))
+    assert average.shape == (1,)
+    if hasattr(keras.optimizers, "ScheduleFreeAdamW"):
+        (copy,) = door.copies_of_weights(built(keras.optimizers.ScheduleFreeAdamW))
+        assert copy.numpy() == [1.0]
 
 
 class OldLoss(keras.Model):

@@ -16,9 +16,10 @@ from tests.helpers import (
     fit,
     mlp,
     random_data,
+    rigl,
     sparsify,
 )
-from tf_rigl import methods
+from tf_rigl import MaskedLayer, SparseModel, methods
 from tf_rigl.training.slots import _BY_GRADIENT, find_slots, moves_only_by_gradient
 
 BUILT_IN = sorted(
@@ -125,7 +126,8 @@ class CheckSlots(keras.callbacks.Callback):
         self.updates += 1
         for item, empty, value in slots(self.model):
             old, new = self.before[item.path], item.mask.numpy()
-            np.testing.assert_array_equal(value[~(old & new)], np.float32(empty))
+            # A copy of the weight is 0 there, as grown weights are.
+            np.testing.assert_array_equal(value[~(old & new)], np.float32(empty or 0))
             self.grown += (new & ~old).sum()
 
 
@@ -229,27 +231,71 @@ def test_nan_in_a_batch_keeps_counts_and_zeros():
         assert np.isnan(item.weight.numpy()[mask]).any()
 
 
-def test_slots_of_layers_that_share_a_name_are_told_apart():
+class Namesakes(keras.layers.Layer):
     """Keras gives variables of equally named layers in a composite layer one path."""
 
-    class Twins(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.twins = [keras.layers.Dense(FEATURES, name="twin") for _ in range(2)]
+    def __init__(self):
+        super().__init__()
+        self.parts = [keras.layers.Dense(FEATURES, name="twin") for _ in range(3)]
 
-        def build(self, input_shape):
-            for twin in self.twins:
-                twin.build(input_shape)
+    def build(self, input_shape):
+        for part in self.parts:
+            part.build(input_shape)
 
-        def call(self, x):
-            return self.twins[1](keras.ops.tanh(self.twins[0](x)))
+    def call(self, x):
+        for part in self.parts:
+            x = keras.ops.tanh(part(x))
+        return x
 
-    twins = Twins()
-    twins(np.ones((1, FEATURES), "float32"))
-    weights = twins.trainable_variables
+
+class ByName(HeavyBall):
+    """Keeps its slots in a dict, so that only their names say what they belong to."""
+
+    def build(self, variables):
+        keras.optimizers.Optimizer.build(self, variables)
+        self.speed_of = {
+            id(v): self.add_variable_from_reference(v, "speed") for v in reversed(variables)
+        }
+
+    def update_step(self, gradient, variable, learning_rate):
+        number = self._get_variable_index(variable)
+        speed = self.speed_of[id(self._trainable_variables[number])]
+        self.assign(speed, 0.5 * speed + gradient + 0.01)
+        self.assign_sub(variable, learning_rate * speed)
+
+
+class Wrapped(keras.optimizers.Optimizer):
+    """Another optimizer does the work."""
+
+    def __init__(self, inner):
+        super().__init__(learning_rate=0.1)
+        self.worker = inner
+
+    def build(self, variables):
+        super().build(variables)
+        self.worker.build(variables)
+
+    @property
+    def variables(self):
+        return [*super().variables, *self.worker.variables]
+
+    def apply(self, grads, trainable_variables=None):
+        self.worker.apply(grads, trainable_variables)
+
+
+def test_slots_of_layers_that_share_a_name_are_told_apart():
+    namesakes = Namesakes()
+    namesakes(np.ones((1, FEATURES), "float32"))
+    weights = namesakes.trainable_variables
     # The first slot of each, after a step with gradients 1, 2, 3, ...: HeavyBall's speed is
     # the gradient and 0.01, Adam's momentum a tenth of it.
-    for optimizer, factor, count in [(HeavyBall(0.05), 1, 1), (keras.optimizers.Adam(), 0.1, 2)]:
+    # They are the same whatever part of the weights is asked for.
+    for optimizer, factor, count in [
+        (HeavyBall(0.05), 1, 1),
+        (keras.optimizers.Adam(), 0.1, 2),
+        (Wrapped(keras.optimizers.Adam()), 0.1, 2),
+        (keras.optimizers.LossScaleOptimizer(HeavyBall(0.05), initial_scale=1.0), 1, 1),
+    ]:
         optimizer.build(weights)
         found = find_slots(optimizer, weights)
         optimizer.apply([tf.ones_like(w.value) * n for n, w in enumerate(weights, 1)], weights)
@@ -257,6 +303,43 @@ def test_slots_of_layers_that_share_a_name_are_told_apart():
             assert len(found[id(weight)]) == count
             value = found[id(weight)][0].variable.numpy()
             np.testing.assert_allclose(value, number * factor, atol=0.011)
+            (some,) = find_slots(optimizer, [weight]).values()
+            assert [id(slot.variable) for slot in some] == [
+                id(slot.variable) for slot in found[id(weight)]
+            ]
+
+
+def test_slots_that_are_in_no_list_are_found_by_name():
+    """Also an unused optimizer in a `MultiOptimizer`, which Keras never builds."""
+    weights, optimizer = mlp().trainable_variables, ByName(0.05)
+    optimizer.build(weights)
+    found = find_slots(optimizer)
+    for weight in weights:
+        (slot,) = found[id(weight)]
+        assert slot.variable is optimizer.speed_of[id(weight)]
+    unused = keras.optimizers.OptimizerMap(optimizer, {"nothing": keras.optimizers.Ftrl()})
+    multi = keras.optimizers.MultiOptimizer(unused)
+    multi.build(weights)
+    assert list(find_slots(multi)) == list(found)
+
+
+def test_a_frozen_layer_among_layers_of_the_same_name():
+    """The optimizer is compiled again: its slots stay with the weights that it was built with."""
+    inputs = keras.Input((FEATURES,))
+    namesakes, optimizer = Namesakes(), keras.optimizers.SGD(0.1, momentum=0.9)
+    x = MaskedLayer(namesakes, sparsity=0.5, seed=0)(inputs)
+    model = SparseModel(inputs, keras.layers.Dense(3, name="head")(x), method=rigl())
+    fit(compiled(model, optimizer), *random_data(batches=5))
+    namesakes.parts[0].trainable = False
+    before = namesakes.parts[0].kernel.numpy()
+    fit(compiled(model, optimizer), *random_data(batches=8))
+    np.testing.assert_array_equal(namesakes.parts[0].kernel, before)
+    namesakes.parts[0].trainable = True
+    fit(compiled(model, optimizer), *random_data(batches=5))
+    slots_of = find_slots(optimizer)
+    for number, part in enumerate(namesakes.parts):
+        (slot,) = slots_of[id(part.kernel)]
+        assert slot.variable is optimizer.momentums[2 * number]
 
 
 def test_a_grown_weight_of_adagrad_begins_as_a_new_one():

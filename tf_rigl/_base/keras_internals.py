@@ -18,7 +18,7 @@ from keras.src.backend import (
 from keras.src.backend.common.stateless_scope import in_stateless_scope  # noqa: F401
 from keras.src.export.export_utils import _infer_input_signature_from_model, get_input_signature
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # noqa: F401
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.core import Cast  # noqa: F401
 from keras.src.ops.nn import Relu  # noqa: F401
 from keras.src.ops.numpy import Add, Maximum, Minimum, Multiply, Subtract  # noqa: F401
@@ -61,7 +61,10 @@ NAMES = {
         "is_default": ("says that a layer has nothing to build", "3.10-3.15"),
     },
     # Graphs.
-    "keras.src.models.functional": {"Functional": ("is the class of graphs", "3.10-3.15")},
+    "keras.src.models.functional": {
+        "Functional": ("is the class of graphs", "3.10-3.15"),
+        "functional_like_constructor": ("says that a class is made of a graph", "3.10-3.15"),
+    },
     "keras.models.Sequential": {"_functional": ("is the graph of its layers", "3.10-3.15")},
     "keras.KerasTensor": {"_keras_history": ("is the call that made it", "3.10-3.15")},
     "keras.Function": {"_nodes_by_depth": ("lists the calls in a graph", "3.10-3.15")},
@@ -82,6 +85,13 @@ NAMES = {
     "keras.Variable": {"_direct_assign": ("writes past a stateless scope", "3.10-3.15")},
     "keras.src.backend.common.stateless_scope": {
         "in_stateless_scope": ("says that no variable can be made now", "3.10-3.15"),
+    },
+    "keras.optimizers.Optimizer": {
+        "_trainable_variables": ("lists what the optimizer was built with", "3.10-3.15"),
+        "_model_variables_moving_average": ("lists averages of weights", "3.10-3.15"),
+    },
+    "keras.optimizers.ScheduleFreeAdamW": {
+        "_momentums": ("lists copies of weights that it trains", "3.14-3.15"),
     },
     "keras.optimizers.Adagrad": {"_accumulators": ("lists slots that begin above 0", "3.10-3.15")},
     "keras.optimizers.Ftrl": {"_accumulators": ("lists slots that begin above 0", "3.10-3.15")},
@@ -148,6 +158,11 @@ def own_variables(layer) -> list:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def trainable_variables(layer) -> list:
+    """Returns the variables that a layer was built to train, frozen or not, without sublayers'."""
+    return list(layer._trainable_variables)
+
+
 def seed_states(layer) -> list:
     """Returns the states of the random seeds of a layer, without those of sublayers."""
     return [seed.state for seed in layer._seed_generators]
@@ -204,6 +219,11 @@ def graph_of(model):
     return graph if isinstance(graph, Functional) else None
 
 
+def is_constructed_as_graph(cls) -> bool:
+    """Returns whether the constructor of a class of models takes inputs and outputs, as Keras's."""
+    return functional_like_constructor(cls)
+
+
 def history(tensor):
     """Returns the operation that made a symbolic tensor, the number of its call and of the output.
 
@@ -234,6 +254,23 @@ def without_autocast():
 def assign_directly(variable, value):
     """Assigns to a `keras.Variable`, even within a `keras.StatelessScope`."""
     variable._direct_assign(value)
+
+
+def built_on(optimizer) -> list:
+    """Returns the weights that an optimizer was built with, in the order of its slots."""
+    return list(optimizer._trainable_variables)
+
+
+def copies_of_weights(optimizer) -> list:
+    """Returns the slots of an optimizer that begin as copies of the weights, and averages of them.
+
+    Keras sets averages to the weights at the first step.
+    """
+    copies = list(getattr(optimizer, "_model_variables_moving_average", ()))
+    schedule_free = getattr(keras.optimizers, "ScheduleFreeAdamW", ())  # Older Keras lacks it.
+    if isinstance(optimizer, schedule_free) and optimizer.built:
+        copies += optimizer._momentums
+    return copies
 
 
 def accumulators(optimizer) -> list:

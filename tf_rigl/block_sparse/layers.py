@@ -1,6 +1,7 @@
 """Layers that store only the active blocks of their kernel, and no dense kernel."""
 
 import math
+import weakref
 
 import keras
 import numpy as np
@@ -46,6 +47,7 @@ class BlockSparseLayer(StoresSparse):
         self.block_size = tuple(check_integer("block_size", n, 1) for n in pair)
         self.density = check_number("density", density, above=0, at_most=1)
         self.seed = resolve_seed(seed)
+        self.trainers = weakref.WeakSet()  # See `SparseWeight`.
         if getattr(self, "kernel_constraint", None) is not None:
             raise ValueError(
                 "Argument `kernel_constraint` must be None: the layer stores no whole kernel. "

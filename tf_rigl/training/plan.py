@@ -41,7 +41,12 @@ class Plan:
         self._weights = weights
         self._length = length
         self._unreached = unreached
+        self._frozen = {n for n, each in enumerate(weights) if not each.weight.trainable}
         self._failures = 0  # Updates in a row that should change counts and did not.
+        self.recount()
+
+    def recount(self):
+        """Counts the active units anew, after the masks were changed elsewhere."""
         self.active = self._count()
 
     def _count(self):
@@ -52,9 +57,10 @@ class Plan:
         if self._failures >= _ATTEMPTS:
             return None
         weights, length = self._weights, self._length
-        if self._unreached:
+        unreached = self._unreached | self._frozen
+        if unreached:
             weights = [
-                dataclasses.replace(weight, target_sparsity=0.0) if n in self._unreached else weight
+                dataclasses.replace(weight, target_sparsity=0.0) if n in unreached else weight
                 for n, weight in enumerate(weights)
             ]
         return self._method.plan(step, self.active, length.first_step, length.steps, weights)

@@ -1,25 +1,17 @@
 """Optimizer slots of weights, and whether an optimizer moves weights without a gradient."""
 
 from collections import defaultdict
-from typing import NamedTuple
 
-import keras
 from keras import optimizers
 
 from tf_rigl._base import keras_internals
+from tf_rigl.weights.sparse_weight import Slot
 
 # Built-in optimizers that work entry by entry: an entry with zero gradient and zero slots
 # keeps its value, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
 # Adafactor scale by norms, so that one NaN spreads to all entries.)
 _NAMES = "Adadelta Adagrad Adam AdamW Adamax Ftrl Lion Nadam RMSprop SGD ScheduleFreeAdamW"
 _BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
-
-
-class Slot(NamedTuple):
-    """An optimizer variable for a weight, of the weight's shape."""
-
-    variable: keras.Variable
-    empty: float  # Its value for an entry that was never trained.
 
 
 def moves_only_by_gradient(optimizer) -> bool:
@@ -38,43 +30,95 @@ def moves_only_by_gradient(optimizer) -> bool:
     return type(optimizer) in _BY_GRADIENT and not by_norm and not divides_by_zero
 
 
-def find_slots(optimizer, weights) -> dict[int, list]:
+def find_slots(optimizer, weights=None) -> dict[int, list]:
     """Finds the slots of each weight: moments, velocities, accumulators, averages.
 
-    Keras names a slot after the path of its weight (`add_variable_from_reference`), in
-    built-in, custom and wrapped optimizers alike.
+    An optimizer of Keras keeps slots in lists, and looks them up by the index of the weight
+    among the variables that it was built with. Slots that an optimizer keeps elsewhere have
+    names: Keras names them after the path of the weight (`add_variable_from_reference`).
 
     Args:
-        optimizer: a built `keras.optimizers.Optimizer`.
-        weights: list of `keras.Variable`, those it was built with, in the same order.
+        optimizer: a `keras.optimizers.Optimizer`; it may wrap others.
+        weights: list of `keras.Variable`, or None for all that the optimizer was built with.
 
     Returns:
         A dict of `id(weight)` to the list of its `Slot`s, only those of the weight's shape.
-        (Adafactor's row and column statistics belong to no single entry.) The empty value
-        is 0, except for the accumulators of Adagrad and Ftrl, which begin at a value of theirs.
+        (Adafactor's row and column statistics belong to no single entry.) The dict lacks
+        weights that the optimizer was not built with.
     """
-    parts = [getattr(optimizer, "inner_optimizer", optimizer)]
-    parts += getattr(optimizer, "optimizers", [])
-    empty = {
-        id(accumulator): part.initial_accumulator_value
-        for part in parts
-        if isinstance(part, (optimizers.Adagrad, optimizers.Ftrl))
-        for accumulator in keras_internals.accumulators(part)
-    }
+    slots, seen = defaultdict(list), set()
+    for part in reversed(_parts(optimizer)):  # A wrapper also lists the variables of its parts.
+        own = {id(each): each for each in part.variables if id(each) not in seen}
+        seen |= set(own)
+        empty = _empty_values(part)
+        for weight, variable in _pairs(part, own):
+            if tuple(variable.shape) == tuple(weight.shape):
+                slots[id(weight)].append(Slot(variable, empty.get(id(variable), 0.0)))
+    if weights is None:
+        return dict(slots)
+    found = {id(weight): slots.get(id(weight)) for weight in weights}
+    return {key: value for key, value in found.items() if value}
+
+
+def _parts(optimizer) -> list:
+    """Returns an optimizer and the optimizers that it wraps, each once."""
+    found, left = {}, [optimizer]
+    while left:
+        part = left.pop()
+        found[id(part)] = part
+        for value in vars(part).values():
+            values = value.values() if isinstance(value, dict) else value
+            values = values if isinstance(value, (dict, list, tuple)) else [value]
+            inner = [each for each in values if isinstance(each, optimizers.Optimizer)]
+            left += [each for each in inner if id(each) not in found]
+    return list(found.values())
+
+
+def _empty_values(part) -> dict:
+    """Returns the empty values of the slots of an optimizer that are not 0, by `id`.
+
+    See `Slot`. Averages of weights count as copies: Keras begins them at the first weights.
+    """
+    values = {id(copy): None for copy in keras_internals.copies_of_weights(part)}
+    if isinstance(part, (optimizers.Adagrad, optimizers.Ftrl)) and part.built:
+        start = part.initial_accumulator_value
+        values |= {id(accumulator): start for accumulator in keras_internals.accumulators(part)}
+    return values
+
+
+def _pairs(part, own) -> list:
+    """Returns pairs (weight, variable) of an optimizer that belong together.
+
+    Args:
+        part: an optimizer.
+        own: dict of `id` to variable, those of the optimizer, in its order.
+    """
+    weights, pairs = keras_internals.built_on(part), []
+    for values in vars(part).values():
+        if isinstance(values, list) and len(values) == len(weights):
+            ids = [id(value) for value in values]
+            # The list of all its variables may have that length too.
+            if ids != list(own) and all(v is None or id(v) in own for v in values):
+                pairs += [pair for pair in zip(weights, values, strict=True) if pair[1] is not None]
+    listed = {id(variable) for _, variable in pairs}
+    return pairs + _pairs_by_name(weights, [v for key, v in own.items() if key not in listed])
+
+
+def _pairs_by_name(weights, variables) -> list:
+    """Returns pairs (weight, variable), where the name begins with the path of the weight."""
     by_prefix = defaultdict(list)
     for weight in weights:
         by_prefix[weight.path.replace("/", "_") + "_"].append(weight)
     prefixes = sorted(by_prefix, key=len, reverse=True)
-
-    slots, seen = defaultdict(list), defaultdict(int)
-    for variable in optimizer.variables:
+    pairs, seen = [], defaultdict(int)
+    for variable in variables:
         prefix = next((p for p in prefixes if variable.name.startswith(p)), None)
-        if prefix is None:
-            continue
-        # Weights of layers with the same name share a path; their slots are in weight order.
-        sharing = by_prefix[prefix]
-        weight = sharing[seen[variable.path] % len(sharing)]
-        seen[variable.path] += 1
-        if tuple(variable.shape) == tuple(weight.shape):
-            slots[id(weight)].append(Slot(variable, empty.get(id(variable), 0.0)))
-    return dict(slots)
+        # Weights of layers with the same name share a path; their slots are in the order in
+        # which the optimizer was built.
+        shape = tuple(variable.shape)
+        sharing = [w for w in by_prefix.get(prefix, ()) if tuple(w.shape) == shape]
+        if sharing:
+            key = variable.path, shape
+            pairs.append((sharing[seen[key] % len(sharing)], variable))
+            seen[key] += 1
+    return pairs

@@ -1,13 +1,14 @@
 """`MaskedWeight`: a dense variable that contains zeros, and its mask."""
 
 import dataclasses
+import weakref
 
 import keras
 import tensorflow as tf
 
 from tf_rigl._base import tensors
 from tf_rigl.patterns.base import Pattern
-from tf_rigl.weights.sparse_weight import SparseWeight, emptied
+from tf_rigl.weights.sparse_weight import Slot, SparseWeight, emptied
 
 
 # Not a NamedTuple: Keras tracks the variables in tuples, and a layer tracks the weight already.
@@ -24,6 +25,7 @@ class MaskedWeight(SparseWeight):
         layer: the `keras.layers.Layer` that holds the weight.
         state: dict of name to `keras.Variable` of the weight's shape and dtype: the method's
             own variables for the weight.
+        trainers: set of the training loops that train the weight.
     """
 
     path: str
@@ -33,6 +35,7 @@ class MaskedWeight(SparseWeight):
     pattern: Pattern
     layer: keras.layers.Layer | None = None
     state: dict = dataclasses.field(default_factory=dict)
+    trainers: weakref.WeakSet = dataclasses.field(default_factory=weakref.WeakSet)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,10 +50,10 @@ class MaskedWeight(SparseWeight):
         return tensors.masked_gradient(gradient, self.mask)
 
     def emptied(self, slots):
-        return emptied(self.mask, [(self.weight, 0.0), *slots])
+        return emptied(self.mask, [Slot(self.weight), *slots])
 
     def zero_masked(self, variable, empty=0.0):
-        variable.assign(tensors.where(self.mask, tf.convert_to_tensor(variable), empty))
+        variable.assign(tensors.where(self.mask, tf.convert_to_tensor(variable), empty or 0.0))
 
     def stray(self):
         mask = tf.convert_to_tensor(self.mask)
@@ -58,8 +61,14 @@ class MaskedWeight(SparseWeight):
 
     def replaced(self, mask, new_mask, new_weight, slots=()):
         # Slots of dropped entries would be out of date; slots of grown entries start empty.
-        stay = mask & new_mask
-        return [(self.mask, new_mask), (self.weight, new_weight), *emptied(stay, slots)]
+        moved = emptied(mask & new_mask, slots, new_weight)
+        return [(self.mask, new_mask), (self.weight, new_weight), *moved]
+
+    def layout(self):
+        return tf.convert_to_tensor(self.mask)
+
+    def followed(self, layout, slots):
+        return emptied(layout & self.layout(), slots, self.dense())
 
     def set_mask(self, mask):
         self.mask.assign(mask)
