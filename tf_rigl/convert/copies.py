@@ -9,18 +9,26 @@ from tf_rigl._base.keras_internals import (
     Functional,
     all_layers,
     allow_lambdas,
+    is_constructed_as_graph,
     set_own_trainable,
 )
 from tf_rigl.block_sparse import conversion
+from tf_rigl.convert.own_training import own_parts
+from tf_rigl.convert.transfer import (
+    CannotCopyError,
+    copy_preprocessing,
+    copy_state,
+    own_layers,
+    paired,
+    state,
+)
 from tf_rigl.weights.masked_layer import MaskedLayer
-from tf_rigl.weights.masks import Masks
 
 # Errors that a user's class may raise in `get_config` or `from_config`.
 _CLONE_ERRORS = (NotImplementedError, TypeError, ValueError, AttributeError, KeyError)
-
-
-class CannotCopyError(Exception):
-    """Keras cannot clone a custom model or layer."""
+_GRAPH_CONFIGS = (Functional.get_config, keras.Sequential.get_config)
+# What `compile` and Keras itself set, of the attributes that `_copy_settings` may meet.
+_NOT_SETTINGS = {"built", "compiled", "loss", "steps_per_execution", "stop_training"}
 
 
 def is_graph(model):
@@ -30,6 +38,16 @@ def is_graph(model):
     if isinstance(model, keras.Sequential):
         return type(model).call is keras.Sequential.call and bool(model.inputs)
     return isinstance(model, Functional) and type(model).call is Functional.call
+
+
+def is_plain_graph(model):
+    """Returns whether a model is a graph of layers of which its class knows no more than Keras.
+
+    Others have a constructor or a `get_config` of their own, such as the backbones of KerasHub.
+    """
+    cls = type(model)
+    plain = cls is keras.Sequential or is_constructed_as_graph(cls)
+    return is_graph(model) and plain and cls.get_config in _GRAPH_CONFIGS
 
 
 def ends(model):
@@ -46,12 +64,16 @@ def fresh_copy(model):
         ValueError: if Keras cannot clone the model.
     """
     try:
-        with allow_lambdas(), _not_compiled(model):
-            copy = keras.models.clone_model(model)
+        if is_plain_graph(model):
+            with allow_lambdas(), _not_compiled(model):
+                copy = keras.models.clone_model(model)
+        else:
+            copy = clone(model)
         if not copy.built:
             copy.build_from_config(model.get_build_config())
         if [tuple(v.shape) for v in copy.weights] != [tuple(v.shape) for v in model.weights]:
             raise CannotCopyError(f"the copy of {model.name!r} has other weights")
+        copy_preprocessing(model, copy)
     except (*_CLONE_ERRORS, CannotCopyError) as error:
         raise _clone_error(model, error) from error
     return copy
@@ -77,7 +99,22 @@ def copied(model, makers=None):
 
 def try_copy(model, makers=None):
     """Returns the copy that `copied` returns, but raises `CannotCopyError`."""
-    return _copy_graph(model, makers) if is_graph(model) else _copy_subclassed(model)
+    copy = _copy(model, makers)
+    if type(copy) is type(model):
+        _copy_settings(model, copy)
+    return copy
+
+
+def _copy(model, makers):
+    if not is_graph(model):
+        return _copy_by_config(model)
+    if makers is None and not is_plain_graph(model) and not conversion.replacements(model):
+        try:
+            return _copy_by_config(model)
+        except CannotCopyError:
+            if own_parts(model):
+                raise  # A graph of the same layers would train in another way.
+    return _copy_graph(model, makers)
 
 
 def _clone_error(model, error):
@@ -102,7 +139,7 @@ def twin(layer, **changes):
             new = type(layer).from_config({**layer.get_config(), **changes})
     except _CLONE_ERRORS as error:
         raise ValueError(f"Keras cannot clone the layer {layer.name!r}: {error}") from error
-    return new, functools.partial(_copy_state, layer, new)
+    return new, functools.partial(copy_state, layer, new)
 
 
 def _copy_graph(model, makers=None):
@@ -117,9 +154,11 @@ def _copy_graph(model, makers=None):
             id(layer): functools.partial(conversion.ordinary, layer)
             for layer in conversion.replacements(model)
         }
-    pairs, weight_setters = [], []
+    pairs, weight_setters, twins = [], [], {}
 
     def copy_operation(operation):
+        if id(operation) in twins:
+            return twins[id(operation)]
         if not isinstance(operation, keras.layers.Layer):
             return type(operation).from_config(operation.get_config())
         original = operation.layer if isinstance(operation, MaskedLayer) else operation
@@ -138,18 +177,38 @@ def _copy_graph(model, makers=None):
         return pairs[-1][1]
 
     with _not_compiled(model):
+        for operation in _with_shared_layers(model):
+            new = copy_operation(operation)
+            twins[id(operation)] = new
+            twins |= {id(layer): copy for layer, copy in paired(operation, new)}
         copy = keras.models.clone_model(model, clone_function=copy_operation)
     for original, twin in pairs:
-        _copy_state(original, twin)
+        copy_state(original, twin)
     for set_weights in weight_setters:
         set_weights()
     set_own_trainable(copy, model.trainable)
-    # A layer that a model shares with a nested model is copied twice. Replaced layers change
-    # the number of variables (block-sparse layers have one more) or of layers (wrappers).
-    counts = (state, _layers) if weight_setters else (state,)
+    # Replaced layers change the number of variables (block-sparse layers have one more) or of
+    # layers (wrappers).
+    counts = (state, own_layers) if weight_setters else (state,)
     if all(len(count(copy)) != len(count(model)) for count in counts):
-        raise CannotCopyError(f"the copy of {model.name!r} does not share the same layers")
+        raise CannotCopyError(
+            f"two models in {model.name!r} share a layer, which their copies would not do"
+        )
     return copy
+
+
+def _with_shared_layers(model):
+    """Returns the layers of a graph that hold other layers which the graph calls by itself.
+
+    A language model may call the embedding of its backbone once more, as its last layer.
+    """
+    own = {id(layer) for layer in model.layers}
+    return [
+        layer
+        for layer in model.layers
+        if own & {id(inner) for inner in all_layers(layer, include_self=False)}
+        and not isinstance(layer, MaskedLayer)
+    ]
 
 
 @contextlib.contextmanager
@@ -162,24 +221,53 @@ def _not_compiled(model):
         model.compiled = compiled
 
 
-def _copy_subclassed(model):
+def _copy_by_config(model):
     copy = clone(model)
-    if model.built:
-        if not copy.built:
-            copy.build_from_config(model.get_build_config())
-            copy.built = True
-        _copy_state(model, copy)
+    if model.built and not copy.built:
+        copy.build_from_config(model.get_build_config())
+        copy.built = True
+    if model.weights:  # A model that is not built may hold layers that are.
+        copy_state(model, copy)
     return copy
+
+
+def _copy_settings(model, copy):
+    """Copies numbers, flags and strings that are attributes of a model, such as a temperature.
+
+    The configuration of a user's class may lack them.
+    """
+    for name, value in vars(model).items():
+        plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        if plain and name not in _NOT_SETTINGS and vars(copy).get(name) != value:
+            setattr(copy, name, value)
 
 
 def clone(layer):
     """Returns a new layer of the same configuration, without masks."""
-    # Any error here comes from the configuration of a user's class.
+    cls = type(layer)
     try:
-        with allow_lambdas():  # Safe: the configuration comes from an object of this process.
-            return type(layer).from_config(_without_masks(layer.get_config()))
-    except _CLONE_ERRORS as error:
-        raise CannotCopyError(str(error)) from error
+        config = _without_masks(layer.get_config())
+    except Exception as error:  # A user's class may raise any.
+        raise CannotCopyError(f"`get_config` of {cls.__name__} fails: {_first(error)}") from error
+    try:
+        # Safe: the configuration comes from an object of this process.
+        with allow_lambdas(), keras.saving.custom_object_scope(_classes(layer)):
+            return cls.from_config(config)
+    except Exception as error:
+        raise CannotCopyError(f"`from_config` of {cls.__name__} fails: {_first(error)}") from error
+
+
+def _first(error):
+    """Returns the message of an error, without what Keras puts around it."""
+    message = str(error).rpartition("Error encountered during deserialization:")[2]
+    return message.partition("Full object config")[0].strip() or type(error).__name__
+
+
+def _classes(layer):
+    """Returns the classes of a layer and its sublayers that Keras does not know, by name."""
+    classes = {type(each) for each in all_layers(layer)}
+    unknown = [each for each in classes if not each.__module__.startswith("keras.")]
+    return {keras.saving.get_registered_name(each): each for each in unknown}
 
 
 def _without_masks(config):
@@ -193,30 +281,3 @@ def _without_masks(config):
     if isinstance(config, (list, tuple)):
         return type(config)(_without_masks(value) for value in config)
     return config
-
-
-def _copy_state(original, copy):
-    """Copies weights, the states of random seeds, and `trainable` of layers and variables."""
-    old, new = state(original), state(copy)
-    layers, twins = _layers(original), _layers(copy)
-    if [tuple(v.shape) for v in old] != [tuple(v.shape) for v in new] or len(layers) != len(twins):
-        raise CannotCopyError(f"the copy of {original.name!r} has other weights than the original")
-    for source, target in zip(old, new, strict=True):
-        target.assign(source)
-        target.trainable = source.trainable
-    for source, target in zip(layers, twins, strict=True):
-        set_own_trainable(target, source.trainable)
-
-
-def _layers(layer):
-    """Returns a layer and all its sublayers, without masks and `MaskedLayer` wrappers."""
-    return [each for each in all_layers(layer) if not isinstance(each, (Masks, MaskedLayer))]
-
-
-def state(layer):
-    """Returns the variables of a layer, without those of masks and metrics."""
-    ignored = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
-    for inner in all_layers(layer):
-        if isinstance(inner, Masks):
-            ignored |= {id(v) for v in inner.variables}
-    return [v for v in layer.variables if id(v) not in ignored]

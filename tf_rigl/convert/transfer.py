@@ -1,0 +1,126 @@
+"""Copies what layers hold to layers of the same configuration.
+
+That is the values of variables, which of them are frozen, LoRA adapters, and what layers of
+preprocessing have learned: vocabularies, means.
+"""
+
+import pathlib
+import tempfile
+
+import keras
+
+from tf_rigl._base.keras_internals import all_layers, set_own_trainable
+from tf_rigl.weights import adapters
+from tf_rigl.weights.masked_layer import MaskedLayer
+from tf_rigl.weights.masks import Masks
+
+
+class CannotCopyError(Exception):
+    """Keras cannot clone a custom model or layer. The message says why."""
+
+
+def copy_state(original, copy):
+    """Copies all that a layer and its sublayers hold.
+
+    Args:
+        original: a `keras.layers.Layer` or model.
+        copy: another one, made of its configuration.
+
+    Raises:
+        CannotCopyError: if the copy has other layers or variables.
+    """
+    pairs = paired(original, copy)
+    for source, target in pairs:
+        adapters.enable_as(source, target)
+    variables = _paired_variables(original, copy)
+    for source, target in pairs:
+        _copy_own(source, target)
+        set_own_trainable(target, source.trainable)
+    for source, target in variables:
+        target.assign(source)
+        target.trainable = source.trainable
+
+
+def copy_preprocessing(original, copy):
+    """Copies what the layers without trained weights hold beside their variables."""
+    for source, target in paired(original, copy):
+        if not source.trainable_variables:
+            _copy_own(source, target)
+
+
+def paired(original, copy):
+    """Returns pairs of each layer of a model and its twin in a copy, without masks.
+
+    Raises:
+        CannotCopyError: if the copy has other layers.
+    """
+    old, new = own_layers(original), own_layers(copy)
+    if [type(each) for each in old] != [type(each) for each in new]:
+        raise CannotCopyError(
+            f"the copy of {original.name!r} has other layers: {len(new)} in place of {len(old)}"
+            if len(old) != len(new)
+            else f"the copy of {original.name!r} has layers of other classes"
+        )
+    return list(zip(old, new, strict=True))
+
+
+def _paired_variables(original, copy):
+    old, new = state(original), state(copy)
+    if len(old) != len(new):
+        raise CannotCopyError(
+            f"the copy of {original.name!r} has {len(new)} variables, the original {len(old)}"
+        )
+    pairs = list(zip(old, new, strict=True))
+    for one, other in pairs:
+        if tuple(one.shape) != tuple(other.shape) or one.dtype != other.dtype:
+            raise CannotCopyError(
+                f"{one.path!r} of shape {tuple(one.shape)} and type {one.dtype} has the shape "
+                f"{tuple(other.shape)} and the type {other.dtype} in the copy"
+            )
+    return pairs
+
+
+def _copy_own(source, target):
+    """Has a layer load what its twin would store in a file."""
+    try:
+        if type(source).load_own_variables is not keras.layers.Layer.load_own_variables:
+            store = {}
+            source.save_own_variables(store)
+            target.load_own_variables({key: _array(value) for key, value in store.items()})
+        if hasattr(source, "save_assets"):
+            with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
+                source.save_assets(old)
+                target.save_assets(new)
+                # Keras cannot load the vocabulary of a layer that was never adapted.
+                if _contents(old) != _contents(new):
+                    target.load_assets(old)
+    except Exception as error:  # A user's class may raise any.
+        raise CannotCopyError(
+            f"{source.name!r} (of type {type(source).__name__}) cannot load what it stores: {error}"
+        ) from error
+
+
+def _contents(folder):
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def _array(value):
+    """Returns a value as a file would give it back."""
+    if isinstance(value, keras.Variable):
+        value = value.value  # NumPy warns of how variables are converted.
+    return keras.ops.convert_to_numpy(value)
+
+
+def own_layers(layer):
+    """Returns a layer and all its sublayers, without masks and `MaskedLayer` wrappers."""
+    return [each for each in all_layers(layer) if not isinstance(each, (Masks, MaskedLayer))]
+
+
+def state(layer):
+    """Returns the variables of a layer, without those of masks and metrics."""
+    ignored = {id(v) for metric in getattr(layer, "metrics", ()) for v in metric.variables}
+    for inner in all_layers(layer):
+        if isinstance(inner, Masks):
+            ignored |= {id(v) for v in inner.variables}
+    return [v for v in layer.variables if id(v) not in ignored]
