@@ -55,15 +55,48 @@ class Record(keras.callbacks.Callback):
         self.masks.append(self.model.masks)
 
 
-def train(strategy, method, optimizer, **kwargs):
+@keras.saving.register_keras_serializable(package="tests")
+class Handmade(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(data[0], data[1], self(data[0], training=True))
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return {"loss": loss}
+
+
+def train(strategy, method, optimizer, own=None, **kwargs):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         eager = strategy is not MIRRORED  # Where it can be: compiling takes its time.
-        model = compiled(sparsify(mlp(), method, **kwargs), optimizer(), run_eagerly=eager)
+        model = mlp()
+        model = Handmade(model.inputs, model.outputs) if own == "step" else model
+        model = compiled(sparsify(model, method, **kwargs), optimizer(), run_eagerly=eager)
     record = Record(strategy.num_replicas_in_sync)
+    if own == "loop":
+        return by_hand(strategy, model, record)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     model.fit(data, verbose=0, callbacks=[record])
     assert model.step == STEPS
+    return record.masks, [w.numpy() for w in model.trainable_weights]
+
+
+def by_hand(strategy, model, record):
+    def on_replica(x, y):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_weights)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_weights))
+
+    with strategy.scope():
+        model.optimizer.build(model.trainable_weights)
+    step = lambda batch: strategy.run(on_replica, args=batch)
+    step = tf_rigl.training_step(model, step, model.optimizer)
+    record.set_model(model)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    for batch in strategy.experimental_distribute_dataset(data):
+        step(batch)
+        record.on_train_batch_end(model.step)
     return record.masks, [w.numpy() for w in model.trainable_weights]
 
 
@@ -117,6 +150,8 @@ runs = {
     "magnitude": lambda: compare(m.MagnitudePruning(s.PolynomialDecay(
         begin_step=2, end_step=10, frequency=4), scope="global"), sgd),
     "edge-popup": lambda: compare(m.EdgePopup(), lambda: keras.optimizers.Adam(0.3)),
+    "own-step": lambda: compare(m.RigL(**often), sgd, own="step"),
+    "own-loop": lambda: compare(m.SNFS(**often), adam, own="loop"),
     "loaded": lambda: load_outside(sys.argv[1]),
 }
 print(json.dumps({name: runs[name]() for name in NAMES}))
@@ -133,6 +168,8 @@ UPDATES = {
     "set-2:4": [3, 6, 9],
     "snip": [1],
     "magnitude": [5, 9],
+    "own-step": [3, 6, 9],
+    "own-loop": [3, 6, 9],
     "edge-popup": [1, 2, 3, 4, 5, 6, 7, 8, 10, 11],
 }
 

@@ -21,7 +21,9 @@ def training_step(model, step, optimizer, *, steps=None, run_eagerly=False, jit_
         model: a built `tf_rigl.SparseModel`.
         step: function of a batch that computes gradients of `model.trainable_variables` and
             applies the optimizer (`apply` or `apply_gradients`). It may be a `tf.function`.
-            It is compiled here, once for ordinary steps and once for update steps.
+            It is compiled here, once for ordinary steps and once for update steps. It may call
+            `strategy.run` of a `tf.distribute` strategy: then first build the optimizer in the
+            scope of the strategy.
         optimizer: the `keras.optimizers.Optimizer` that `step` applies, or a list of several.
         steps: int, the number of batches of the run. A method with a float `end_step` needs it.
         run_eagerly: bool, whether to run `step` without compiling it.
