@@ -14,9 +14,13 @@ import pytest
 
 import tf_rigl
 from tests.files import write
+from tf_rigl.training import step
 
 FOLDER = pathlib.Path(write.__file__).parent
 FILES = [f"{name}{ending}" for name, case in write.CASES.items() for ending in case.files]
+# Random growth has other seeds since (those of weights under neighbouring seeds were equal). With
+# the old ones, these too train on to the same masks.
+GROW_AT_RANDOM = ("set", "two_of_four")
 FURTHER_CLASSES = ("subclassed.keras", "own_subclass.keras")  # Files with classes of the tests.
 
 # What a process does that knows no more than the names of the packages.
@@ -83,8 +87,11 @@ def test_all_files_are_read():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_model_predicts_what_it_did_and_trains_on_to_the_same_masks(file):
-    noted = expected(file.partition(".")[0])
+def test_a_model_predicts_what_it_did_and_trains_on_to_the_same_masks(file, monkeypatch):
+    name = file.partition(".")[0]
+    noted = expected(name)
+    if name in GROW_AT_RANDOM:
+        monkeypatch.setattr(step, "mixed", lambda seed, number: (seed + number) % 2**31)
     model = load(file, noted["x"])
     check_masks(model, noted, "first")
     check_predictions(model, noted)

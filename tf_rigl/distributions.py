@@ -17,6 +17,7 @@ import numpy as np
 
 from tf_rigl._base import registry
 from tf_rigl._base.arguments import check_sparsity, unknown_key, unknown_name
+from tf_rigl._base.rounding import floor_near, floor_product
 
 Shapes = Mapping[str, Sequence[int]]
 NAMES = tuple(registry.DISTRIBUTIONS)
@@ -175,7 +176,32 @@ def zeros(sparsity, entries):
     >>> int(zeros(0.29, 100)), 0.29 * 100
     (29, 28.999999999999996)
     """
-    return np.floor(np.multiply(sparsity, entries) + np.multiply(1e-12, entries))
+    return floor_product(sparsity, entries)
+
+
+def zeros_together(sparsities, entries) -> list[int]:
+    """Returns the zeros of layers that share one number: `floor(sum(sparsity * entries))`.
+
+    Rounding each layer by itself would keep up to one entry more in each. Here only the total is
+    rounded: layers whose product was cut the most get one zero more. A layer never gets zeros
+    alone.
+
+    Args:
+        sparsities: list of float, the fraction of zeros in each layer.
+        entries: list of int, the number of entries (or blocks) of each layer.
+
+    Example:
+
+    >>> zeros_together([0.5, 0.5, 0.5], [3, 3, 3]), [int(zeros(0.5, 3))] * 3
+    ([2, 1, 1], [1, 1, 1])
+    """
+    products = np.multiply(sparsities, entries)
+    each = zeros(sparsities, entries).astype(int)
+    missing = int(floor_near(products.sum(), np.sum(entries))) - each.sum()
+    for place in np.argsort(each - products, kind="stable"):
+        if missing > 0 and each[place] < min(products[place], entries[place] - 1):
+            each[place], missing = each[place] + 1, missing - 1
+    return each.tolist()
 
 
 def get(identifier) -> Callable[..., dict[str, float]]:

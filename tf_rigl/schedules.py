@@ -25,6 +25,7 @@ from tf_rigl._base.arguments import (
     check_sparsity,
     unknown_name,
 )
+from tf_rigl._base.rounding import floor_product
 
 Decay = Callable[[int, int], float]
 
@@ -191,7 +192,7 @@ class _PruningSchedule(ChecksArguments):
         if not self.needs_length:
             return self
         begin = first_step + self.begin_step
-        end = first_step + int(self.end_step * run_steps)
+        end = first_step + int(floor_product(self.end_step, run_steps))
         if end < begin:
             raise ValueError(
                 f"Argument `end_step` is {end} in this run of {run_steps} steps. It must not be "

@@ -203,6 +203,16 @@ def rounded(entries, sparsity):
     return max(1, round(entries * (1 - sparsity)))
 
 
+def floored_each(sizes, sparsity):
+    """What a global scope keeps on the way to the target, and here at its end as well."""
+    return sum(floored(entries, sparsity) for entries in sizes)
+
+
+def rounded_together(sizes, sparsity):
+    """What it keeps where the schedule has an end of its own."""
+    return rounded(sum(sizes), sparsity)
+
+
 # What is to come is a power of two, so that every fraction of it is exact.
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(
@@ -221,6 +231,7 @@ def test_magnitude_pruning_has_the_masks_of_the_reference(scope, final, begin, l
         learning_rate=LEARNING_RATE,
         scope=scope,
         count=floored if final is None else rounded,
+        count_all=floored_each if final is None else rounded_together,
         frequency=frequency,
         initial=0.0,
         final=sparsity,

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers import METHODS, compiled, equal_masks, fit, mlp, random_data, sparsify
-from tf_rigl import methods
+from tf_rigl import methods, schedules
 from tf_rigl._base.arguments import constructor_arguments
 from tf_rigl.methods import SET, SNFS, Method, RigL, Static
 from tf_rigl.patterns import Unstructured
@@ -245,9 +245,32 @@ def test_counts(decay, step, expected):
     assert method.plan(step, [100, 7]) == expected
 
 
+@pytest.mark.parametrize("cls", MOVING)
+def test_whole_numbers_are_not_lost_to_rounding(cls):
+    """0.7 * 90 is 62.99999999999999, and means 63: units that move, and the end of updates."""
+    method = cls(0.7, update_interval=1, end_step=100, decay="constant")
+    assert method.plan(1, [90, 91]) == [(27, 63), (28, 63)]
+    assert cls(end_step=0.7).last_step(10, 90) == 73
+    assert schedules.PolynomialDecay(end_step=0.7).over(10, 90).end_step == 73
+
+
 def test_fraction_of_one_moves_everything():
     method = SET(1.0, update_interval=1, end_step=10, decay="constant")
     assert method.plan(1, [9, 0]) == [(0, 9), (0, 0)]
+
+
+def test_no_weight_grows_as_another_does_under_a_neighbouring_seed():
+    """All entries drop and grow at random: masks depend on seeds alone."""
+    found = []
+    for seed in range(3):
+        stack = [keras.Input((10,)), *(keras.layers.Dense(10, use_bias=False) for _ in range(3))]
+        method = SET(1.0, update_interval=2, start_step=0, end_step=1, decay="constant")
+        sparse = sparsify(keras.Sequential(stack), method, seed=seed)
+        sparse.compile("sgd", "mse", run_eagerly=True)
+        sparse.train_on_batch(np.ones((2, 10)), np.ones((2, 10)))
+        found += sparse.masks.values()
+    for number, mask in enumerate(found):
+        assert not any((mask == other).all() for other in found[:number])
 
 
 def test_start_and_end_hold_in_training():

@@ -17,11 +17,12 @@ def kept(fraction, rounds, entries):
     return entries - zeros(1 - (1 - fraction) ** rounds, entries)
 
 
-def pruned(kernels, masks, counts, scope):
-    """The largest magnitudes among what the masks leave."""
-    magnitudes = [np.abs(kernel) for kernel in kernels]
+def pruned(kernels, masks, fractions, rounds, scope):
+    """The largest magnitudes among what the masks leave, after rounds that prune fractions."""
+    magnitudes, sizes = zip(*((np.abs(kernel), kernel.size) for kernel in kernels), strict=True)
     if scope == "global":
-        return global_masks(magnitudes, sum(counts), masks)
+        return global_masks(magnitudes, kept(fractions[0], rounds, sum(sizes)), masks)
+    counts = [kept(f, rounds, n) for f, n in zip(fractions, sizes, strict=True)]
     return [top_k_mask(*each) for each in zip(magnitudes, counts, masks, strict=True)]
 
 
@@ -49,8 +50,5 @@ def search(weights, batches, *, learning_rate, rounds, fractions, scope, rewind_
         end = trained(weights, masks, batches[start:], learning_rate)
         weights, start = rewound, rewind_step
         result.append((masks, weights, end))
-        kernels = [end[0], end[2]]
-        sizes = [kernel.size for kernel in kernels]
-        counts = [kept(f, number + 1, n) for f, n in zip(fractions, sizes, strict=True)]
-        masks = pruned(kernels, masks, counts, scope)
+        masks = pruned([end[0], end[2]], masks, fractions, number + 1, scope)
     return result

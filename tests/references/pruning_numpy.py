@@ -78,11 +78,12 @@ class SnipMLP(MLP):
         mean = [np.mean(each, axis=0) for each in zip(*self.seen, strict=True)]
         kernels = self.weights[::2]
         scores = snip_scores(kernels, mean[::2])
-        counts = [k.size - zeros(self.sparsity, k.size) for k in kernels]
+        sizes = [k.size for k in kernels]
         if self.scope == "global":
-            self.masks = global_masks(scores, sum(counts))
+            total = sum(sizes)
+            self.masks = global_masks(scores, total - zeros(self.sparsity, total))
         else:
-            self.masks = layer_masks(scores, counts)
+            self.masks = layer_masks(scores, [n - zeros(self.sparsity, n) for n in sizes])
         self.weights[::2] = [k * m for k, m in zip(kernels, self.masks, strict=True)]
 
 
@@ -91,15 +92,17 @@ class MagnitudeMLP(MLP):
 
     Args:
         count: function of (number of entries, sparsity) that returns how many are kept.
+        count_all: function of (list of numbers of entries, sparsity), for a global scope.
         schedule: initial, final, begin, end, power, frequency.
     """
 
-    def __init__(self, weights, *, learning_rate, scope, count, frequency, **schedule):
+    def __init__(self, weights, *, learning_rate, scope, count, count_all, frequency, **schedule):
         kernels = [weights[0], weights[2]]
         super().__init__(
             weights, [np.ones(k.shape, bool) for k in kernels], learning_rate=learning_rate
         )
-        self.scope, self.count, self.frequency, self.schedule = scope, count, frequency, schedule
+        self.scope, self.frequency, self.schedule = scope, frequency, schedule
+        self.count, self.count_all = count, count_all
 
     def train_on_batch(self, x, labels):
         t = self.step + 1
@@ -111,10 +114,11 @@ class MagnitudeMLP(MLP):
     def prune(self, sparsity):
         kernels = self.weights[::2]
         magnitudes = [np.abs(k) for k in kernels]
-        counts = [self.count(k.size, sparsity) for k in kernels]
         if self.scope == "global":
-            self.masks = global_masks(magnitudes, sum(counts), self.masks)
+            total = self.count_all([k.size for k in kernels], sparsity)
+            self.masks = global_masks(magnitudes, total, self.masks)
         else:
+            counts = [self.count(k.size, sparsity) for k in kernels]
             self.masks = [
                 top_k_mask(w, k, m) for w, k, m in zip(magnitudes, counts, self.masks, strict=True)
             ]

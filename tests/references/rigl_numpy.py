@@ -169,7 +169,7 @@ class SparseMLP(MLP):
         fraction = drop_fraction_at(self.step, self.drop_fraction, self.end_step)
         for layer in (0, 1):
             weight, mask = self.weights[2 * layer], self.masks[layer]
-            k = int(fraction * np.count_nonzero(mask))
+            k = zeros(fraction, np.count_nonzero(mask))  # The same floor as that of zeros.
             kept = drop(weight, mask, k)
             grown = choose(layer, kept, k) if choose else grow(scores[2 * layer], kept, k)
             self.masks[layer] = kept | grown

@@ -264,19 +264,23 @@ class _Watcher(keras.callbacks.Callback):
 
 def _prune(masks, scores, sparsities, scope):
     """Returns the masks after one more round, which keep the active weights of highest score."""
-    keep = {
-        path: max(1, mask.size - int(distributions.zeros(sparsities[path], mask.size)))
-        for path, mask in masks.items()
-    }
     if scope == "layer":
+        keep = {
+            path: max(1, mask.size - int(distributions.zeros(sparsities[path], mask.size)))
+            for path, mask in masks.items()
+        }
         return {
             path: top_k_mask(scores[path], keep[path], among=mask).numpy()
             for path, mask in masks.items()
         }
+    sizes = [mask.size for mask in masks.values()]
+    keep = sum(sizes) - sum(
+        distributions.zeros_together([sparsities[path] for path in masks], sizes)
+    )
     pooled = np.concatenate([scores[path].ravel() for path in masks])
     left = np.concatenate([mask.ravel() for mask in masks.values()])
-    chosen = top_k_mask(pooled, sum(keep.values()), among=left).numpy()
-    parts = np.split(chosen, np.cumsum([mask.size for mask in masks.values()])[:-1])
+    chosen = top_k_mask(pooled, keep, among=left).numpy()
+    parts = np.split(chosen, np.cumsum(sizes)[:-1])
     return {
         path: part.reshape(mask.shape)
         for (path, mask), part in zip(masks.items(), parts, strict=True)

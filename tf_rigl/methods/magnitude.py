@@ -30,6 +30,9 @@ class MagnitudePruning(Pruning):
     - `max(1, round(N * (1 - s)))` units if the schedule has a final sparsity of its own,
     - `N - floor(s * N)` units, as with all methods, if it takes that from `tf_rigl.sparsify`.
 
+    With a global scope, N counts the units of all weights together. (A schedule that takes its
+    end from `tf_rigl.sparsify` may keep a unit more for each weight before its end.)
+
     The schedule sets how sparsity grows, and `tf_rigl.sparsify` how sparse each layer becomes: if
     the schedule is at s and ends at `final`, a layer of target sparsity t is pruned to
     `t * s / final`. So every distribution works with every schedule. If a function gives
@@ -91,25 +94,46 @@ class MagnitudePruning(Pruning):
         sparsity = _asked(schedule, step + 1)
         if sparsity is None:
             return None
-        final = self.final_sparsity
         density = schedule.density(step + 1) if hasattr(schedule, "density") else None
-        keep = [
-            self._kept(item, sparsity, density, final)
-            if item.is_sparse and item.weight.trainable
-            else now
-            for now, item in zip(active, items, strict=True)
-        ]
+        reached = sparsity, density, self.final_sparsity
+        keep, pruned = list(active), {}
+        for number, item in enumerate(items):
+            if item.is_sparse and item.weight.trainable:
+                units = pruned[number] = item.pattern.units(item.shape)
+                left = self._left(units, item.target_sparsity, *reached)
+                keep[number] = item.pattern.possible(item.shape, left)
         if self.scope == "layer":
             keep = [min(n, now) for n, now in zip(keep, active, strict=True)]
+        elif pruned and not self._is_open(self.final_sparsity):
+            targets = [items[number].target_sparsity for number in pruned]
+            total = self._left_together(list(pruned.values()), targets, *reached)
+            _move_to(total, keep, pruned)
         return [(n, 0) for n in keep] if sum(keep) < sum(active) else None
 
-    def _kept(self, item, sparsity, density, final):
-        """Returns the units that a weight keeps, rounded to a number that its pattern allows."""
-        return item.pattern.possible(item.shape, self._nearest(item, sparsity, density, final))
+    def _left_together(self, units, targets, sparsity, density, final):
+        """Returns the units that all weights keep when the schedule is at `sparsity`.
 
-    def _nearest(self, item, sparsity, density, final):
-        """Returns the units that a weight keeps when the schedule is at `sparsity`."""
-        units, target = item.pattern.units(item.shape), item.target_sparsity
+        Args:
+            units: list of int, the units of each weight.
+            targets: list of float, its target sparsity.
+            sparsity, density, final: as for `_left`.
+        """
+        total = sum(units)
+        zeros = int(distributions.zeros(targets, units).sum())
+        asked = final is not None and zeros == distributions.zeros(final, total)
+        target = final if asked else zeros / total
+        return self._left(total, target, sparsity, density, final)
+
+    def _left(self, units, target, sparsity, density, final):
+        """Returns how many of `units` are left when the schedule is at `sparsity`.
+
+        Args:
+            units: int.
+            target: float, their target sparsity.
+            sparsity: float.
+            density: float32, 1 - sparsity as the schedule computes it, or None.
+            final: float, the sparsity at which the schedule ends, or None.
+        """
         if self._is_open(final):  # `sparsity` is the fraction of the target reached so far.
             return units - int(distributions.zeros(target * sparsity, units))
         # Rounds in float32 as tensorflow-model-optimization does, as long as that is exact.
@@ -134,6 +158,29 @@ class MagnitudePruning(Pruning):
             run_steps is not None and following is not None and following > first_step + run_steps
         )
         return None if following is None or ended else following - 1
+
+    @property
+    def ends_at_target(self):
+        """False if the schedule does not say its end, or ends at 0: weights are then as it says."""
+        final = self.final_sparsity
+        return bool(final) or self._is_open(final)
+
+    def cautions(self, first_step=0, run_steps=None):
+        """Warns if a schedule that rises gradually prunes in a single step."""
+        if not self.needs_length:  # The end may lie in a later run.
+            first_step, run_steps = 0, None
+        schedule = _in_run(self.schedule, first_step, run_steps)
+        if not isinstance(schedule, schedules.PolynomialDecay):
+            return []
+        if schedule.begin_step == schedule.end_step or _prunings(schedule) != 1:
+            return []
+        where = "" if run_steps is None else f" of this run of {run_steps} steps"
+        return [
+            f"The model is pruned to its final sparsity in a single step{where}, not gradually: "
+            f"`frequency` is {schedule.frequency}, and pruning lasts from step "
+            f"{schedule.begin_step} to {schedule.end_step}. Pass a smaller `frequency`, or train "
+            f"longer. Received: method={self!r}"
+        ]
 
     def train_flops(self, report, steps=None):
         """Averages the cost over training, which falls as sparsity grows.
@@ -204,6 +251,31 @@ def _own(schedule):
     """Returns our equivalent of a tfmot schedule, which runs no TensorFlow operations."""
     cls = {"PolynomialDecay": _PolynomialDecay}.get(type(schedule).__name__)
     return (cls or schedules.ConstantSparsity)(**schedule.get_config()["config"])
+
+
+def _prunings(schedule):
+    """Returns in how many steps a schedule with an end prunes, or 2 if there are more."""
+    found, step = 0, schedule.next_step(1)
+    while step is not None and found < 2:
+        found += schedule(step)[1] > 0
+        step = schedule.next_step(step + 1)
+    return found
+
+
+def _move_to(total, keep, units):
+    """Changes how many units weights keep so that they keep `total` together.
+
+    With a global scope only the total counts: scores divide it.
+
+    Args:
+        total: int.
+        keep: list of int, which is changed.
+        units: dict of the numbers of the weights that may change to their units.
+    """
+    extra = sum(keep[number] for number in units) - total
+    for number, most in units.items():
+        less = max(min(extra, keep[number]), keep[number] - most)
+        keep[number], extra = keep[number] - less, extra - less
 
 
 class _PolynomialDecay(schedules.PolynomialDecay):

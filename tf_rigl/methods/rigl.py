@@ -67,8 +67,18 @@ class RigL(SET):
     def train_flops(self, report, steps=None):
         """Counts `gradient_batches` dense gradients in each interval.
 
-        With f_S FLOPs of a sparse and f_D of a dense forward pass, an interval of D ordinary
-        steps and one update, and b batches: `(3 f_S (D + 1 - b) + (2 f_S + f_D) b) / (D + 1)`.
+        With f_S FLOPs of a sparse and f_D of a dense forward pass, an `update_interval` of D
+        steps, and b batches: `(3 f_S (D + 1 - b) + (2 f_S + f_D) b) / (D + 1)`.
+
+        This is the paper's formula, for figures that compare with the paper's. It takes an update
+        for a step beside D ordinary ones. In algorithm 1, which `plan` follows, an update is one
+        of D steps, so that D - 1 are ordinary. For b = 1 the formula is too low by
+        `(f_D - f_S) / (D (D + 1))`, a ten-thousandth of the difference at D = 100. It also counts
+        updates until the end of training; after `end_step` there are none.
+
+        Reference:
+
+        - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), appendix H.
         """
         del steps
         sparse, dense = report.flops, report.dense_flops

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tf_rigl import schedules
 from tf_rigl._base.arguments import check_integer, check_number, unknown_arguments
+from tf_rigl._base.rounding import floor_product
 from tf_rigl.methods.base import Method, deserialize_function, serialize_function
 
 
@@ -17,7 +18,9 @@ class SET(Method):
     masks change and the optimizer is not applied. A weight with n active units drops and grows
     k of them:
 
-    `k = int(drop_fraction * decay(t, end_step) * n)`
+    `k = floor(drop_fraction * decay(t, end_step) * n)`
+
+    A product that rounding puts just below a whole number counts as that number.
 
     Args:
         drop_fraction: float in (0, 1], the fraction of active units that move if the decay
@@ -85,7 +88,7 @@ class SET(Method):
         """Returns the step from which masks no longer change."""
         if not self.needs_length:
             return self.end_step
-        return first_step + int(self.end_step * run_steps)
+        return first_step + int(floor_product(self.end_step, run_steps))
 
     def next_update(self, step, first_step=0, run_steps=None):
         """Returns the first update step from `step` on, or None; see `Method.next_update`."""
@@ -110,8 +113,20 @@ class SET(Method):
                 "Argument `decay` must return a factor in [0, 1]. Received: "
                 f"decay({step}, {end})={fraction / self.drop_fraction!r}"
             )
-        moved = [int(fraction * n) for n in active]
+        moved = [int(floor_product(fraction, n)) for n in active]
         return [(n - k, k) for n, k in zip(active, moved, strict=True)]
+
+    def cautions(self, first_step=0, run_steps=None):
+        """Warns if masks change at each step, so that the optimizer never runs."""
+        del first_step, run_steps
+        if self.update_interval > 1 or self.order != "instead":
+            return []
+        return [
+            "Nothing is trained while masks change: with `update_interval=1`, each step changes "
+            "masks instead of applying the optimizer. Pass a larger `update_interval` (100 by "
+            "default), or `apply_optimizer_on_update=True`. "
+            f"Received: method={self!r}"
+        ]
 
     def grow_scores(self, weight, gradient, mask, seed):
         """Returns random scores: every entry that is not kept is equally likely to grow."""

@@ -1,0 +1,49 @@
+"""Warnings about a run of `fit`: when it begins, and when it ends before its method has."""
+
+from tf_rigl._base import notices
+
+
+def before(model):
+    """Warns of what the method cannot do in the run that begins now."""
+    length = model._sparse_loop.length
+    for text in model.method.cautions(length.first_step, length.steps):
+        notices.warn(text)
+
+
+def after(model):
+    """Warns if the run that ends now leaves the model less sparse than it was to become."""
+    loop, method = model._sparse_loop, model.method
+    if not method.begins_dense or not method.ends_at_target or _goes_on(model):
+        return
+    weights = [
+        weight
+        for number, weight in enumerate(model.masked_weights)
+        if weight.is_sparse and weight.weight.trainable and number not in loop.traces.unreached
+    ]
+    units = sum(weight.pattern.units(weight.shape) for weight in weights)
+    rounding = sum(weight.pattern.step(weight.shape) for weight in weights)
+    active, wanted = (sum(each) for each in _counts(weights))
+    if active - wanted > rounding:
+        notices.warn(
+            f"The model is not pruned to its target: its sparsity is {1 - active / units:.3g}, not "
+            f"{1 - wanted / units:.3g}. The run ended at step {model.step}, before the pruning "
+            "did, or weights of an earlier epoch were restored. Train on, or pass a smaller "
+            f"`end_step`. Received: method={method!r}"
+        )
+
+
+def _counts(weights):
+    """Returns the active units of weights now, and at their targets."""
+    return [w.active() for w in weights], [w.target_active() for w in weights]
+
+
+def _goes_on(model):
+    """Returns True if this run is one of several, and ended where it was to end.
+
+    An `end_step` that is a step may lie in a later run. The first run warns all the same: it
+    may be the only one.
+    """
+    length = model._sparse_loop.length
+    if model.method.needs_length or length.steps is None or length.first_step == 0:
+        return False
+    return model.step >= length.first_step + length.steps
