@@ -1,13 +1,13 @@
 """Conversion of dense layers to block-sparse layers, and back."""
 
-import warnings
+import math
 
 import keras
 import tensorflow as tf
 
 from tf_rigl._base import keras_internals
 from tf_rigl._base.keras_internals import all_layers
-from tf_rigl.block_sparse import layers
+from tf_rigl.block_sparse import layers, reach
 from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
 from tf_rigl.block_sparse.weight import check_method
 from tf_rigl.patterns.block import Block
@@ -98,43 +98,23 @@ def plan(model, recipe, method, seed):
     wanted = targets.resolve(found, **recipe, scope=method.scope)
     by_path = {each.path: each for each in found}
     attentions = by_projection(model)
-    replaced, masked, far = {}, {}, []
-    reasons, asked_in_all, reached_in_all = [], 0.0, 0.0
+    replaced, masked, parts = {}, {}, []
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
-        asked = reached = 1 - target.sparsity
+        asked = kept = 1 - target.sparsity
         reason = obstacle_in_place(each, target.pattern, attentions) if asked < 1 else "dense"
-        reasons.append(f"{path} ({reason})")
+        holder = attentions.get(id(each.layer), each.layer)
         if reason is None:
-            holder = attentions.get(id(each.layer), each.layer)
             item = MaskedWeight(path, each.weight, None, target.sparsity, target.pattern)
             mask = method.initial_mask(item, seed, number)
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
             blocks[each.layer.name] = (target.pattern, mask)
-            reached = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
-            if not asked / 2 <= reached <= 2 * asked:
-                far.append(f"{path} {reached:.3g} for {asked:.3g}")
+            kept = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
         else:
             masked[path] = (number, target)
-        entries = each.weight.shape.num_elements()
-        asked_in_all, reached_in_all = (
-            asked_in_all + asked * entries,
-            reached_in_all + reached * entries,
-        )
-    if not replaced:
-        warnings.warn(
-            "No layer can store its kernel as blocks, so all layers compute as with "
-            f"`compute='masked'`: {', '.join(reasons)}",
-            stacklevel=4,
-        )
-    elif far or reached_in_all > 1.25 * asked_in_all:
-        layers = f": {', '.join(far)}" if far else ""
-        warnings.warn(
-            f"The density differs from the requested one, because columns have too few blocks"
-            f"{layers}. All weights together keep {reached_in_all / asked_in_all:.3g} times the "
-            "requested number of entries. Smaller blocks come closer.",
-            stacklevel=4,
-        )
+        entries = math.prod(each.weight.shape)
+        parts.append(reach.Part(path, reason, entries, reach.positions(holder), asked, kept))
+    reach.warn(parts)
     return replaced, masked
 
 

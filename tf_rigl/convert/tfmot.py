@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_rigl import methods
 from tf_rigl._base.keras_internals import all_layers
-from tf_rigl.convert import sparsifying
+from tf_rigl.convert import sparsifying, trained
 from tf_rigl.methods.magnitude import MagnitudePruning
 from tf_rigl.training import loop
 from tf_rigl.weights import maskable
@@ -77,12 +77,9 @@ def from_tfmot(model, method=None, *, seed=None, custom_objects=None):
     # A method that starts sparse draws a mask and sets weights to zero, so keep their values.
     found = maskable.find(dense, include_self=False)
     values = {m.path: keras.ops.convert_to_numpy(m.weight) for m in found}
-    sparse = sparsifying.sparsify(
-        dense,
-        method=method,
-        distribution={path: _final_sparsity(*pair) for path, pair in pairs.items()},
-        seed=seed,
-    )
+    sparsities = {path: _final_sparsity(*pair) for path, pair in pairs.items()}
+    with trained.expected():
+        sparse = sparsifying.sparsify(dense, method=method, distribution=sparsities, seed=seed)
     for item in sparse.masked_weights:
         if item.path in pairs:
             item.weight.assign(values[item.path])

@@ -9,23 +9,13 @@ from keras import layers
 from tf_rigl._base import tables
 from tf_rigl._base.keras_internals import graph_of, history, nodes_of
 from tf_rigl.block_sparse import conversion
-from tf_rigl.export import _encoding, _source
+from tf_rigl.export import _encoding, _source, sizes
 from tf_rigl.patterns.block import Block
-from tf_rigl.patterns.layout import Layout
 from tf_rigl.patterns.litert import MATRICES
 from tf_rigl.weights import maskable, masks
 from tf_rigl.weights.masked_layer import MaskedLayer
 
 _XNNPACK_FROM = 2 / 3  # XNNPACK runs convolutions with fewer zeros faster dense than sparse.
-# Layers whose sparse weights LiteRT unpacks when it loads a file.
-_UNPACKED = (
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv2DTranspose,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-    layers.Embedding,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +47,18 @@ class Advice:
 
     Attributes:
         layers: list of `LayerAdvice`, in model order.
+        sizes: dict of "float32", "float16", "dynamic" and "int8" to the bytes, about, that the
+            weights take in a file of that quantization.
     """
 
     layers: list[LayerAdvice]
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Returns the advice as dicts, lists, strings and numbers, ready for JSON."""
         rows = [dataclasses.asdict(row) for row in self.layers]
-        return {"layers": [{**row, "shape": list(row["shape"])} for row in rows]}
+        layers = [{**row, "shape": list(row["shape"])} for row in rows]
+        return {"layers": layers, "sizes": dict(self.sizes)}
 
     def __str__(self):
         header = ("weight", "shape", "sparsity", "LiteRT", "why", "what to change")
@@ -78,7 +72,12 @@ class Advice:
             "For float32 and a batch of one. Sparsity counts all zeros, also those of active "
             "entries."
         )
-        return "\n".join([*lines, "", note])
+        lines += ["", note]
+        if self.sizes:
+            listed = ", ".join(f"{name} {size:,}" for name, size in self.sizes.items())
+            best = sizes.spelled(min(self.sizes, key=self.sizes.get))
+            lines.append(f"Bytes of the weights, about: {listed}. Smallest: {best}.")
+        return "\n".join(lines)
 
 
 def advise(model) -> Advice:
@@ -132,7 +131,7 @@ def advise(model) -> Advice:
         runs, why, change = _judge(found, values, sparsity, graph, item and item.pattern)
         path = item.path if item else found.path
         rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change))
-    return Advice(rows)
+    return Advice(rows, sizes.weight_bytes(model))
 
 
 def _judge(found, values, sparsity, graph, pattern):
@@ -141,14 +140,10 @@ def _judge(found, values, sparsity, graph, pattern):
     if not sparsity:
         return "dense", "no zeros", "sparsity"
     is_matrix = isinstance(layer, MATRICES)
-    if not is_matrix and not isinstance(layer, _UNPACKED):
-        return "dense", f"no sparse form of {type(layer).__name__}", ""
-    if is_matrix:
-        axes = maskable.axes(layer, values.shape)
-        matrices = Layout(values.shape, axes).matrices(values).numpy()
-        if len(matrices) > 1:
-            return "dense", "a stack of matrices", ""
-        values = np.ascontiguousarray(matrices[0].T)
+    values = sizes.stored_as(layer, values)
+    if values is None:
+        kind = f"no sparse form of {type(layer).__name__}"
+        return "dense", "a stack of matrices" if is_matrix else kind, ""
     ways = _encoding.encodings(np.asarray(values, np.float32))
     if not any(map(_encoding.is_smaller, ways)):
         return "dense", "too few zeros to be smaller", "more sparsity"

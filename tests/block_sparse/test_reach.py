@@ -1,0 +1,66 @@
+"""`compute="sparse"` says if it reaches little of a model."""
+
+import warnings
+
+import keras
+import pytest
+from keras import layers
+
+import tf_rigl
+
+
+def cnn(kernel_size, head=128):
+    """Most of its products are in the convolutions, most of its weights in "wide"."""
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 32)),
+            layers.Conv2D(32, kernel_size, padding="same", activation="relu", name="first"),
+            layers.Conv2D(64, kernel_size, padding="same", activation="relu", name="second"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(head, activation="relu", name="wide"),
+            layers.Dense(head, name="head"),
+        ]
+    )
+
+
+def made(model, **kwargs):
+    """A sparse model, and the warnings about its layers."""
+    arguments = {"sparsity": 0.75, "distribution": "uniform_all", "pattern": "block_8x8", **kwargs}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sparse = tf_rigl.sparsify(model, "rigl", seed=0, compute="sparse", **arguments)
+    return sparse, [str(each.message) for each in caught if each.category is UserWarning]
+
+
+def test_a_network_of_convolutions_that_is_not_reached_is_told():
+    """By multiplications, not by weights; the figure is that of the report."""
+    sparse, (text,) = made(cnn(3))
+    report = tf_rigl.report(sparse)
+    assert sum(row.params for row in report.layers if row.compute == "sparse") > report.params / 2
+    left = sum(row.flops if row.compute == "sparse" else row.dense_flops for row in report.layers)
+    assert left / report.dense_flops > 0.9
+    figure = f"about {left / report.dense_flops:.3g} of its multiplications are left, 0.25 were"
+    assert figure in text
+    assert "second/kernel (not a plain 1x1 convolution), first/kernel" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model": cnn(1)},
+        {"model": cnn(3), "distribution": {"wide": 0.75, "head": 0.75}},  # Dense as asked for.
+        {"model": cnn(3), "exclude": ["first", "second"]},
+        {"model": keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(64)])},
+    ],
+)
+def test_nothing_is_said_where_it_reaches_what_was_asked_for(arguments):
+    assert made(**arguments)[1] == []
+
+
+def test_projections_of_attention_count_once_for_each_position():
+    inputs = keras.Input((32, 16))
+    x = layers.MultiHeadAttention(2, 8, name="attention")(inputs, inputs)
+    x = layers.Conv1D(16, 5, padding="same", name="conv")(x)
+    model = keras.Model(inputs, layers.Dense(512, name="head")(layers.Flatten()(x)))
+    assert made(model)[1] == []  # The head holds most of the multiplications.
+    assert len(made(keras.Model(inputs, x), exclude=["attention"])[1]) == 1  # No layer is reached.
