@@ -201,6 +201,28 @@ class Projection(keras.layers.Layer):
         return {**super().get_config(), "units": self.units}
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Experts(keras.layers.Layer):
+    """A mixture of experts that does not name its weights: two are kernels, one is added."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        features = input_shape[-1]
+        self.up = self.add_weight(shape=(2, features, self.units), name="up")
+        self.down = self.add_weight(shape=(2, self.units, features), name="down")
+        self.place = self.add_weight(shape=input_shape[1:], name="place")
+
+    def call(self, x):
+        hidden = keras.ops.einsum("btd,edh->beth", x + self.place, self.up)
+        return keras.ops.mean(keras.ops.einsum("beth,ehd->betd", hidden, self.down), axis=1)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
 def _embedding_lstm(tokens):
     x = keras.layers.Embedding(9, 6, mask_zero=True, name="embedding")(tokens)
     return keras.layers.LSTM(4, name="lstm")(x)
@@ -295,6 +317,13 @@ def _layer_cases():
             grouped,
         ),
         "get_prunable_weights": ((6,), f, lambda: Projection(8, name="l"), ["l/matrix"]),
+        "ConvLSTM2D": (
+            (3, 4, 4, 2),
+            f,
+            lambda: k.ConvLSTM2D(2, 3, name="l"),
+            of("l/conv_lstm_cell", cell),
+        ),
+        "custom": (sequence, f, lambda: Experts(4, name="l"), ["l/up", "l/down"]),
     }
 
 

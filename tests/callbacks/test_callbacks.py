@@ -380,9 +380,9 @@ def loss_scaling():
 
 
 def frozen():
-    dense = mlp()
-    dense.get_layer("hidden").trainable = False
-    return compiled(sparsify(dense, METHODS["magnitude"]()), **EAGER)
+    model = sparsify(mlp(), METHODS["magnitude"]())
+    model.get_layer("hidden").trainable = False
+    return compiled(model, **EAGER)
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")

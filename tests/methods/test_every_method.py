@@ -167,9 +167,9 @@ def fit_unchecked(model, x, y):
 
 @every_method
 def test_frozen_layers_keep_masks_and_weights(name):
-    dense = mlp()
-    dense.get_layer("hidden").trainable = False
-    model = compiled(sparsify(dense, METHODS[name]()), **EAGER)
+    model = sparsify(mlp(), METHODS[name]())
+    model.get_layer("hidden").trainable = False
+    compiled(model, **EAGER)
     item, other = model.masked_weights
     mask, weight = item.mask.numpy(), item.weight.numpy()
     fit_unchecked(model, *random_data())

@@ -336,7 +336,7 @@ def test_file_that_names_a_weight_the_model_lacks_is_refused(tmp_path):
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     # A weight is found by its place and shape, or else by its path.
-    known, other = b'"path": "head/kernel", "number": 1', b'"path": "tail/kernel", "number": 7'
+    known, other = b'"path": "head/kernel", "place": 2', b'"path": "tail/kernel", "place": 7'
     assert known in parts["config.json"]
     parts["config.json"] = parts["config.json"].replace(known, other)
     with zipfile.ZipFile(path, "w") as archive:

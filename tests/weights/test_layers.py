@@ -29,7 +29,7 @@ class Shift(keras.constraints.Constraint):
 
 
 # Compiling these takes longest, and LSTM stands for them.
-EAGER = ("SimpleRNN", "GRU", "RNN-cells", "Bidirectional", "GroupQueryAttention")
+EAGER = ("SimpleRNN", "GRU", "RNN-cells", "Bidirectional", "GroupQueryAttention", "ConvLSTM2D")
 
 
 @pytest.mark.parametrize("case", LAYER_CASES)
@@ -77,10 +77,11 @@ def test_depthwise_kernels_biases_and_normalisation_stay_dense():
         assert np.count_nonzero(weight.numpy()) == weight.numpy().size, weight.path
 
 
-def test_frozen_layers_keep_weights_and_masks():
+def test_frozen_layers_with_masks_keep_weights_and_masks():
     model = mlp()
     model.get_layer("hidden").trainable = False
-    sparse = compiled(sparsify(model), run_eagerly=True)
+    halves = {"hidden": 0.5, "head": 0.5}  # Without being named, "hidden" has no mask.
+    sparse = compiled(sparsify(model, distribution=halves), run_eagerly=True)
     hidden, head = sparse.masked_weights
     weight, before = hidden.weight.numpy(), sparse.masks
     fit(sparse, *random_data(batches=5))

@@ -1,37 +1,16 @@
-"""Calls a model symbolically, and records the calls of its layers."""
+"""Symbolic arguments to call a model on."""
 
-import contextlib
 import inspect
 import numbers
 import random
-import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import keras
-from keras import layers
 
 from tf_rigl._base import keras_internals
 from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedModel
-
-
-class Call(NamedTuple):
-    """One call of a layer, with the shapes of its inputs and its output."""
-
-    layer: keras.layers.Layer
-    arguments: dict  # Argument name -> list of shapes.
-    output: tuple  # The shape of the first output.
-    times: tuple  # The timesteps of each loop around it; None if unknown.
-
-    @property
-    def input(self):
-        """Returns the shape of the first input."""
-        return next(iter(self.arguments.values()))[0]
-
-
-class NotBuiltError(Exception):
-    """The symbolic call reached a layer that has no weights yet."""
+from tf_rigl.weights import tracing
 
 
 def prepare(model, input_shape):
@@ -111,7 +90,7 @@ def _build_copy(model, input_shape):
             for original, twin in zip(originals, twins, strict=True):
                 twin.name = original.name
         args, kwargs = _symbolic_arguments(copy, input_shape, None)
-        with _silence():
+        with tracing.silence():
             copy(*args, **kwargs)
     except copies.CannotCopyError as error:
         raise ValueError(
@@ -187,117 +166,3 @@ def _graph_shapes(inputs, structure, input_shape):
             f"batch axis are {allowed}. Received: input_shape={input_shape!r}"
         )
     return given
-
-
-def observe(model, args, kwargs) -> list[Call]:
-    """Calls a model symbolically, and returns the calls of its layers.
-
-    Nothing is computed. The attributes of the model and its layers are restored afterwards.
-
-    Args:
-        model: a built `keras.Model`.
-        args, kwargs: its arguments, `keras.KerasTensor` in any structure.
-
-    Returns:
-        A list of `Call`, one for each call of a layer. A layer inside a recurrent layer is
-        called once, and `times` holds the number of timesteps.
-
-    Raises:
-        NotBuiltError: if a layer has no weights yet.
-    """
-    calls, times, paused = [], [], []
-
-    def record(layer, call):
-        signature = inspect.signature(call)
-
-        def recording_call(*args, **kwargs):
-            if paused:
-                return call(*args, **kwargs)
-            arguments = signature.bind(*args, **kwargs).arguments
-            step = _one_step(layer, arguments)
-            if step is None:
-                outputs = call(*args, **kwargs)
-                shapes = {name: _shapes(value) for name, value in arguments.items()}
-                shapes = {name: value for name, value in shapes.items() if value}
-                output = next(iter(_shapes(outputs)), ())
-                calls.append(Call(layer, shapes, output, tuple(times)))
-                return outputs
-            # Keras may trace the body of a loop several times, or run it as one fused
-            # kernel. So one timestep is recorded outside the loop.
-            timesteps, run_step = step
-            with _pushed(times, timesteps):
-                run_step()
-            with _pushed(paused, True):
-                return call(*args, **kwargs)
-
-        recording_call.__signature__ = signature
-        return recording_call
-
-    inner = list({id(layer): layer for layer in keras_internals.all_layers(model)}.values())
-    before = [(layer, dict(vars(layer))) for layer in inner]
-    unbuilt = []
-    try:
-        for layer in inner:
-            attributes = vars(layer)
-            if not layer.built:
-                if keras_internals.has_default_build(layer):
-                    attributes["built"] = True  # The layer has no weights of its own.
-                else:
-                    attributes["build"] = _refuse_to_build(layer, unbuilt)
-            attributes["call"] = record(layer, layer.call)
-        with _silence():
-            keras_internals.compute_output_spec(model, *args, **kwargs)
-    except Exception as error:
-        if unbuilt:
-            raise NotBuiltError(unbuilt[0].name) from error
-        raise
-    finally:
-        for layer, attributes in before:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-    return calls
-
-
-@contextlib.contextmanager
-def _silence():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The user's own call shows these warnings.
-        yield
-
-
-@contextlib.contextmanager
-def _pushed(stack, value):
-    stack.append(value)
-    try:
-        yield
-    finally:
-        stack.pop()
-
-
-def _refuse_to_build(layer, unbuilt):
-    def build(*args, **kwargs):
-        del args, kwargs
-        unbuilt.append(layer)
-        raise NotBuiltError(layer.name)
-
-    return build
-
-
-def _one_step(layer, arguments):
-    """Returns the number of timesteps and a function that runs one, for a layer that loops.
-
-    Returns None for layers that do not loop over time.
-    """
-    inputs = next(iter(arguments.values()), None)
-    if isinstance(layer, layers.RNN):
-        states = layer.get_initial_state(batch_size=inputs.shape[0])
-        return inputs.shape[1], lambda: layer.cell(inputs[:, 0], states)
-    if isinstance(layer, layers.TimeDistributed):
-        return inputs.shape[1], lambda: layer.layer(inputs[:, 0])
-    return None
-
-
-def _shapes(structure):
-    tensors = [x for x in keras.tree.flatten(structure) if keras.ops.is_tensor(x)]
-    # For a tensor of unknown rank: two axes without a size.
-    return [(None, None) if x.shape.rank is None else tuple(x.shape) for x in tensors]

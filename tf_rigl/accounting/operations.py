@@ -54,7 +54,7 @@ def count(call) -> Count:
     """Counts the operations of one call of a layer.
 
     Args:
-        call: `tf_rigl.accounting.calls.Call`.
+        call: `tf_rigl.weights.tracing.Call`.
 
     Returns:
         A `Count`, over the whole batch.
@@ -132,15 +132,12 @@ def _transposed(call):
 
 
 def _embedding(call):
-    del call
-    return [0], 0  # Looking up rows is free.
-
-
-def _reversible_embedding(call):
-    # A reverse call multiplies by the embeddings, or by a kernel of their shape.
-    reverse = len(call.output) == len(call.input)
-    uses = _size(call.input[:-1]) if reverse else 0
-    return [uses if call.layer.tie_weights else 0, uses], 0
+    # Looking up rows is free. A call in reverse, of layers that have it, multiplies by the
+    # embeddings, or by another kernel.
+    tied = getattr(call.layer, "tie_weights", None)
+    is_reverse = tied is not None and len(call.output) == len(call.input)
+    uses = _size(call.input[:-1]) if is_reverse else 0
+    return [uses if tied else 0, uses], 0
 
 
 def _cell(call):
@@ -169,15 +166,12 @@ _RULES = {
     layers.DepthwiseConv2D: (("kernel",), _convolution),
     layers.SeparableConv1D: (("depthwise_kernel", "pointwise_kernel"), _separable),
     layers.SeparableConv2D: (("depthwise_kernel", "pointwise_kernel"), _separable),
-    layers.Embedding: (("embeddings",), _embedding),
+    layers.Embedding: (("embeddings", "reverse_embeddings"), _embedding),
     layers.SimpleRNNCell: (_CELL, _cell),
     layers.GRUCell: (_CELL, _cell),
     layers.LSTMCell: (_CELL, _cell),
     ConvLSTMCell: (_CELL, _convolution_cell),
 }
-if hasattr(layers, "ReversibleEmbedding"):  # A subclass of `Embedding`, so it goes first.
-    reversible = (("embeddings", "reverse_embeddings"), _reversible_embedding)
-    _RULES = {layers.ReversibleEmbedding: reversible, **_RULES}
 
 # Cell class -> how often it applies `activation` and `recurrent_activation` to its state.
 _GATES = {
@@ -186,12 +180,19 @@ _GATES = {
     layers.LSTMCell: (2, 3),
     ConvLSTMCell: (2, 3),
 }
+_ATTENTION = (layers.MultiHeadAttention, layers.GroupQueryAttention, layers.Attention)
 _RECTIFIERS = (layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU)
 _NOT_COUNTED = (
     keras.activations.linear,
     keras.activations.softmax,
     keras.activations.log_softmax,
 )
+
+
+def is_known(layer) -> bool:
+    """Returns whether `count` counts the products of a layer."""
+    has_rule = _rule(layer)[1] is not None or isinstance(layer, _ATTENTION)
+    return has_rule or bool(_custom_weights(layer))
 
 
 def _rule(layer):

@@ -58,8 +58,9 @@ def report(model, *, input_shape=None) -> Report:
         model: a `keras.Model`, sparse or not. It is not changed.
         input_shape: tuple of int without the batch axis. For several inputs, a list or a dict
             of such tuples; the keys are the names of the inputs or of the arguments of
-            `call`. Needed if the model is not built, or if axes are free (`None`). Defaults
-            to the shape that the model was built for.
+            `call`. Needed if the model is not built. Defaults to the shape that the model was
+            built for. Axes that this leaves free (`None`) count as 224 in images (inputs of
+            four axes), else as 128; `Report.assumed_shapes` says so.
 
     Returns:
         A `Report`.

@@ -1,7 +1,8 @@
 """Which variables of which Keras layers can be masked.
 
-Kernels and embeddings can; biases, normalisation parameters and depthwise kernels
-stay dense. A custom layer names its own with `get_prunable_weights()`.
+Kernels and embeddings can; biases, normalisation parameters and depthwise kernels stay dense. A
+custom layer names its own with `get_prunable_weights()`. Without that, its kernels are found by
+what the layer does: see `tf_rigl.weights.products`.
 """
 
 import math
@@ -10,7 +11,8 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from tf_rigl._base.keras_internals import all_layers, stored_variable
+from tf_rigl._base.keras_internals import ConvLSTMCell, all_layers, stored_variable
+from tf_rigl.weights import products
 from tf_rigl.weights.sparse_weight import StoresSparse
 
 # Layer class -> the attributes that hold its maskable variables. Attention layers are
@@ -27,10 +29,12 @@ MASKABLE_ATTRIBUTES = {
     layers.Conv3DTranspose: ("kernel",),
     layers.SeparableConv1D: ("pointwise_kernel",),
     layers.SeparableConv2D: ("pointwise_kernel",),
-    layers.Embedding: ("embeddings",),
+    # Reversible embeddings have a second matrix, for the way back, if it is not the same one.
+    layers.Embedding: ("embeddings", "reverse_embeddings"),
     layers.SimpleRNNCell: ("kernel", "recurrent_kernel"),
     layers.GRUCell: ("kernel", "recurrent_kernel"),
     layers.LSTMCell: ("kernel", "recurrent_kernel"),
+    ConvLSTMCell: ("kernel", "recurrent_kernel"),
 }
 
 
@@ -46,12 +50,18 @@ class Maskable(NamedTuple):
     weight: keras.Variable
     layer: keras.layers.Layer  # The layer that holds the weight.
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the optimizer leaves the weight alone."""
+        return not self.weight.trainable
 
-def own_weights(layer) -> list:
+
+def own_weights(layer, adapted=False) -> list:
     """Returns the maskable variables of a layer itself, without those of its sublayers.
 
     Args:
         layer: a `keras.layers.Layer`.
+        adapted: bool, whether a kernel below LoRA adapters is one of them.
 
     Returns:
         A list of `keras.Variable`, empty if there are none or the layer is not built.
@@ -73,24 +83,31 @@ def own_weights(layer) -> list:
         if isinstance(layer, cls):
             found = [getattr(layer, name, None) for name in attributes]
             # A quantized kernel is an integer variable; a kernel with LoRA is a tensor.
+            if adapted and getattr(layer, "lora_enabled", False):
+                found = [stored(layer, name)[0] for name in attributes]
             return [w for w in found if isinstance(w, keras.Variable) and _is_float(w)]
     return []
 
 
-def find(layer, include_self=True) -> list[Maskable]:
+def find(layer, include_self=True, follow=True, adapted=False) -> list[Maskable]:
     """Finds every maskable weight in a layer and its sublayers, in model order.
 
     Args:
         layer: a built `keras.layers.Layer` or model.
         include_self: bool, whether paths begin with the name of `layer` itself.
+        follow: bool, whether to find the kernels of custom layers in a model by a symbolic call.
+        adapted: as for `own_weights`.
 
     Returns:
         A list of `Maskable` with unique paths. It lists a weight that several layers share
         once.
     """
     found, seen, paths = [], set(), set()
-    for each, route, owner in walk(layer, (layer.name,) if include_self else ()):
-        for weight in own_weights(each):
+    walked = list(walk(layer, (layer.name,) if include_self else ()))
+    followed = follow and isinstance(layer, keras.Model)
+    learned = products.learn(layer, [each for each, _, _ in walked]) if followed else {}
+    for each, route, owner in walked:
+        for weight in own_weights(each, adapted) + learned.get(id(each), []):
             if id(weight) not in seen:
                 seen.add(id(weight))
                 path = unique("/".join((*route, weight.name)), paths)

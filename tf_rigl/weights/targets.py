@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tf_rigl import distributions
-from tf_rigl._base.arguments import check_sparsity, unknown_name
+from tf_rigl._base import notices
+from tf_rigl._base.arguments import check_sparsity, unknown_key
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.weights import maskable
 
@@ -65,7 +66,8 @@ def resolve(
         scope: str, "layer", or "global" if a method's scores decide the sparsities.
 
     Returns:
-        A dict of path to `Target`, for each weight that is not excluded.
+        A dict of path to `Target`, for each weight that is neither excluded nor frozen. Frozen
+        weights that `fixed` or a mapping names are in it too.
 
     Raises:
         ValueError: if a name matches no layer, if no maskable layer is left, or if the
@@ -74,7 +76,8 @@ def resolve(
     if not found:
         raise ValueError(
             "The model has no maskable layer. `tf_rigl.maskable` lists the maskable layers; a "
-            "custom layer names its weights with `get_prunable_weights()`."
+            "custom layer names its weights with `get_prunable_weights()`. Kernels with LoRA or of "
+            "integers cannot be masked: make the model sparse, train and strip it first."
         )
     kept = _without_excluded(found, exclude)
     if not kept:
@@ -82,34 +85,18 @@ def resolve(
             "Argument `exclude` must leave at least one maskable layer. "
             f"Received: exclude={exclude!r}, maskable weights: {[m.path for m in found]}"
         )
-    shapes = {m.path: tuple(m.weight.shape) for m in kept}
     fixed = by_path("fixed", kept, fixed or {})
-    if isinstance(distribution, Mapping):
+    is_mapping = isinstance(distribution, Mapping)
+    named = by_path("distribution", kept, distribution) if is_mapping else {}
+    kept = _without_frozen(kept, {**named, **fixed})
+    shapes = {m.path: tuple(m.weight.shape) for m in kept}
+    if is_mapping:
         # A layer that the mapping does not name stays dense.
-        named = by_path("distribution", kept, distribution)
         targets = dict.fromkeys(shapes, 0.0) | named | fixed
-    elif distribution == "uniform":
-        # All weights of the first layer: recurrent and attention layers have several.
-        first = {m.path: 0.0 for m in kept if m.owner == found[0].owner}
-        targets = distributions.uniform(
-            shapes, sparsity, fixed=first | fixed, first_layer_dense=False
-        )
-    elif scope == "global":
-        if any(fixed.values()):
-            raise ValueError(
-                "Argument `fixed` must be 0 (dense) with `scope='global'`, where the scores of "
-                f"all weights decide the sparsities. Received: fixed={fixed}"
-            )
-        targets = dict.fromkeys(shapes, sparsity) | fixed
     else:
-        arguments = {"fixed": fixed} if fixed else {}
-        targets = distributions.get(distribution)(shapes, sparsity, **arguments)
-        if set(targets) != set(shapes):
-            raise ValueError(
-                "Argument `distribution` must return a sparsity for each of "
-                f"{list(shapes)}. Received: {targets!r}"
-            )
-    asked = any(targets.values()) if isinstance(distribution, Mapping) else sparsity > 0
+        first = [m.path for m in kept if m.owner == found[0].owner]
+        targets = _distributed(shapes, sparsity, distribution, fixed, scope, first)
+    asked = any(targets.values()) if is_mapping else sparsity > 0
     fitted = {m.path: fit(pattern, m) for m in kept}
     names = sorted({str(each) for path, each in fitted.items() if targets[path]})
     if scope == "global" and len(names) > 1:
@@ -118,13 +105,19 @@ def resolve(
             f"compares the scores of all units. Received: pattern='{pattern}', which becomes "
             f"{names} in these weights"
         )
-    zeros = [distributions.zeros(targets[p], fitted[p].units(s)) for p, s in shapes.items()]
+    units = {path: fitted[path].units(shape) for path, shape in shapes.items()}
+    if scope == "global":
+        targets = _rounded_together(targets, units)
+    zeros = [distributions.zeros(targets[path], units[path]) for path in shapes]
+    covered = _covered(shapes, targets, fitted, units)
     if asked and not any(zeros):
         raise ValueError(
-            "The sparsity cannot be met: no layer would get a single zero. Received: "
+            f"The sparsity cannot be met: no layer would get a single zero.{covered} Received: "
             f"sparsity={sparsity}, distribution={distribution!r}, pattern='{pattern}', "
             f"maskable weights: {shapes}"
         )
+    if covered:
+        notices.warn(f"These weights stay dense.{covered}")
     advice = (
         "Distributions make small layers less sparse: pass `distribution='uniform'` or "
         "'uniform_all', or name the layer in `exclude` (dense) or `fixed`."
@@ -133,6 +126,69 @@ def resolve(
         check_sparsity(f"distribution[{path!r}]", target)
         check_allowed(fitted[path], target, path, advice)
     return {path: Target(float(target), fitted[path]) for path, target in targets.items()}
+
+
+def _distributed(shapes, sparsity, distribution, fixed, scope, first):
+    """Returns the sparsity of each weight by a distribution, a dict by path.
+
+    Args:
+        shapes: dict of path to shape, in model order.
+        sparsity, distribution, scope: as in `resolve`.
+        fixed: dict of path to sparsity.
+        first: paths of the weights of the first layer: recurrent and attention layers have several.
+    """
+    if distribution == "uniform":
+        fixed = dict.fromkeys(first, 0.0) | fixed
+        return distributions.uniform(shapes, sparsity, fixed=fixed, first_layer_dense=False)
+    if scope == "global":
+        if any(fixed.values()):
+            raise ValueError(
+                "Argument `fixed` must be 0 (dense) with `scope='global'`, where the scores of "
+                f"all weights decide the sparsities. Received: fixed={fixed}"
+            )
+        return dict.fromkeys(shapes, sparsity) | fixed
+    arguments = {"fixed": fixed} if fixed else {}
+    targets = distributions.get(distribution)(shapes, sparsity, **arguments)
+    if not isinstance(targets, Mapping) or set(targets) != set(shapes):
+        raise ValueError(
+            "Argument `distribution` must return a sparsity for each of "
+            f"{list(shapes)}. Received: {targets!r}"
+        )
+    return targets
+
+
+def _rounded_together(targets, units):
+    """Returns sparsities that leave the number of units that the overall sparsity leaves.
+
+    Args:
+        targets: dict of path to sparsity.
+        units: dict of path to the number of units of the weight.
+    """
+    zeros = distributions.zeros_together(list(targets.values()), [units[p] for p in targets])
+    return {
+        path: target if number == distributions.zeros(target, units[path]) else number / units[path]
+        for (path, target), number in zip(targets.items(), zeros, strict=True)
+    }
+
+
+def _covered(shapes, targets, fitted, units):
+    """Returns a sentence, after a space, on weights that one unit of the pattern covers.
+
+    Args:
+        shapes, targets, fitted, units: dicts by path.
+
+    Returns:
+        A str; "" if there are no such weights.
+    """
+    found = [p for p, s in shapes.items() if targets[p] and units[p] == fitted[p].step(s)]
+    found = [path for path in found if str(fitted[path]) != "unstructured"]
+    if not found:
+        return ""
+    listed = ", ".join(f"{path!r} of shape {shapes[path]}" for path in found)
+    return (
+        f" The pattern '{fitted[found[0]]}' is too large for {listed}: a single block covers all "
+        "inputs. Pass smaller blocks, or name these layers in `exclude`."
+    )
 
 
 def fit(pattern, found) -> Pattern:
@@ -181,6 +237,18 @@ def _without_excluded(found, exclude):
     return [m for m in found if m.path not in excluded]
 
 
+def _without_frozen(kept, asked):
+    """Returns the weights that are trained, and the frozen ones that were asked for by name."""
+    trained = [m for m in kept if not m.is_frozen or m.path in asked]
+    if not trained:
+        raise ValueError(
+            "Argument `model` must have a maskable weight that is not frozen: weights with "
+            "`trainable=False` are left as they are. Unfreeze the layers, or name them in `fixed`. "
+            f"Received: a model whose maskable weights are all frozen: {[m.path for m in kept]}"
+        )
+    return trained
+
+
 def by_path(argument, kept, mapping):
     """Converts a mapping of layer names to sparsities into one of weight paths.
 
@@ -197,7 +265,7 @@ def by_path(argument, kept, mapping):
         hits = [m.path for m in kept if name in _names(m)]
         if not hits:
             names = {n for m in kept for n in _names(m)}
-            raise unknown_name(argument, name, names, or_object=False)
+            raise unknown_key(argument, mapping, name, names)
         for path in hits:
             targets[path] = check_sparsity(f"{argument}[{name!r}]", value)
     return targets
