@@ -166,6 +166,22 @@ def test_a_whole_number_of_zeros_is_not_lost_to_rounding(name):
     assert sparsities == pytest.approx({"a": 0.29, "b": 0.29}, abs=1e-12)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_layers_that_share_one_number_of_zeros_lose_less_than_one_in_all(equal):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        entries = rng.integers(1, 30, rng.integers(1, 9))
+        thousandths = rng.integers(0, 1000, 1 if equal else len(entries)) + 0 * entries
+        found = distributions.zeros_together(list(thousandths / 1000), list(entries))
+        exact = thousandths * entries  # In thousandths.
+        up = -(-exact // 1000)
+        assert all(exact // 1000 <= found)
+        assert all(found <= up)
+        assert all(found < entries)
+        if all(up < entries):  # No layer would get zeros alone.
+            assert sum(found) == exact.sum() // 1000
+
+
 # All of them.
 
 

@@ -54,8 +54,9 @@ class Report:
     """The cost of a model, sparse and dense; `print` shows it as a table.
 
     A sum of n products takes n multiplications and n - 1 additions, and its bias is the n-th
-    addition. So `flops`, two for each use of a nonzero entry, include biases, and
-    `flops + activation_flops` is what the RigL paper's figures count.
+    addition. So `flops`, two for each use of a nonzero entry, include biases. The RigL paper's
+    figures count so, and add one operation for each output, `flops + bias_flops`: a ReLU behind
+    each layer. `flops + activation_flops` counts activations where they are.
 
     Layers that stay dense count with the bytes of their biases, depthwise ones included. Published
     sizes of MobileNets leave the biases of depthwise layers out: MobileNet-v1 at ERK 0.9 has
