@@ -1,5 +1,7 @@
 """Models with a `train_step`, `compute_loss`, `compile` or `fit` of their own train sparse."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -197,8 +199,9 @@ def test_weights_that_no_optimizer_trains_are_named():
     assert changed == {"first/hidden/kernel", "first/head/kernel"}
 
 
-def test_the_state_of_the_optimizer_comes_back_with_a_file(tmp_path):
-    sparse = fitted(handmade(mlp()), rigl())
+@pytest.mark.parametrize("name", ["rigl", "snfs", "edge-popup"])
+def test_the_state_of_the_optimizer_comes_back_with_a_file(name, tmp_path):
+    sparse = fitted(handmade(mlp()), METHODS[name]())
     sparse.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert int(loaded.optimizer.iterations) == int(sparse.optimizer.iterations) > 0
@@ -209,6 +212,19 @@ def test_the_state_of_the_optimizer_comes_back_with_a_file(tmp_path):
         model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
     for one, other in zip(sparse.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_no_figure_is_doubted_while_a_file_is_loaded(tmp_path):
+    """Keras reads `sparsity` when it has loaded the weights, and not yet the masks."""
+    sparse = fitted(handmade(mlp()), "edge_popup")
+    sparse.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.sparsity == sparse.sparsity
+    loaded.masked_weights[0].weight.assign(tf.ones([FEATURES, 8]))
+    with pytest.warns(UserWarning, match="not zero where their masks are 0"):
+        assert loaded.sparsity < sparse.sparsity
 
 
 def test_a_loss_of_its_own():

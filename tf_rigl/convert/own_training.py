@@ -88,7 +88,6 @@ class SparsifiedTrainer(SparsifiedModel):
         if not self.built and _is_whole(model):
             self._make_masks()
             self.built = True
-        self._build_optimizer()
 
     def _build_optimizer(self):
         """Builds the optimizer of a model that was loaded: its state comes next."""
@@ -148,8 +147,20 @@ class SparsifiedTrainer(SparsifiedModel):
         self.built = True
 
     def get_compile_config(self):
-        """Returns None: the configuration of the wrapped model holds its own."""
-        return None
+        """Returns the arguments of `compile` of the wrapped model, if it stores them."""
+        return self.model.get_compile_config()
+
+    def compile_from_config(self, config):
+        """Compiles the wrapped model by a result of `get_compile_config`."""
+        own = any(
+            getattr(type(self.model), name) is not getattr(keras.Model, name)
+            for name in ("compile", "compile_from_config")
+        )
+        if own:
+            self.model.compile_from_config(config)
+        else:  # Keras would build the optimizer on other variables than some methods train.
+            self.compile(**keras.saving.deserialize_keras_object(config))
+        self._build_optimizer()
 
 
 def _is_whole(model):

@@ -143,6 +143,7 @@ class SparsifiedModel(_Sparsified, SparseModel):
     def get_config(self):
         config = {"name": self.name, "trainable": self.trainable}
         config["model"] = keras.saving.serialize_keras_object(self.model)
+        config["model"].pop("compile_config", None)  # This model stores its own.
         if not self._masks.items and self._recipe is not None:
             config["recipe"] = keras.saving.serialize_keras_object(self._recipe)
         return {**config, **self._sparse_config()}

@@ -79,6 +79,7 @@ class Seal(keras.layers.Layer):
         # Functions, as Keras would track the model itself.
         self._parts, self._recipe = lambda: _parts(model), lambda: _recipe(model)
         self._paths = lambda: [item.path for item in model.masked_weights]
+        self._loop = lambda: model._sparse_loop
         self.built = True
 
     def save_own_variables(self, store):
@@ -90,6 +91,7 @@ class Seal(keras.layers.Layer):
 
     def load_own_variables(self, store):
         """Raises if the recipe or a checksum differs from the stored one."""
+        self._loop().loading = False
         keys = list(store.keys())
         if "recipe" in keys:
             _compare(

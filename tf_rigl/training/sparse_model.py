@@ -72,6 +72,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         # all attributes with weights. `object.__setattr__` keeps Keras from tracking the seal
         # as a layer of the model.
         object.__setattr__(self, "_seal", Seal(self))
+        checkpoint.join_tensorflow(self)
         self._add_state()
 
     # Masks.
@@ -109,7 +110,8 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
                 "The model is not built, so it has no masks yet. Call it on data, or train it, "
                 f"first. Received: sparsity of {self!r}"
             )
-        masks.warn_of_strays(weights, stacklevel=2)
+        if not self._sparse_loop.loading:  # Keras reads all properties when it loads a file.
+            masks.warn_of_strays(weights, stacklevel=2)
         entries = sum(math.prod(item.shape) for item in weights)
         active = sum(item.present() for item in weights)
         return 1 - active / entries if entries else 0.0
@@ -347,7 +349,7 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
 
     def load_own_variables(self, store):
         """Restores the result of `save_own_variables`; the file of a dense model has none."""
-        self._sparse_loop.plan = None
+        self._sparse_loop.plan, self._sparse_loop.loading = None, True  # Until the seal is loaded.
         checkpoint.forget_refusals(self)
         self._add_state()
         entries = {key: store[key] for key in store.keys()}  # noqa: SIM118, not a dict
