@@ -248,16 +248,16 @@ def clone(layer):
     try:
         config = _without_masks(layer.get_config())
     except Exception as error:  # A user's class may raise any.
-        raise CannotCopyError(f"`get_config` of {cls.__name__} fails: {_first(error)}") from error
+        raise CannotCopyError(f"`get_config` of {cls.__name__} fails: {_cause(error)}") from error
     try:
         # Safe: the configuration comes from an object of this process.
         with allow_lambdas(), keras.saving.custom_object_scope(_classes(layer)):
             return cls.from_config(config)
     except Exception as error:
-        raise CannotCopyError(f"`from_config` of {cls.__name__} fails: {_first(error)}") from error
+        raise CannotCopyError(f"`from_config` of {cls.__name__} fails: {_cause(error)}") from error
 
 
-def _first(error):
+def _cause(error):
     """Returns the message of an error, without what Keras puts around it."""
     message = str(error).rpartition("Error encountered during deserialization:")[2]
     return message.partition("Full object config")[0].strip() or type(error).__name__

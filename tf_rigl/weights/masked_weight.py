@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_rigl._base import tensors
 from tf_rigl.patterns.base import Pattern
+from tf_rigl.weights import adapters
 from tf_rigl.weights.sparse_weight import Slot, SparseWeight, emptied
 
 
@@ -44,6 +45,14 @@ class MaskedWeight(SparseWeight):
 
     def dense(self, variable=None):
         return tf.convert_to_tensor((self.weight if variable is None else variable).value)
+
+    def check(self, method):
+        if method.freezes_others and adapters.of(self.layer, self.weight) is not None:
+            raise ValueError(
+                f"{type(method).__name__} trains a score for each weight and nothing else, so the "
+                f"adapters of LoRA in layer {self.layer.name!r} would not be trained. Make an "
+                "ordinary model first (`tf_rigl.strip`): there they are."
+            )
 
     def masked_gradient(self, gradient):
         """Returns the gradient with zeros where the mask is 0."""
