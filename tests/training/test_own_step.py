@@ -214,6 +214,35 @@ def test_the_state_of_the_optimizer_comes_back_with_a_file(name, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("backup", [tf_rigl.callbacks, keras.callbacks])
+def test_a_run_that_is_cut_off_goes_on(backup, tmp_path):
+    """With the backups of the library and those of Keras."""
+
+    class Cut(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    dense, (x, y) = mlp(), random_data(batches=5)
+    runs = []
+    for cut in (False, True):
+        sparse = tf_rigl.sparsify(handmade(dense), rigl(), sparsity=0.6, seed=0)
+        sparse.compile("adam", loss=LOSS)
+        arguments = {"batch_size": BATCH, "epochs": 4, "shuffle": False, "verbose": 0}
+        if cut:
+            back_up = [backup.BackupAndRestore(str(tmp_path))]
+            with pytest.raises(KeyboardInterrupt):
+                sparse.fit(x, y, **arguments, callbacks=[*back_up, Cut()])
+            sparse = tf_rigl.sparsify(handmade(dense), rigl(), sparsity=0.6, seed=1)
+            sparse.compile("adam", loss=LOSS)
+            arguments["callbacks"] = [backup.BackupAndRestore(str(tmp_path))]
+        sparse.fit(x, y, **arguments)
+        assert sparse.step == 20
+        runs.append([sparse.get_weights(), [v.numpy() for v in sparse.optimizer.variables]])
+    for one, other in zip(*map(sum, runs, ([], [])), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_no_figure_is_doubted_while_a_file_is_loaded(tmp_path):
     """Keras reads `sparsity` when it has loaded the weights, and not yet the masks."""
     sparse = fitted(handmade(mlp()), "edge_popup")

@@ -110,9 +110,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _restore(self, path):
         model = self.model
-        if not model.optimizer.built:
-            with model.distribute_strategy.scope():
-                model.optimizer.build(model.trainable_variables)
+        model.build_optimizer()
         integrity.check_file(path, required=True)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))

@@ -89,8 +89,8 @@ class SparsifiedTrainer(SparsifiedModel):
             self._make_masks()
             self.built = True
 
-    def _build_optimizer(self):
-        """Builds the optimizer of a model that was loaded: its state comes next."""
+    def build_optimizer(self):
+        """Builds the optimizer if there is one alone; of several only the step knows for what."""
         optimizers = optimizers_of(self.model)
         if self.built and len(optimizers) == 1 and not optimizers[0].built:
             with self.distribute_strategy.scope():
@@ -160,7 +160,7 @@ class SparsifiedTrainer(SparsifiedModel):
             self.model.compile_from_config(config)
         else:  # Keras would build the optimizer on other variables than some methods train.
             self.compile(**keras.saving.deserialize_keras_object(config))
-        self._build_optimizer()
+        self.build_optimizer()
 
 
 def _is_whole(model):

@@ -96,9 +96,8 @@ def make_step(model, weights=None) -> Step:
     optimizer = model.optimizer
     # Within a replica of a strategy the optimizer builds itself when it is applied.
     within = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
-    if not optimizer.built and not within:
-        with model.distribute_strategy.scope():
-            optimizer.build(model.trainable_variables)
+    if not within:
+        model.build_optimizer()
     variables = model._differentiated()
     places = {id(variable): place for place, variable in enumerate(variables)}
     found = slots.find_slots(optimizer, model.trainable_variables)

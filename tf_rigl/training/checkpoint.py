@@ -2,13 +2,16 @@
 
 import contextlib
 import gc
+import json
 
 import keras
 import numpy as np
 
-from tf_rigl._base import files
+from tf_rigl._base import checkpoints, files, keras_internals
 from tf_rigl.training import integrity, loop
 from tf_rigl.training.integrity import seed_states
+from tf_rigl.training.own_step import optimizers_of
+from tf_rigl.training.slots import find_slots
 from tf_rigl.weights import masks
 
 COUNTERS = ("step", "seed", "seeds")  # Names in a file.
@@ -33,6 +36,21 @@ def take_counters(model, stored):
     if len(stored) == len(states):
         for state, value in zip(states, np.asarray(stored), strict=True):
             state.assign(value)
+
+
+def join_tensorflow(model):
+    """Has a `tf.train.Checkpoint` store the step, the seed and states of random seeds too."""
+
+    def write():
+        return json.dumps({k: np.asarray(v).tolist() for k, v in counters(model).items()}).encode()
+
+    def read(state):
+        if not model.built:
+            raise ValueError(f"The model {model.name!r} is not built. {checkpoints.BUILD_FIRST}")
+        loop.of(model).plan = None
+        take_counters(model, json.loads(state))
+
+    checkpoints.store_state(model, write, read)
 
 
 def set_seed(model, seed):
@@ -60,15 +78,17 @@ def undone_on_error(model, path):
     model._add_state()  # Variables that loading adds could not be removed again.
     masks.find(model)  # Draws the pending masks.
     variables = [*model.weights, *seed_states(model)]
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and not optimizer.built:
-        with model.distribute_strategy.scope():
-            optimizer.build(model.trainable_variables)  # Keras skips the state of an unbuilt one.
-    variables += optimizer.variables if optimizer is not None else []
+    built = [each for each in optimizers_of(model) if each.built]
+    model.build_optimizer()  # Keras skips the state of an unbuilt one.
+    optimizers = [each for each in optimizers_of(model) if each.built]
+    variables += [variable for each in optimizers for variable in each.variables]
     before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in variables]
     step, seed = model.step, model.seed
     try:
         yield
+        for optimizer in optimizers:
+            if optimizer not in built:
+                _copy_again(optimizer, {id(variable): value for variable, value in before})
     except Exception as error:
         for variable, value in before:
             variable.assign(value)
@@ -81,6 +101,20 @@ def undone_on_error(model, path):
             raise
         # An error of HDF5, for example.
         raise ValueError(f"The file {str(path)!r} is damaged: {error}") from error
+
+
+def _copy_again(optimizer, before):
+    """Sets slots that are copies of weights to the loaded weights, if the file has no slots.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`, built before the file was loaded.
+        before: dict of `id` of a variable to its value before the file was loaded.
+    """
+    weights = {id(weight): weight for weight in keras_internals.built_on(optimizer)}
+    for key, found in find_slots(optimizer).items():
+        for variable, empty in found:
+            if empty is None and np.array_equal(variable, before[id(variable)], equal_nan=True):
+                variable.assign(weights[key])
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tf_rigl._base import keras_internals
+from tf_rigl.training.own_step import optimizers_of
 
 _STORING = ("save_own_variables", "load_own_variables")
 _MARK = b"tf_rigl crc32 "  # A file of weights ends with this and eight hexadecimal digits.
@@ -154,9 +155,8 @@ def _parts(model):
     changed = filter(_is_changed, keras_internals.all_layers(model))
     left_out = {id(v) for layer in changed for v in layer.weights}
     weights = [v for v in model.weights if id(v) not in kept and id(v) not in left_out]
-    optimizer = getattr(model, "optimizer", None)
     parts = {"weights": weights, "kept": kept.values(), "seeds": seed_states(model)}
-    parts["optimizer"] = optimizer.variables if optimizer is not None else ()
+    parts["optimizer"] = [v for optimizer in optimizers_of(model) for v in optimizer.variables]
     parts = {name: [(v.path, v) for v in variables] for name, variables in parts.items()}
     return {**parts, "step": [("step", np.int64(model.step))]}
 

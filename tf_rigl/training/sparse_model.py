@@ -10,16 +10,20 @@ import tensorflow as tf
 
 from tf_rigl import methods
 from tf_rigl._base import keras_internals, registering, tensors, workers
+from tf_rigl._base.arguments import unknown_arguments
 from tf_rigl._base.keras_internals import Functional
 from tf_rigl.training import checkpoint, loop, moment
 from tf_rigl.training.begin import is_current, make_step, run_step
 from tf_rigl.training.integrity import Seal
+from tf_rigl.training.trained import TrainedByMethod
 from tf_rigl.weights import held, masks
 from tf_rigl.weights.sparse_weight import SparseWeight
 
+_OF_GRAPHS = ("inputs", "outputs", "name", "trainable", "dtype")
+
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
-class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
+class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model):
     """A `keras.Model` whose training step keeps weights sparse and moves their masks.
 
     `tf_rigl.sparsify` makes one from any model. By hand, build a functional model of
@@ -63,6 +67,9 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
                 f"{type(self).__name__} is a subclass of `tf_rigl.SparseModel`: define its `call`, "
                 "or pass inputs and outputs to `tf_rigl.SparseModel` itself."
             )
+        unknown = {name: value for name, value in kwargs.items() if name not in _OF_GRAPHS}
+        if unknown and isinstance(self, Functional):  # Keras ignores them there.
+            raise unknown_arguments(SparseModel, unknown, (*_OF_GRAPHS, "method", "seed"))
         method = methods.get(method)
         super().__init__(*args, **kwargs)
         self.method = method
@@ -129,55 +136,6 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         """The number of batches that training has seen; saved and restored with the model."""
         return self._sparse_loop.steps_taken
 
-    # Trained variables.
-
-    @property
-    def trainable_weights(self):
-        """The variables that the optimizer trains: weights, or with some methods their scores."""
-        return self._trained(super().trainable_weights)
-
-    @property
-    def trainable_variables(self):
-        """Equal to `trainable_weights`."""
-        return self._trained(super().trainable_variables)
-
-    @property
-    def non_trainable_weights(self):
-        """The weights that are not in `trainable_weights`."""
-        return _without(self.weights, self.trainable_weights)
-
-    @property
-    def non_trainable_variables(self):
-        """The other variables, those of metrics and random seeds included."""
-        return _without(self.variables, self.trainable_variables)
-
-    def _differentiated(self):
-        """Returns the weights whose gradients training needs."""
-        return self._learned(super().trainable_weights)
-
-    def _learned(self, weights):
-        """Leaves out the weights that the method freezes."""
-        if not self.method.freezes_others:
-            return weights
-        masked = {id(item.weight) for item in self.masked_weights if item.is_sparse}
-        return [w for w in weights if id(w) in masked]
-
-    def _trained(self, weights):
-        """Returns the variable that the method trains for each weight: its scores, or itself."""
-        method = getattr(self, "method", None)  # Keras calls this before `__init__` sets it.
-        if method is None or method.trained_state is None:
-            return weights if method is None else self._learned(weights)
-        items = {id(item.weight): item for item in self.masked_weights if item.is_sparse}
-        missing = any(method.trained_state not in item.state for item in items.values())
-        if missing:
-            if keras_internals.in_stateless_scope():
-                return self._learned(weights)
-            self._add_state()
-        return [
-            method.trained_variable(items[id(w)]) if id(w) in items else w
-            for w in self._learned(weights)
-        ]
-
     # Training.
 
     def fit(self, *args, **kwargs):
@@ -190,6 +148,13 @@ class SparseModel(keras_internals.BuildsOnWorkers, keras.Model):
         history = super().fit(*bound.args, **bound.kwargs)
         self._end_run()
         return history
+
+    def build_optimizer(self):
+        """Builds the optimizer of the compiled model, so that its state can be loaded."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built:
+            with self.distribute_strategy.scope():
+                optimizer.build(self.trainable_variables)
 
     def _begin_run(self):
         self._sparse_loop.plan, self._sparse_loop.length.skip = None, 0
@@ -394,12 +359,6 @@ class FunctionalSparseModel(SparseModel, Functional):
     # Keras recognises the constructor of a functional model by `*args, **kwargs`.
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-
-
-def _without(variables, others):
-    """Returns the variables that are not among `others`."""
-    known = {id(v) for v in others}
-    return [v for v in variables if id(v) not in known]
 
 
 def _has_graph(args, kwargs):
