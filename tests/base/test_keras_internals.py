@@ -177,6 +177,15 @@ def test_stored_variable_with_lora(door):
     assert isinstance(door.stored_variable(layer, "kernel"), keras.Variable)
 
 
+def test_track(door, tmp_path):
+    layer, variable = keras.layers.ReLU(), tf.Variable(1.0)
+    door.track(layer, variable, "extra")
+    path = tf.train.Checkpoint(layer).write(tmp_path / "checkpoint")
+    variable.assign(2.0)
+    tf.train.Checkpoint(layer).read(path)
+    assert variable.numpy() == 1
+
+
 def test_default_build(door):
     class Layer(keras.layers.Layer):
         @door.default_build

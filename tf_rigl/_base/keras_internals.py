@@ -41,6 +41,7 @@ NAMES = {
         "_non_trainable_variables": ("lists the variables of a layer alone", "3.10-3.15"),
         "_seed_generators": ("lists the random seeds of a layer alone", "3.10-3.15"),
         "_inbound_nodes": ("lists the calls of a layer in graphs", "3.10-3.15"),
+        "_track_trackable": ("adds to what `tf.train.Checkpoint` stores", "3.10-3.15"),
     },
     "keras.layers.Dense": {"_kernel": ("is the variable that LoRA adds to", "3.10-3.15")},
     "keras.layers.EinsumDense": {"_kernel": ("is the variable that LoRA adds to", "3.10-3.15")},
@@ -171,6 +172,11 @@ def seed_states(layer) -> list:
 def stored_variable(layer, name):
     """Returns the variable behind an attribute, which with LoRA is a tensor."""
     return getattr(layer, f"_{name}")
+
+
+def track(layer, trackable, name):
+    """Has a `tf.train.Checkpoint` of a layer store another object too, under a name."""
+    layer._track_trackable(trackable, name, overwrite=True)
 
 
 def default_build(method):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_rigl._base import checkpoints
 from tf_rigl._base.keras_internals import all_layers, in_stateless_scope
 from tf_rigl.weights import adapters, guard, held, maskable
 from tf_rigl.weights.masked_weight import MaskedWeight
@@ -36,6 +37,7 @@ class Masks(keras.layers.Layer):
         self.refusal = None
         self.warns_of_others = True
         self.built = True
+        checkpoints.store_state(self, self._before_checkpoint, self._before_restoring)
 
     def add(self, found, target_sparsity, pattern, draw=None) -> MaskedWeight:
         """Adds a mask for a weight, all ones at first.
@@ -63,6 +65,7 @@ class Masks(keras.layers.Layer):
             guard.add(item.weight, mask, item.path, self)
         if draw is not None:
             self._due.append((item, draw))
+        checkpoints.store_variable(self, mask, f"mask_{len(self.items) - 1}")
         return item
 
     def add_state(self, names, start=None, first=0):
@@ -81,13 +84,15 @@ class Masks(keras.layers.Layer):
                 self._starts.append((item, functools.partial(start, index=first + number)))
                 self._due.append(self._starts[-1])
             for name in missing:
-                item.state[name] = self.add_weight(
+                variable = self.add_weight(
                     shape=item.weight.shape,
                     dtype=item.weight.dtype,
                     initializer="zeros",
                     trainable=False,
                     name=f"{number}_{name}",
                 )
+                item.state[name] = variable
+                checkpoints.store_variable(self, variable, f"{name}_{number}")
 
     def settle(self):
         """Draws the pending masks, and sets the masked weights to zero.
@@ -100,6 +105,20 @@ class Masks(keras.layers.Layer):
         with tf.init_scope():  # TensorFlow may be tracing the first call.
             for item, draw in self._due:
                 item.set_mask(draw(item))
+        self._due = []
+
+    def _before_checkpoint(self):
+        """Draws the pending masks, so that a `tf.train.Checkpoint` stores them."""
+        self.settle()
+        return str(len(self.items)).encode()
+
+    def _before_restoring(self, state):
+        """Draws no pending masks any more: those of a `tf.train.Checkpoint` replace them."""
+        if int(state) != len(self.items):
+            raise ValueError(
+                f"The checkpoint holds {int(state)} masks, the model has {len(self.items)}. "
+                f"{checkpoints.BUILD_FIRST}"
+            )
         self._due = []
 
     def save_own_variables(self, store):
