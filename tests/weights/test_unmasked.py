@@ -67,7 +67,7 @@ def test_the_largest_of_the_rest_are_named_once():
     "middle",
     [
         [Places(), k.Dense(200)],  # A small part of the parameters.
-        [k.BatchNormalization(), k.LayerNormalization(), k.Conv1D(8, 3)],
+        [k.BatchNormalization(), k.LayerNormalization((1, 2)), k.Conv1D(8, 3)],
         [k.DepthwiseConv1D(3), k.Dense(64)],
         [Experts(40)],
     ],

@@ -15,6 +15,7 @@ FROZEN = "frozen"
 _LORA = "a kernel with LoRA"
 _SHARE = 0.1  # Of the trained parameters; a smaller rest needs no warning.
 _SHOWN = 3
+_SMALL = ("bias", "gamma", "beta")  # Of attention, biases have two axes.
 _DEPTHWISE = (
     *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
     *(layers.SeparableConv1D, layers.SeparableConv2D),
@@ -50,7 +51,8 @@ def find(model, masked) -> list[Unmasked]:
     """Finds the weights of two or more axes that have no mask, the largest first.
 
     Weights that can be masked and are not, because of `exclude` or a distribution, are left out.
-    So are those that a custom layer leaves out of `get_prunable_weights()`.
+    So are biases, parameters of normalisation, and what a custom layer leaves out of
+    `get_prunable_weights()`.
 
     Args:
         model: a built `keras.Model`.
@@ -87,6 +89,8 @@ def _reason(layer, variable, is_maskable):
         return None  # It was never meant to be trained.
     if getattr(layer, "lora_enabled", False):
         return None if variable.name.startswith("lora_") else _LORA
+    if variable.name in _SMALL:
+        return None
     if not variable.trainable:
         return FROZEN
     if is_maskable or hasattr(layer, "get_prunable_weights"):
