@@ -185,8 +185,10 @@ def test_embeddings_are_stored_smaller():
 def test_it_is_printed_as_a_table_and_written_as_json():
     advice = advise(sparse(mlp(), pattern="litert"))
     lines = str(advice).splitlines()
-    assert len(lines) == 4 + len(advice.layers)
-    assert "float32" in lines[-1]
+    assert len(lines) == 6 + len(advice.layers)
+    assert "float32" in lines[-3]
+    assert f"int8 {advice.sizes['int8']:,}" in lines[-2]
+    assert lines[-1].startswith("Smallest: quantization=")
     assert lines[0].split()[:3] == ["weight", "shape", "sparsity"]
     assert json.loads(json.dumps(advice.to_dict()))["layers"][0]["shape"] == [32, 64]
 
