@@ -17,6 +17,7 @@ TESTS = [
     "hypothesis>=6.100",
     "ruff>=0.12,<0.16",
     "tensorboard>=2.18",  # For the callback of Keras.
+    "keras-hub>=0.20",  # 260 MB with what it needs, of which tensorflow-text has 194.
 ]
 
 setup(

@@ -9,7 +9,7 @@ import tempfile
 
 import keras
 
-from tf_rigl._base.keras_internals import all_layers, set_own_trainable
+from tf_rigl._base.keras_internals import all_layers, own_variables, set_own_trainable
 from tf_rigl.weights import adapters
 from tf_rigl.weights.masked_layer import MaskedLayer
 from tf_rigl.weights.masks import Masks
@@ -51,17 +51,32 @@ def copy_preprocessing(original, copy):
 def paired(original, copy):
     """Returns pairs of each layer of a model and its twin in a copy, without masks.
 
+    Layers without variables may lack a twin: some are made when a model is first used.
+
     Raises:
         CannotCopyError: if the copy has other layers.
     """
-    old, new = own_layers(original), own_layers(copy)
-    if [type(each) for each in old] != [type(each) for each in new]:
-        raise CannotCopyError(
-            f"the copy of {original.name!r} has other layers: {len(new)} in place of {len(old)}"
-            if len(old) != len(new)
-            else f"the copy of {original.name!r} has layers of other classes"
-        )
-    return list(zip(old, new, strict=True))
+    pairs, rest = [], iter(own_layers(original))
+    for target in own_layers(copy):
+        source = next((each for each in rest if _is_twin(each, target)), None)
+        if source is None:
+            raise CannotCopyError(f"the copy of {original.name!r} has other layers")
+        pairs.append((source, target))
+    known = {id(source) for source, _ in pairs}
+    alone = [each for each in own_layers(original) if id(each) not in known]
+    if lost := [each for each in alone if _own(each) or hasattr(each, "save_assets")]:
+        raise CannotCopyError(f"the copy of {original.name!r} lacks the layer {lost[0].name!r}")
+    return pairs
+
+
+def _is_twin(layer, other):
+    return type(layer) is type(other) and len(_own(layer)) == len(_own(other))
+
+
+def _own(layer):
+    """Returns the variables of a layer alone, without those of LoRA."""
+    left_out = {id(variable) for variable in adapters.are_all(layer)}
+    return [variable for variable in own_variables(layer) if id(variable) not in left_out]
 
 
 def _paired_variables(original, copy):
@@ -88,16 +103,23 @@ def _copy_own(source, target):
             source.save_own_variables(store)
             target.load_own_variables({key: _array(value) for key, value in store.items()})
         if hasattr(source, "save_assets"):
-            with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
-                source.save_assets(old)
-                target.save_assets(new)
-                # Keras cannot load the vocabulary of a layer that was never adapted.
-                if _contents(old) != _contents(new):
-                    target.load_assets(old)
+            _copy_assets(source, target)
     except Exception as error:  # A user's class may raise any.
         raise CannotCopyError(
             f"{source.name!r} (of type {type(source).__name__}) cannot load what it stores: {error}"
         ) from error
+
+
+def _copy_assets(source, target):
+    with tempfile.TemporaryDirectory() as old, tempfile.TemporaryDirectory() as new:
+        source.save_assets(old)
+        try:
+            target.load_assets(old)
+        except Exception:
+            # Keras cannot load the vocabulary of a layer that was never adapted.
+            target.save_assets(new)
+            if _contents(old) != _contents(new):
+                raise
 
 
 def _contents(folder):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base.keras_internals import all_layers, input_signature
-from tf_rigl.convert import sparsifying
+from tf_rigl.convert import copies, sparsifying
 from tf_rigl.weights import maskable
 
 _FREE_AXIS = 32  # The size that axes of free size have in the check batch.
@@ -31,13 +31,20 @@ def ordinary(model):
             f"Received: model={model!r}"
         )
     if sparsifying.is_sparse(model):
-        return sparsifying.strip(model)
+        return _called(sparsifying.strip(model))
     if not has_zeros(model):
         warnings.warn(
             f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to remove: it is "
             "exported as a dense model.",
             stacklevel=3,
         )
+    return _called(model)
+
+
+def _called(model):
+    """Returns a graph without what its class holds beside it, such as a tokenizer's tables."""
+    if copies.is_graph(model) and not copies.is_plain_graph(model):
+        return keras.Model(*copies.ends(model), name=model.name)
     return model
 
 

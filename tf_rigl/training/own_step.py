@@ -88,7 +88,8 @@ class OwnStep:
 
     def _note_unreached(self, numbers):
         """Notes the weights that the step does not train, and warns of those that are new."""
-        paths = [self.weights[number].path for number in sorted(numbers - self.traces.unreached)]
+        new = [self.weights[number] for number in sorted(numbers - self.traces.unreached)]
+        paths = [weight.path for weight in new if weight.weight.trainable]  # Not frozen by intent.
         self.traces.unreached |= numbers
         if paths:
             warnings.warn(
