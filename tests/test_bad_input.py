@@ -128,6 +128,107 @@ def test_unknown_arguments_of_constructors(make, allowed, unknown):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda m: tf_rigl.SparseModel(m.inputs, m.outputs, metod="rigl"),
+            "`SparseModel` are .*'method', 'seed'. Did you mean 'method'.*metod='rigl'",
+        ),
+        (
+            lambda m: tf_rigl.MaskedLayer(keras.layers.Dense(2), sparcity=0.5),
+            "`tf_rigl.MaskedLayer` are .*'sparsity'.*Did you mean 'sparsity'.*sparcity=0.5",
+        ),
+        (
+            lambda m: tf_rigl.block_sparse.Dense(2, blocksize=4),
+            "`Dense` are .*'block_size', 'density', 'seed'. Did you mean 'block_size'.*blocksize=4",
+        ),
+    ],
+)
+def test_unknown_arguments_of_layers_and_models(make, message):
+    with raises(message, TypeError):
+        make(mlp())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: tf_rigl.methods.SET(grow_initializer="zeroes"),
+            "`grow_initializer` must .*'zeroes'",
+        ),
+        (lambda: tf_rigl.methods.SET(grow_initializer=None), "`grow_initializer` must .*=None"),
+        (lambda: tf_rigl.methods.SET(grow_initializer=np.float32(1)), "`grow_initializer` must "),
+        (lambda: tf_rigl.methods.SET(decay=None), "`decay` must .*, or a function. .*decay=None"),
+        (
+            lambda: tf_rigl.methods.RigL(apply_optimizer_on_update="no"),
+            "`apply_optimizer_on_update` must be True or False.*'no'",
+        ),
+        (lambda: tf_rigl.sparsify(mlp(), "dense"), "`method` must .*, or an object. Received: "),
+        (lambda: tf_rigl.callbacks.SparsityLogger(csv=3), "`csv` must be a path.*csv=3"),
+        (lambda: tf_rigl.callbacks.SparsityLogger(log_dir=""), "`log_dir` must be a path.*''"),
+        (lambda: tf_rigl.lottery.find_ticket(mlp(), None), "`fit` must be a function of a model"),
+        (
+            lambda: tf_rigl.lottery.find_ticket(mlp(), print, folder=3),
+            "`folder` must be a path.*folder=3",
+        ),
+        (lambda: tf_rigl.lottery.EarlyBird(0.5, stop="no"), "`stop` must be True or False"),
+        (lambda: tf_rigl.lottery.EarlyBird(1), "`prune_fraction` .*the fraction of channels"),
+        (lambda: tf_rigl.export_tflite(mlp(), "x.tflite", packed=1), "`packed` must be True or"),
+        (lambda: tf_rigl.export_tflite(mlp(), "x\0.tflite"), "`path` must be a path"),
+        (lambda: tf_rigl.export_saved_model(mlp(), ""), "`path` must be a path. Received: path=''"),
+        (lambda: tf_rigl.export_saved_model(mlp(), "."), "`path` must not be the current folder"),
+        (lambda: tf_rigl.export.latency([], xnnpack=0), "`xnnpack` must be True or False"),
+        (
+            lambda: tf_rigl.block_sparse.Conv2D(4, 3)(np.ones((1, 4, 4, 1), "float32")),
+            r"must have `kernel_size=1`.*Received: kernel_size=\(3, 3\), strides=",
+        ),
+        (
+            lambda: tf_rigl.block_sparse.MultiHeadAttention(2, 4, blocks={"querry": {}}),
+            "`blocks` must have names of projections as keys.*Did you mean 'query'",
+        ),
+        (
+            lambda: tf_rigl.strip(sparsify(keras.Sequential([keras.layers.Dense(3)]))),
+            "`model` is not built, so it has no masks yet: call it on data first",
+        ),
+    ],
+)
+def test_wrong_types_are_named(make, message):
+    with raises(message):
+        make()
+
+
+def test_numbers_of_numpy_are_taken_and_stored(tmp_path):
+    kind = np.float32, np.float16, np.int64, np.int32, np.float64, np.uint8
+    values = [cls(value) for cls, value in zip(kind, (0.25, 0.5, 3, 9, 3, 2), strict=True)]
+    schedule = tf_rigl.schedules.PolynomialDecay(*values)
+    assert schedule == tf_rigl.schedules.PolynomialDecay(0.25, 0.5, 3, 9, 3, 2)
+    method = tf_rigl.methods.MagnitudePruning(schedule)
+    sparse = tf_rigl.sparsify(mlp(), method, np.float32(0.5), seed=np.int64(1))
+    sparse.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").method.schedule == schedule
+    tf_rigl.lottery.EarlyBird(np.float32(0.5), np.float32(0.25), np.int64(3))
+    for flag in (True, np.bool_(True)):
+        assert tf_rigl.methods.SET(apply_optimizer_on_update=flag).apply_optimizer_on_update is True
+
+
+def test_a_sparse_model_in_another_one_is_stripped_too():
+    inputs = keras.Input((FEATURES,))
+    inner = sparsify(mlp())
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.ReLU()(inner(inputs))))
+    stripped = tf_rigl.strip(model)
+    homes = {type(layer).__module__.partition(".")[0] for layer in stripped._flatten_layers()}
+    assert homes == {"keras"}
+    x = random_data()[0]
+    np.testing.assert_array_equal(stripped(x), model(x))
+
+
+def test_blocks_larger_than_a_layer_made_by_hand():
+    layer = tf_rigl.block_sparse.Dense(4, block_size=(2, 8), name="small")
+    with pytest.warns(UserWarning, match="'small' stores more than .*10 inputs by 4 outputs"):
+        layer.build((None, FEATURES))
+
+
 def test_constructors_of_ones_own_take_what_they_say():
     class Own(tf_rigl.methods.MagnitudePruning):
         def __init__(self, **options):

@@ -223,8 +223,27 @@ def test_refuses_a_fixed_sparsity_out_of_range(name):
 
 
 @every_distribution
+@pytest.mark.parametrize(
+    ("shapes", "fixed", "message"),
+    [
+        ([(3, 3)], None, r"`shapes` must be a mapping of layer name to kernel shape.*\[\(3, 3\)\]"),
+        (None, None, "`shapes` must be a mapping of layer name to kernel shape.*shapes=None"),
+        ({"a": 3}, None, r"`shapes` must give every axis a size.*shapes\['a'\]=3"),
+        ({"a": "33"}, None, "`shapes` must give every axis a size.*'33'"),
+        ({"a": (3, "x")}, None, "`shapes` must give every axis a size.*'x'"),
+        ({"a": (3.5, 3)}, None, r"`shapes` must give every axis a size.*3\.5"),
+        ({"a": (3, None)}, None, "`shapes` must give every axis a size.*None"),
+        ({"a": (3, 3)}, ["a"], r"`fixed` must be a mapping of layer name to sparsity.*\['a'\]"),
+    ],
+)
+def test_wrong_types_are_named(name, shapes, fixed, message):
+    with pytest.raises(ValueError, match=message):
+        distributions.get(name)(shapes, 0.5, fixed=fixed)
+
+
+@every_distribution
 def test_a_fixed_layer_that_is_not_there_is_named_with_the_closest(name):
-    with pytest.raises(ValueError, match=r"`fixed`.*Did you mean 'stem'.*Received: fixed='sten'"):
+    with pytest.raises(ValueError, match=r"`fixed`.*Did you mean 'stem'.*Received: fixed={'sten"):
         distributions.get(name)(CNN, 0.9, fixed={"sten": 0.0})
 
 

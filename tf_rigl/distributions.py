@@ -11,6 +11,7 @@ Reference:
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from tf_rigl._base.rounding import floor_near, floor_product
 
 Shapes = Mapping[str, Sequence[int]]
 NAMES = tuple(registry.DISTRIBUTIONS)
+_ELSE = "a function, or in `tf_rigl.sparsify` a dict of layer name to sparsity"
 
 
 def uniform(
@@ -111,12 +113,7 @@ def erdos_renyi(
 
     - [SET](https://arxiv.org/abs/1707.04780), equation 1.
     """
-    for name, shape in shapes.items():
-        if len(shape) < 2:
-            raise ValueError(
-                "Argument `shapes` must give every kernel at least two axes. "
-                f"Received: shapes[{name!r}]={tuple(shape)}"
-            )
+    check_shapes(shapes, least=2)
     return balanced(shapes, sparsity, fixed, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
 
 
@@ -227,7 +224,9 @@ def get(identifier) -> Callable[..., dict[str, float]]:
     if isinstance(identifier, str) and identifier in registry.DISTRIBUTIONS:
         return registry.DISTRIBUTIONS[identifier].load()
     others = registry.other_words(registry.DISTRIBUTIONS)
-    raise unknown_name("distribution", identifier, registry.DISTRIBUTIONS, others=others)
+    raise unknown_name(
+        "distribution", identifier, registry.DISTRIBUTIONS, or_object=_ELSE, others=others
+    )
 
 
 def check_arguments(shapes, sparsity, fixed):
@@ -248,18 +247,43 @@ def check_arguments(shapes, sparsity, fixed):
     (0.9, {'a': 0.0})
     """
     sparsity = check_sparsity("sparsity", sparsity)
-    fixed = {} if fixed is None else dict(fixed)
+    check_shapes(shapes, least=1)
+    if not isinstance(fixed, (Mapping, type(None))):
+        raise ValueError(
+            "Argument `fixed` must be a mapping of layer name to sparsity. "
+            f"Received: fixed={fixed!r}"
+        )
+    fixed = dict(fixed or {})
     for name, value in fixed.items():
         if name not in shapes:
             raise unknown_key("fixed", fixed, name, shapes)
         fixed[name] = check_sparsity(f"fixed[{name!r}]", value)
-    for name, shape in shapes.items():
-        if len(shape) == 0 or any(n is None or n < 1 for n in shape):
-            raise ValueError(
-                "Argument `shapes` must give every axis a size of at least 1. "
-                f"Received: shapes[{name!r}]={tuple(shape)}"
-            )
     return sparsity, fixed
+
+
+def check_shapes(shapes, least):
+    """Raises if `shapes` is not a mapping to shapes of at least `least` axes."""
+    if not isinstance(shapes, Mapping):
+        raise ValueError(
+            "Argument `shapes` must be a mapping of layer name to kernel shape. "
+            f"Received: shapes={shapes!r}"
+        )
+    for name, shape in shapes.items():
+        try:
+            sizes = tuple(shape)
+        except TypeError:
+            sizes = (None,)
+        if not all(isinstance(n, numbers.Integral) and n > 0 for n in sizes):
+            raise ValueError(
+                "Argument `shapes` must give every axis a size of at least 1, an integer. "
+                f"Received: shapes[{name!r}]={shape!r}"
+            )
+        if len(sizes) < least:
+            axes = "one axis" if least == 1 else "two axes"
+            raise ValueError(
+                f"Argument `shapes` must give every kernel at least {axes}. "
+                f"Received: shapes[{name!r}]={sizes}"
+            )
 
 
 def balanced(shapes, sparsity, fixed, raw_density):

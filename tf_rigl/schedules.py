@@ -98,7 +98,7 @@ def get_decay(identifier) -> Decay:
         return identifier
     if isinstance(identifier, str) and identifier in DECAYS:
         return DECAYS[identifier]
-    raise unknown_name("decay", identifier, DECAYS)
+    raise unknown_name("decay", identifier, DECAYS, or_object="a function")
 
 
 def name_of_decay(decay):
@@ -164,14 +164,19 @@ class _PruningSchedule(ChecksArguments):
     """
 
     def __post_init__(self):
-        check_integer("begin_step", self.begin_step, 0)
-        check_integer("frequency", self.frequency, 1)
-        end = check_end_step(self.end_step)
+        self._keep("begin_step", check_integer("begin_step", self.begin_step, 0))
+        self._keep("frequency", check_integer("frequency", self.frequency, 1))
+        end = self._keep("end_step", check_end_step(self.end_step))
         if isinstance(end, int) and end != -1 and end < self.begin_step:
             raise ValueError(
                 "Argument `end_step` must not be less than `begin_step`. Received: "
                 f"begin_step={self.begin_step}, end_step={end}"
             )
+
+    def _keep(self, name, value):
+        """Keeps a checked value in place of the one given: JSON has no numbers of NumPy."""
+        object.__setattr__(self, name, value)
+        return value
 
     @property
     def needs_length(self) -> bool:
@@ -251,7 +256,8 @@ class ConstantSparsity(_PruningSchedule):
     def __post_init__(self):
         super().__post_init__()
         if self.target_sparsity is not None:
-            check_sparsity("target_sparsity", self.target_sparsity)
+            value = check_sparsity("target_sparsity", self.target_sparsity)
+            self._keep("target_sparsity", value)
 
     @property
     def final_sparsity(self):
@@ -316,16 +322,18 @@ class PolynomialDecay(_PruningSchedule):
 
     def __post_init__(self):
         super().__post_init__()
-        check_sparsity("initial_sparsity", self.initial_sparsity)
+        value = check_sparsity("initial_sparsity", self.initial_sparsity)
+        self._keep("initial_sparsity", value)
         if self.final_sparsity is not None:
-            check_sparsity("final_sparsity", self.final_sparsity)
+            self._keep("final_sparsity", check_sparsity("final_sparsity", self.final_sparsity))
             if self.initial_sparsity > self.final_sparsity:  # Pruned weights do not return.
                 raise ValueError(
                     "Argument `initial_sparsity` must not be more than `final_sparsity`. Received: "
                     f"initial_sparsity={self.initial_sparsity}, "
                     f"final_sparsity={self.final_sparsity}"
                 )
-        check_number("power", self.power, above=0, finite=False)
+        power = check_number("power", self.power, above=0, finite=False)
+        self._keep("power", int(power) if isinstance(self.power, numbers.Integral) else power)
         if self.end_step == -1:
             raise ValueError(
                 "Argument `end_step` must not be -1: the polynomial needs an end. "

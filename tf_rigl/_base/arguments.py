@@ -4,6 +4,10 @@ import difflib
 import inspect
 import math
 import numbers
+import os
+import pathlib
+
+import numpy as np
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -16,7 +20,7 @@ def unknown_name(argument, received, allowed, *, or_object=True, others=None):
         argument: str, the argument's name.
         received: the value that was passed.
         allowed: iterable of str, the known names.
-        or_object: bool, whether the argument also takes an object.
+        or_object: bool, whether the argument also takes an object; or str, what else it takes.
         others: dict of other words that users write, in lower case, to the known name that
             each means; or None.
 
@@ -33,8 +37,9 @@ def unknown_name(argument, received, allowed, *, or_object=True, others=None):
     """
     allowed = sorted(allowed)
     names = ", ".join(repr(a) for a in allowed)
+    object_too = ", or an object" if or_object is True else f", or {or_object}" if or_object else ""
     return ValueError(
-        f"Argument `{argument}` must be one of {names}{', or an object' if or_object else ''}."
+        f"Argument `{argument}` must be one of {names}{object_too}."
         f"{_hint(argument, received, allowed, or_object, others or {})} "
         f"Received: {argument}={received!r}"
     )
@@ -50,19 +55,24 @@ def _hint(argument, received, allowed, or_object, others):
     if word in allowed or word in others:
         close = [others.get(word, word)]
     else:
-        close = difflib.get_close_matches(word, [*allowed, *others], n=3, cutoff=0.5)
+        words = [*allowed, *others]
+        close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+        # Any word has half of the letters of a short one.
+        closer = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+        close = [each for each in close if len(each) > 3 or each in closer]
         close = list(dict.fromkeys(others.get(each, each) for each in close))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def unknown_key(argument, received, key, allowed):
-    """The error for a mapping from layers with a key that is no layer's name.
+def unknown_key(argument, received, key, allowed, what="layers"):
+    """The error for a mapping with a key that is no known name.
 
     Args:
         argument: str, the argument's name.
         received: the mapping that was passed.
         key: the unknown key.
         allowed: iterable of str, the known names.
+        what: str, what has these names.
 
     Returns:
         A `ValueError`; the caller raises it.
@@ -76,7 +86,7 @@ def unknown_key(argument, received, key, allowed):
     """
     allowed = sorted(allowed)
     return ValueError(
-        f"Argument `{argument}` must have names of layers as keys, and {key!r} is none of them."
+        f"Argument `{argument}` must have names of {what} as keys, and {key!r} is none of them."
         f"{_hint(argument, key, allowed, False, {})} The names are {', '.join(map(repr, allowed))}."
         f" Received: {argument}={dict(received)!r}"
     )
@@ -172,6 +182,22 @@ def check_integer(argument, value, minimum):
     return int(value)
 
 
+def check_flag(argument, value):
+    """Returns `value` as a bool; raises if it is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"Argument `{argument}` must be True or False. Received: {argument}={value!r}"
+        )
+    return bool(value)
+
+
+def check_path(argument, value):
+    """Returns `value` as a `pathlib.Path`; raises if it is not a path."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise ValueError(f"Argument `{argument}` must be a path. Received: {argument}={value!r}")
+    return pathlib.Path(value)
+
+
 class ChecksArguments:
     """Base class whose constructor names the arguments there are if it gets an unknown one.
 
@@ -225,17 +251,33 @@ def constructor_arguments(cls):
     return list(dict.fromkeys(before + after))
 
 
-def unknown_arguments(cls, received):
+def check_layer_arguments(layer, received):
+    """Raises if a layer gets arguments that neither its class nor Keras's classes have.
+
+    Keras's own error does not say which there are.
+
+    Args:
+        layer: the `keras.layers.Layer` that is made.
+        received: dict, the keyword arguments that its class passes on.
+    """
+    allowed = (*constructor_arguments(type(layer)), "input_shape", "input_dim")
+    unknown = {name: value for name, value in received.items() if name not in allowed}
+    if unknown:
+        raise unknown_arguments(type(layer), unknown)
+
+
+def unknown_arguments(cls, received, allowed=None):
     """The error for keyword arguments that a class's constructor does not have.
 
     Args:
         cls: the class.
         received: dict of the unknown arguments, at least one.
+        allowed: iterable of str, the arguments there are; None for all that `cls` says.
 
     Returns:
         A `TypeError` that names the arguments there are; the caller raises it.
     """
-    allowed = constructor_arguments(cls)
+    allowed = list(allowed or constructor_arguments(cls))
     close = difflib.get_close_matches(next(iter(received)), allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     values = ", ".join(f"{name}={value!r}" for name, value in received.items())

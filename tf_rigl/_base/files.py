@@ -9,6 +9,8 @@ import secrets
 import shutil
 import stat
 
+from tf_rigl._base.arguments import check_path
+
 
 def to_json(result) -> str:
     """Returns a result as JSON, with each list of numbers on one line.
@@ -96,9 +98,7 @@ def check_place(path) -> pathlib.Path:
     Raises:
         ValueError: if `path` is not a path, or its folder does not exist or is not writable.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"Argument `path` must be a path. Received: path={path!r}")
-    path = pathlib.Path(path)
+    path = check_path("path", path)
     if not path.parent.is_dir():
         raise ValueError(f"The folder of `path` does not exist. Received: path={str(path)!r}")
     if not os.access(path.parent, os.W_OK):
@@ -121,7 +121,7 @@ def check_folder(folder, marks=RUN) -> pathlib.Path:
     Returns:
         The path.
     """
-    folder = pathlib.Path(folder).resolve()
+    folder = check_path("folder", folder).resolve()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
         raise ValueError(f"{str(place)!r} is a file. Received: output folder {str(folder)!r}")

@@ -3,7 +3,7 @@
 import keras
 
 from tf_rigl._base import keras_internals
-from tf_rigl._base.arguments import unknown_name
+from tf_rigl._base.arguments import unknown_key
 from tf_rigl.block_sparse.layers import EinsumDense
 
 PROJECTIONS = tuple(keras_internals.PROJECTIONS)  # The names of the projections.
@@ -47,10 +47,10 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             )
         for name, own in blocks.items():
             if name not in names:
-                raise unknown_name("blocks", name, names, or_object=False)
+                raise unknown_key("blocks", blocks, name, names, "projections")
             for key in own:
                 if key not in _ARGUMENTS:
-                    raise unknown_name(f"blocks[{name!r}]", key, _ARGUMENTS, or_object=False)
+                    raise unknown_key(f"blocks[{name!r}]", own, key, _ARGUMENTS, "arguments")
             EinsumDense("ab,bc->ac", 1, **own)  # Checks the values.
         # Tuples: Keras would track a dict.
         self._blocks = tuple((name, tuple(own.items())) for name, own in blocks.items())

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import keras_internals
-from tf_rigl._base.arguments import check_integer, check_number
+from tf_rigl._base import keras_internals, notices
+from tf_rigl._base.arguments import check_integer, check_layer_arguments, check_number
 from tf_rigl._base.workers import resolve_seed
 from tf_rigl.block_sparse import probes
 from tf_rigl.block_sparse.geometry import Geometry
@@ -37,6 +37,7 @@ class BlockSparseLayer(StoresSparse):
     """
 
     def __init__(self, *args, block_size=32, density=0.1, seed=None, **kwargs):
+        check_layer_arguments(self, kwargs)
         super().__init__(*args, **kwargs)
         pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
         if len(pair) != 2:
@@ -64,6 +65,12 @@ class BlockSparseLayer(StoresSparse):
         rows, cols = self.block_size
         down = -(-inputs // rows)
         active = min(down, max(1, round(self.density * down)))
+        if rows > inputs or cols > outputs:
+            notices.warn(
+                f"Layer {self.name!r} stores more than a dense kernel: its blocks are larger than "
+                f"its {inputs} inputs by {outputs} outputs. Pass a smaller `block_size`. "
+                f"Received: block_size={self.block_size}"
+            )
         self.geometry = Geometry(inputs, outputs, rows, cols, active)
         rng = np.random.default_rng(self.seed)
         order = np.argsort(rng.random((self.geometry.across, down)), axis=1)
@@ -269,7 +276,8 @@ class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
         if not is_pointwise(self):
             raise ValueError(
                 "A block-sparse Conv2D must have `kernel_size=1`, `strides=1`, `groups=1` and "
-                f"`data_format='channels_last'`. Received: {self.get_config()}"
+                f"`data_format='channels_last'`. Received: kernel_size={self.kernel_size}, "
+                f"strides={self.strides}, groups={self.groups}, data_format={self.data_format!r}"
             )
 
     def call(self, inputs):

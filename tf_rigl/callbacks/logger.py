@@ -3,7 +3,6 @@
 import csv as csv_files
 import io
 import os
-import pathlib
 import warnings
 import zipfile
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base import files, workers
+from tf_rigl._base.arguments import check_path
 from tf_rigl.callbacks.watcher import Watcher
 from tf_rigl.training import loop
 from tf_rigl.weights import maskable
@@ -92,8 +92,8 @@ class SparsityLogger(Watcher):
 
     def __init__(self, log_dir=None, csv=None, update_freq="epoch"):
         super().__init__("update_freq", update_freq, ("epoch", "update"))
-        self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
-        self.csv = None if csv is None else pathlib.Path(csv)
+        self.log_dir = None if log_dir is None else check_path("log_dir", log_dir)
+        self.csv = None if csv is None else check_path("csv", csv)
         self.update_freq = update_freq
         self._masks = None
         self._writer = None

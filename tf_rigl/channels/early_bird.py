@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tf_rigl._base import keras_internals
-from tf_rigl._base.arguments import check_integer, check_sparsity, unknown_name
+from tf_rigl._base.arguments import check_flag, check_integer, check_number, unknown_name
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.channels import slimming
 from tf_rigl.convert import copies
@@ -59,19 +59,16 @@ class EarlyBird(keras.callbacks.Callback):
 
     def __init__(self, prune_fraction, threshold=0.1, window=5, stop=True, *, least=1):
         super().__init__()
-        self.prune_fraction = check_sparsity("prune_fraction", prune_fraction)
-        number = not isinstance(threshold, bool) and isinstance(threshold, (int, float))
-        if not number or not 0 < threshold <= 1:
-            raise ValueError(
-                "Argument `threshold` must be a number in (0, 1]: the distance of masks. "
-                f"Received: threshold={threshold!r}"
-            )
+        self.prune_fraction = slimming.check_fraction(prune_fraction)
+        self.threshold = check_number(
+            "threshold", threshold, above=0, at_most=1, what="the distance of masks"
+        )
         if self.prune_fraction == 0:
             raise ValueError(
                 "Argument `prune_fraction` must be above 0: masks that prune nothing never change. "
                 f"Received: prune_fraction={prune_fraction!r}"
             )
-        self.threshold, self.stop = threshold, bool(stop)
+        self.stop = check_flag("stop", stop)
         self.window = check_integer("window", window, 2)
         self.least = check_integer("least", least, 0)
         self._begin()

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from tf_rigl import distributions
-from tf_rigl._base.arguments import check_integer, check_sparsity
+from tf_rigl._base.arguments import check_integer, check_number
 from tf_rigl.convert import copies, sparsifying
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.weights import maskable
@@ -37,10 +37,7 @@ def with_scale_penalty(model, factor=1e-4):
 
     - [Network slimming](https://arxiv.org/abs/1708.06519), section 3.
     """
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < 1e30:
-        raise ValueError(
-            f"Argument `factor` must be a number of at least 0. Received: factor={factor!r}"
-        )
+    factor = check_number("factor", factor, at_least=0)
     check_dense(model)
     for path, layer in scaled(model).items():
         if not isinstance(layer.gamma_regularizer, (keras.regularizers.L1, type(None))):
@@ -86,7 +83,7 @@ def channel_masks(model, prune_fraction, *, least=1):
 
     - [Network slimming](https://arxiv.org/abs/1708.06519), section 3.
     """
-    fraction = check_sparsity("prune_fraction", prune_fraction)
+    fraction = check_fraction(prune_fraction)
     least = check_integer("least", least, 0)
     scales = {path: _magnitude(layer.gamma) for path, layer in scaled(model).items()}
     sizes = [scale.size for scale in scales.values()]
@@ -105,6 +102,12 @@ def channel_masks(model, prune_fraction, *, least=1):
     order = np.argsort(-pooled, kind="stable")
     kept[order[~kept[order]][:missing]] = True
     return dict(zip(scales, np.split(kept, np.cumsum(sizes)[:-1]), strict=True))
+
+
+def check_fraction(value):
+    """Returns `prune_fraction` as a float in [0, 1), or raises."""
+    what = "the fraction of channels to prune"
+    return check_number("prune_fraction", value, at_least=0, below=1, what=what)
 
 
 def mask_channels(model, masks):

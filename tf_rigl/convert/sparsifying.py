@@ -269,6 +269,11 @@ def strip(model):
             f"`tf_rigl.MaskedLayer` or `tf_rigl.block_sparse`. {dense}"
             f"Received: model={model!r} (of type {type(model)})"
         )
+    if not model.built and not isinstance(model, Functional):
+        raise ValueError(
+            "Argument `model` is not built, so it has no masks yet: call it on data first. "
+            f"Received: model={model!r}"
+        )
     masks.check_strays(masks.find(model), "stripped")
     with model.distribute_strategy.scope():
         try:
@@ -276,12 +281,27 @@ def strip(model):
                 return copies.try_copy(model.model)
             is_graph = isinstance(model, Functional) or copies.is_graph(model)
             ends = copies.ends(model) if is_graph else _trace(model)
-            return copies.try_copy(keras.Model(*ends, name=model.name))
+            return copies.try_copy(keras.Model(*ends, name=model.name), _strippers(model))
         except copies.CannotCopyError as error:
             raise ValueError(
                 f"{model.name!r} cannot be stripped: Keras cannot clone a model or layer in it. "
                 f"Give it `get_config` and `from_config`. ({error})"
             ) from error
+
+
+def _strippers(model):
+    """Returns what replaces the layers of a model that are `SparseModel`s, by id, or None."""
+    inner = all_layers(model, include_self=False)
+    nested = [each for each in inner if isinstance(each, SparseModel)]
+    if not nested:
+        return None
+    inside = {id(each) for one in nested for each in all_layers(one, include_self=False)}
+    makers = {
+        id(each): functools.partial(conversion.ordinary, each)
+        for each in conversion.replacements(model)
+    }
+    makers |= {id(each): lambda each=each: (strip(each), lambda: None) for each in nested}
+    return {key: maker for key, maker in makers.items() if key not in inside}
 
 
 def _trace(model):

@@ -241,4 +241,4 @@ def get(identifier):
         return identifier
     if isinstance(identifier, str) and identifier in NAMES:
         return NAMES[identifier]
-    raise unknown_name("model", identifier, NAMES)
+    raise unknown_name("model", identifier, NAMES, or_object="a function that makes one")

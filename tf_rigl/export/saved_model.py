@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base import files, keras_internals
+from tf_rigl._base.arguments import check_flag
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
 
@@ -55,8 +56,7 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
     True
     """
     place = _check_folder(path)
-    if not isinstance(packed, bool):
-        raise ValueError(f"Argument `packed` must be True or False. Received: packed={packed!r}")
+    packed = check_flag("packed", packed)
     model = _source.ordinary(model)
     batch = _inputs(model, check_data)
     with _beside(place) as scratch:
@@ -71,6 +71,11 @@ def _check_folder(path) -> pathlib.Path:
     folder = files.check_place(path).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Argument `path` must be a folder, not a file. Received: path={path!r}")
+    if folder == pathlib.Path.cwd():
+        raise ValueError(
+            "Argument `path` must not be the current folder: a new one takes its place. "
+            f"Received: path={path!r}"
+        )
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "saved_model.pb").is_file():
         raise ValueError(
             "Argument `path` must be a new or empty folder, or an older SavedModel. This folder "

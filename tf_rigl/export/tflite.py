@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl._base import files, registry
-from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.export import _source
 from tf_rigl.export.info import ExportInfo
@@ -117,6 +117,7 @@ def export_tflite(
         )
     if batch_size is not None:
         batch_size = check_integer("batch_size", batch_size, 1)
+    packed = check_flag("packed", packed)
     model = _source.ordinary(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would crash the process.

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from tf_rigl._base import timing
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import check_flag, check_integer
 
 _SECONDS = 0.05  # The duration of a turn.
 
@@ -56,6 +56,7 @@ def latency(paths, *, batch_size=1, rounds=15, num_threads=1, xnnpack=True) -> l
         ("num_threads", num_threads),
     ):
         check_integer(name, value, 1)
+    check_flag("xnnpack", xnnpack)
     runners = {
         number: _runner(path, batch_size, num_threads, xnnpack) for number, path in enumerate(paths)
     }

@@ -95,6 +95,11 @@ def find_ticket(
     rewind_step = check_integer("rewind_step", rewind_step, 0)
     seed = check_integer("seed", seed, 0)
     prune_fraction = _check_fraction("prune_fraction", prune_fraction)
+    if not callable(fit):
+        raise ValueError(
+            "Argument `fit` must be a function of a model, which compiles and trains it. "
+            f"Received: fit={fit!r}"
+        )
     if scope not in ("layer", "global"):
         raise unknown_name("scope", scope, ("layer", "global"), or_object=False)
     if not isinstance(model, keras.Model) or not model.built:

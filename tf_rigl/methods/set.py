@@ -1,10 +1,11 @@
 """Sparse Evolutionary Training: drop the smallest weights, grow others at random."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_rigl import schedules
-from tf_rigl._base.arguments import check_integer, check_number, unknown_arguments
+from tf_rigl._base.arguments import check_flag, check_integer, check_number, unknown_arguments
 from tf_rigl._base.rounding import floor_product
 from tf_rigl.methods.base import Method, deserialize_function, serialize_function
 
@@ -75,9 +76,10 @@ class SET(Method):
         self._start = self.update_interval if self.start_step is None else self.start_step
         self.decay = decay
         self._decay = schedules.get_decay(decay)
-        self.grow_initializer = _seeded(keras.initializers.get(grow_initializer))
-        self.apply_optimizer_on_update = bool(apply_optimizer_on_update)
-        self.order = "after" if apply_optimizer_on_update else "instead"
+        self.grow_initializer = _seeded(_initializer(grow_initializer))
+        flag = check_flag("apply_optimizer_on_update", apply_optimizer_on_update)
+        self.apply_optimizer_on_update = flag
+        self.order = "after" if flag else "instead"
 
     @property
     def needs_length(self) -> bool:
@@ -161,6 +163,20 @@ class SET(Method):
     def from_config(cls, config):
         """Creates the method from the result of `get_config`."""
         return cls(**{**config, "decay": deserialize_function("decay", config["decay"])})
+
+
+def _initializer(identifier):
+    """Returns an initializer as Keras does, but the error names the argument."""
+    try:
+        found = keras.initializers.get(identifier)
+    except (ValueError, TypeError):
+        found = None
+    if found is None or isinstance(identifier, np.generic):  # Keras takes a number for an array.
+        raise ValueError(
+            "Argument `grow_initializer` must be the name of a Keras initializer, such as 'zeros' "
+            f"or 'random_normal', or an object. Received: grow_initializer={identifier!r}"
+        )
+    return found
 
 
 def _seeded(initializer):

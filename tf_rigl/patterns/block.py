@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tf_rigl._base.arguments import check_integer, unknown_name
+from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.layout import Layout, as_axes
 from tf_rigl.patterns.selection import ordered_integers
@@ -55,7 +55,7 @@ class Block(Pattern):
             raise unknown_name("score", score, SCORES, or_object=False)
         self.score = score
         self.axes = as_axes(axes)
-        self.constant_fan_in = bool(constant_fan_in)
+        self.constant_fan_in = check_flag("constant_fan_in", constant_fan_in)
 
     def fitted(self, layer, shape, axes):
         """Returns the same blocks along the axes of the weight."""

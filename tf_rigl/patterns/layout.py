@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 
 import tensorflow as tf
 
@@ -61,4 +62,15 @@ def _transposed(tensor, order):
 
 def as_axes(axes):
     """Converts axes to two tuples; JSON makes lists of them. None stays None."""
-    return None if axes is None else tuple(tuple(group) for group in axes)
+    if axes is None:
+        return None
+    try:
+        groups = tuple(tuple(operator.index(axis) for axis in group) for group in axes)
+    except TypeError:
+        groups = ()
+    if len(groups) != 2:
+        raise ValueError(
+            "Argument `axes` must be two tuples of integers, the input axes and the output axes of "
+            f"a weight, or None. Received: axes={axes!r}"
+        )
+    return groups

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import patterns
-from tf_rigl._base import keras_internals
-from tf_rigl._base.arguments import check_sparsity, unknown_name
+from tf_rigl._base import keras_internals, registering
+from tf_rigl._base.arguments import check_layer_arguments, check_sparsity, unknown_name
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl._base.workers import resolve_seed
 from tf_rigl.weights import maskable, targets
@@ -31,7 +31,7 @@ def random_mask(item, seed, index=0):
     return item.pattern.select(tf.constant(draw()), item.target_active())
 
 
-@keras.saving.register_keras_serializable(package="tf_rigl")
+@registering.named
 class MaskedLayer(keras.layers.Wrapper):
     """Makes a layer sparse: holds a mask for each of its maskable weights.
 
@@ -89,6 +89,7 @@ class MaskedLayer(keras.layers.Wrapper):
                 "Argument `layer` must be a `keras.layers.Layer` that is not yet masked. "
                 f"Received: layer={layer!r} (of type {type(layer)})"
             )
+        check_layer_arguments(self, kwargs)
         kwargs.setdefault("name", f"masked_{layer.name}")
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("autocast", layer.autocast)
