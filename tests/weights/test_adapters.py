@@ -105,15 +105,15 @@ def test_merged_adapters_are_no_sparse_weight(tmp_path):
     sparse.fit(x, y, batch_size=8, verbose=0)
     head = sparse.get_layer("head")
     head._kernel.assign(head.kernel)
-    with pytest.raises(ValueError, match="cannot be saved: .*'head/kernel'"):
+    with pytest.raises(ValueError, match=r"cannot be saved: .*'head/kernel'"):
         sparse.save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="cannot be stripped: .*'head/kernel'"):
+    with pytest.raises(ValueError, match=r"cannot be stripped: .*'head/kernel'"):
         tf_rigl.strip(sparse)
 
 
 def test_a_method_that_trains_scores_alone_refuses():
     sparse, x, y = adapted(["head"], method="edge_popup")
-    with pytest.raises(ValueError, match="EdgePopup .*LoRA in layer 'head' would not be trained"):
+    with pytest.raises(ValueError, match=r"EdgePopup .*LoRA in layer 'head' would not be trained"):
         sparse.fit(x, y, verbose=0)
 
 
