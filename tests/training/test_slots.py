@@ -349,3 +349,17 @@ def test_a_grown_weight_of_adagrad_begins_as_a_new_one():
     found = [empty for _, empty, _ in slots(sparse)]
     assert found
     assert set(found) == {0.1}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_copies_of_loaded_weights(trained, tmp_path):
+    """A file without slots sets the weights alone: copies of them must not stay behind."""
+    first, other = (compiled(sparsify(mlp(), seed=n), make("ScheduleFreeAdamW")) for n in (0, 1))
+    if trained:
+        fit(compiled(first, make("ScheduleFreeAdamW"), run_eagerly=True), *random_data(batches=3))
+    first.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    own = find_slots(first.optimizer)
+    for one, two in zip(first.trainable_variables, other.trainable_variables, strict=True):
+        copy, _ = find_slots(other.optimizer)[id(two)]
+        np.testing.assert_array_equal(copy.variable, own[id(one)][0].variable if trained else one)
