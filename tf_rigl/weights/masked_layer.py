@@ -109,12 +109,13 @@ class MaskedLayer(keras.layers.Wrapper):
 
     # The decorator lets Keras call the wrapped layer symbolically first, with all arguments.
     @keras_internals.default_build
-    def build(self, input_shape=None):
-        if not self.layer.built:
-            self.layer.build(input_shape)
+    def build(self, input_shape=None, **shapes):
+        if not self.layer.built:  # Attention takes `query_shape` and `value_shape`.
+            first = () if input_shape is None and shapes else (input_shape,)
+            self.layer.build(*first, **shapes)
         if self._masks.items:
             return  # It is built already.
-        for index, found in enumerate(maskable.find(self.layer)):
+        for index, found in enumerate(maskable.find(self.layer, adapted=True)):
             draw = None
             if self.initial_mask == "random":
                 draw = functools.partial(random_mask, seed=self.seed, index=index)
