@@ -90,16 +90,6 @@ def test_nothing_to_train():
     assert model.step == 12
 
 
-def test_a_loss_of_the_models_own_class_is_not_dropped_in_silence():
-    class Own(keras.Model):
-        def compute_loss(self, *args, **kwargs):
-            return 1234.0
-
-    inputs = keras.Input((10,))
-    with pytest.warns(UserWarning, match="defines compute_loss"):
-        sparsify(Own(inputs, keras.layers.Dense(3)(inputs)))
-
-
 def test_what_cannot_be_cloned_cannot_be_stripped():
     class Stubborn(keras.layers.Dense):
         def get_config(self):
