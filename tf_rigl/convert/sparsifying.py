@@ -38,6 +38,9 @@ def sparsify(
 ):
     """Makes a sparse copy of a Keras model. Compile and fit it like any Keras model.
 
+    Frozen weights (`trainable=False`) are left as they are and do not count, unless `fixed` or a
+    `distribution` that is a mapping names them. A warning names what stays dense, if it is much.
+
     Args:
         model: a `keras.Model`: Sequential, functional or subclassed, built or not. It is
             not changed, unless it is a subclassed model that Keras cannot clone: then it is
