@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_rigl._base.arguments import check_integer
-from tf_rigl.training import loop
+from tf_rigl.training import cautions, loop
 from tf_rigl.training.begin import check_length, start
 from tf_rigl.training.own_step import OwnStep
 from tf_rigl.training.plan import Length
@@ -69,6 +69,7 @@ def training_step(model, step, optimizer, *, steps=None, run_eagerly=False, jit_
     first_step = model.step
     state.length = Length(first_step, steps)
     check_length(model)
+    cautions.before(model)
 
     def make(weights):
         return OwnStep(weights, model.method, optimizers, model.seed, state.traces)
