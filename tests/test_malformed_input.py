@@ -373,7 +373,7 @@ def test_any_arguments_are_taken_or_refused(command, in_empty_folder):
         (["train", "--batch-size", str(10**30)], "out-of-range integer"),
         (["train", "--seed", str(10**30)], "Seed must be between"),
         (["train", "--option", "gradient_batches=[1]"], "gradient_batches=[1]"),
-        (["train", "--output", "a\0b"], "null byte"),
+        (["train", "--output", "a\0b"], "`folder` must be a path"),
         (["train", "--no-such\noption"], "unrecognized arguments: --no-such option"),
         (["report", "no-such\nfile"], "There is no such file"),
     ],

@@ -47,7 +47,7 @@ def _by_model(name):
     return call
 
 
-@registering.named
+@registering.model
 class SparsifiedTrainer(SparsifiedModel):
     """A `SparseModel` that wraps a model with its own training, and trains it by that.
 

@@ -56,7 +56,7 @@ class _Sparsified:
         return {**super()._sparse_config(), "masked": masked}
 
 
-@registering.named
+@registering.model
 class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
     """A `SparseModel` that is a graph of layers, and holds the masks of their weights."""
 
@@ -69,7 +69,7 @@ class SparsifiedGraph(_Sparsified, FunctionalSparseModel):
         self._recreate_masks(masked)
 
 
-@registering.named
+@registering.model
 class SparsifiedModel(_Sparsified, SparseModel):
     """A `SparseModel` that wraps a model without a graph.
 

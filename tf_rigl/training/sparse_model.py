@@ -290,7 +290,8 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
             )
         masks.check_strays(self.masked_weights, "saved")
         wanted = overwrite and zipped is not False
-        with checkpoint.written_whole(filepath, ".keras", wanted) as path:
+        written = checkpoint.written_whole(filepath, ".keras", wanted)
+        with written as path, registering.shown(self):
             super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
@@ -352,7 +353,7 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
         return super().from_config(config, custom_objects=custom_objects)
 
 
-@registering.named
+@registering.model
 class FunctionalSparseModel(SparseModel, Functional):
     """A `SparseModel` that is a graph of layers: `SparseModel(inputs, outputs)` makes it."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import patterns
-from tf_rigl._base import keras_internals, registering
+from tf_rigl._base import keras_internals
 from tf_rigl._base.arguments import check_layer_arguments, check_sparsity, unknown_name
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl._base.workers import resolve_seed
@@ -31,7 +31,7 @@ def random_mask(item, seed, index=0):
     return item.pattern.select(tf.constant(draw()), item.target_active())
 
 
-@registering.named
+@keras.saving.register_keras_serializable(package="tf_rigl")
 class MaskedLayer(keras.layers.Wrapper):
     """Makes a layer sparse: holds a mask for each of its maskable weights.
 
