@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.helpers import (
     BATCH,
@@ -154,3 +155,48 @@ def test_a_functional_model_within_two_others():
     for number in range(4):
         fit(models[number % 2], *random_data(batches=2))
         assert follower.check() == 1
+
+
+class TwoOptimizers(SparseModel):
+    """Trains the same weights by two losses, each with an optimizer of its own."""
+
+    def __init__(self):
+        super().__init__(method=rigl(), seed=0)
+        self.hidden = MaskedLayer(keras.layers.Dense(8), sparsity=0.5, seed=0)
+        self.head = keras.layers.Dense(CLASSES)
+        self.second = keras.optimizers.Adam(0.05)
+        self.share = 1.0  # Of the second loss.
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+    def train_step(self, data):
+        x, y, *_ = data
+        for optimizer, share in [(self.optimizer, 1.0), (self.second, self.share)]:
+            with tf.GradientTape() as tape:
+                loss = share * self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_two_optimizers_in_one_step():
+    """Masks change where the first one is applied; the slots of the second one follow them."""
+    model = compiled(TwoOptimizers(), keras.optimizers.Adam(0.05), run_eagerly=True)
+    x, y = random_data(batches=1)
+    changes = 0
+    for step in range(7):
+        model.share = float(step % 2)  # At updates the second optimizer has no gradient.
+        before = model.masks if model.built else None
+        model.train_on_batch(x, y)
+        if before is None:
+            continue
+        (weight,), (old,), (new,) = model.masked_weights, before.values(), model.masks.values()
+        if (old == new).all():
+            continue
+        changes += 1
+        for optimizer in (model.optimizer, model.second):
+            for slot in find_slots(optimizer)[id(weight.weight)]:
+                assert (slot.variable.numpy()[~(old & new)] == 0).all()
+                assert (slot.variable.numpy()[old & new] != 0).any()
+    assert changes == 3
