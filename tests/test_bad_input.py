@@ -120,6 +120,10 @@ def test_numbers_in_a_pattern(name, message):
         (lambda: tf_rigl.patterns.Block(4, 1, scores=1), "'score'", "scores=1"),
         (lambda: tf_rigl.patterns.Unstructured(n=1), "none", "n=1"),
         (lambda: tf_rigl.schedules.PolynomialDecay(final=1), "'final_sparsity'", "final=1"),
+        (lambda: tf_rigl.callbacks.SparsityLogger(cvs=1), "'log_dir', 'csv'", "cvs=1"),
+        (lambda: tf_rigl.callbacks.SparsityMonitor(freq=1), "'frequency'", "freq=1"),
+        (lambda: tf_rigl.callbacks.BackupAndRestore("b", freq=1), "'backup_dir'", "freq=1"),
+        (lambda: tf_rigl.lottery.EarlyBird(0.5, tresh=1), "'threshold'", "tresh=1"),
         (lambda: tf_rigl.schedules.ConstantSparsity(sparsity=1), "'target_sparsity'", "sparsity=1"),
     ],
 )
@@ -137,7 +141,7 @@ def test_unknown_arguments_of_constructors(make, allowed, unknown):
         ),
         (
             lambda m: tf_rigl.MaskedLayer(keras.layers.Dense(2), sparcity=0.5),
-            "`tf_rigl.MaskedLayer` are .*'sparsity'.*Did you mean 'sparsity'.*sparcity=0.5",
+            "`MaskedLayer` are .*'sparsity'.*Did you mean 'sparsity'.*sparcity=0.5",
         ),
         (
             lambda m: tf_rigl.block_sparse.Dense(2, blocksize=4),

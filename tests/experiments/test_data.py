@@ -77,6 +77,7 @@ def test_length_is_known_and_order_follows_the_seed():
         ({"seed": "0"}, "`seed` must be an integer"),
         ({"name": 3}, "`name` must be 'digits' or the name of a data set.*name=3"),
         ({"name": None}, "`name` must be 'digits'"),
+        ({"data_dir": 3}, "`data_dir` must be a path.*data_dir=3"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -352,8 +352,8 @@ def test_a_run_that_is_over_before_it_begins_keeps_its_backup(tmp_path):
     [
         (("gs://bucket/run",), "`backup_dir` must be the path of a folder"),
         ((None,), "`backup_dir` must be the path of a folder"),
-        (("backup", 0), "`save_freq` must be an integer of at least 1"),
-        (("backup", "batch"), "`save_freq` must be an integer"),
+        (("backup", 0), "`save_freq` must be 'epoch' or an integer of at least 1"),
+        (("backup", "batch"), "`save_freq` must be 'epoch' or an integer"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(arguments, message):

@@ -1,5 +1,6 @@
 """Backups that let a killed run continue as if it had not stopped."""
 
+import numbers
 import os
 import pathlib
 import shutil
@@ -9,11 +10,11 @@ import h5py
 import keras
 
 from tf_rigl._base import files, keras_internals, workers
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import ChecksArguments, check_flag
 from tf_rigl.training import integrity, loop
 
 
-class BackupAndRestore(keras.callbacks.Callback):
+class BackupAndRestore(ChecksArguments, keras.callbacks.Callback):
     """Backs up a run of `fit`, and continues it from the last backup.
 
     It works like `keras.callbacks.BackupAndRestore`, for runs that may be killed at any moment:
@@ -62,13 +63,17 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "Argument `backup_dir` must be the path of a folder in a file system. "
                 f"Received: backup_dir={backup_dir!r}"
             )
-        if save_freq != "epoch":
-            check_integer("save_freq", save_freq, 1)
+        is_integer = isinstance(save_freq, numbers.Integral) and not isinstance(save_freq, bool)
+        if save_freq != "epoch" and not (is_integer and save_freq >= 1):
+            raise ValueError(
+                "Argument `save_freq` must be 'epoch' or an integer of at least 1, a number of "
+                f"batches. Received: save_freq={save_freq!r}"
+            )
         super().__init__()
         self.backup_dir = os.fspath(backup_dir)
         self.save_freq = save_freq
-        self.double_checkpoint = double_checkpoint
-        self.delete_checkpoint = delete_checkpoint
+        self.double_checkpoint = check_flag("double_checkpoint", double_checkpoint)
+        self.delete_checkpoint = check_flag("delete_checkpoint", delete_checkpoint)
         self._last_batch = self._unsaved = 0
         self._latest = pathlib.Path(backup_dir, "latest.weights.h5")
         self._previous = pathlib.Path(backup_dir, "previous.weights.h5")

@@ -4,8 +4,10 @@ import numbers
 
 import keras
 
+from tf_rigl._base.arguments import ChecksArguments
 
-class Watcher(keras.callbacks.Callback):
+
+class Watcher(ChecksArguments, keras.callbacks.Callback):
     """Base class of callbacks that read the masks of a `tf_rigl.SparseModel` at intervals.
 
     Args:

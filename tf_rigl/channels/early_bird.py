@@ -6,13 +6,19 @@ import keras
 import numpy as np
 
 from tf_rigl._base import keras_internals
-from tf_rigl._base.arguments import check_flag, check_integer, check_number, unknown_name
+from tf_rigl._base.arguments import (
+    ChecksArguments,
+    check_flag,
+    check_integer,
+    check_number,
+    unknown_name,
+)
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.channels import slimming
 from tf_rigl.convert import copies
 
 
-class EarlyBird(keras.callbacks.Callback):
+class EarlyBird(ChecksArguments, keras.callbacks.Callback):
     """Draws channel masks after each epoch, and stops training when they no longer change.
 
     The distance of two masks is the fraction of channels on which they differ. The ticket is the

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import check_integer, check_path
 
 _IN_MEMORY = 200 * 2**20  # Bytes. Smaller data sets are cached in the first epoch.
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -112,6 +112,8 @@ def _examples(name, data_dir):
             "Argument `name` must be 'digits' or the name of a data set of TensorFlow Datasets. "
             f"Received: name={name!r}"
         )
+    if data_dir is not None:
+        check_path("data_dir", data_dir)
     if name == "digits":
         train, test = _digits()
         shape, classes = (8, 8, 1), 10
