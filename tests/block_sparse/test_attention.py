@@ -135,7 +135,7 @@ def test_subclasses_are_left_alone():
 
 def test_unknown_projections_are_refused():
     with pytest.raises(
-        ValueError, match=r"Argument `blocks` must be one of .* Did you mean 'query'"
+        ValueError, match=r"Argument `blocks` must have names of .* Did you mean 'query'"
     ):
         block_sparse.MultiHeadAttention(2, 8, blocks={"querry": {}})
     with pytest.raises(ValueError, match="`blocks`"):

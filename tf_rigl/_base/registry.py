@@ -101,7 +101,7 @@ PATTERNS = {
         "NM",
         "at most N of every M weights along the input axis",
         examples=("2:4",),
-        also=("n:m", "semi_structured"),
+        also=("n:m",),
     ),
     "litert": Entry(
         "tf_rigl.patterns.litert",
