@@ -115,8 +115,9 @@ def test_frozen_layers_and_random_states_are_taken_over():
     dense.get_layer("attention").trainable = False
     state = dense.get_layer("attention")._dropout_layer.seed_generator.state
     state.assign(tf.constant([3, 4], state.dtype))
-    sparse = converted(dense)
+    sparse = converted(dense, distribution={"attention": 0.5})  # It is frozen, so it is named.
     layer = sparse.get_layer("attention")
+    assert type(layer) is block_sparse.MultiHeadAttention
     assert layer.trainable_variables == []
     np.testing.assert_array_equal(layer._dropout_layer.seed_generator.state.numpy(), [3, 4])
 
