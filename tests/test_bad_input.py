@@ -70,6 +70,8 @@ def test_what_is_no_name_at_all(argument, value):
 )
 def test_class_in_place_of_an_object(argument, value):
     name = value.__name__
+    with raises("`decay` must be .*A class is not an object"):
+        tf_rigl.methods.RigL(decay=value)
     with raises(rf"`{argument}` must be .*A class is not an object: pass `{argument}={name}\(.*"):
         tf_rigl.sparsify(mlp(), **{argument: value})
 

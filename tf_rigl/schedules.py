@@ -94,7 +94,7 @@ def get_decay(identifier) -> Decay:
     >>> get_decay("linear")(25, 100)
     0.75
     """
-    if callable(identifier):
+    if callable(identifier) and not isinstance(identifier, type):
         return identifier
     if isinstance(identifier, str) and identifier in DECAYS:
         return DECAYS[identifier]
