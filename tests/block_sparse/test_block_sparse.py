@@ -320,7 +320,11 @@ def test_frozen_layers_keep_their_blocks():
     assert not equal_masks(model.masks, before)
     frozen = network()
     frozen.get_layer("l26").trainable = False
-    assert not made("sparse", "rigl", frozen).get_layer("l26").trainable
+    arguments = {"pattern": "block_4x4", "compute": "sparse"}
+    sparse = tf_rigl.sparsify(frozen, "static", distribution={"l26": 0.7}, **arguments)
+    named = sparse.get_layer("l26")
+    assert isinstance(named, block_sparse.Dense)  # Frozen layers become sparse if they are named.
+    assert not named.trainable
 
 
 def test_layers_without_a_gradient_keep_their_blocks():
