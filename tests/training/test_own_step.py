@@ -199,6 +199,19 @@ def test_weights_that_no_optimizer_trains_are_named():
     assert changed == {"first/hidden/kernel", "first/head/kernel"}
 
 
+def test_the_cost_of_a_model_without_call_is_that_of_its_networks():
+    sparse = rivals()
+    whole, first = tf_rigl.report(sparse), tf_rigl.report(sparse.first)
+    assert whole.dense_flops == 2 * first.dense_flops
+    assert whole.bias_flops == 2 * first.bias_flops
+    assert whole.sparsity == pytest.approx(sparse.sparsity)
+    assert [row.name for row in whole.layers] == [item.path for item in sparse.masked_weights]
+    planned = tf_rigl.plan(Rivals(mlp("first"), mlp("second")), sparsity=0.6)
+    assert planned.flops == whole.flops
+    with pytest.raises(ValueError, match=r"Rivals defines no `call`.*`input_shape` must be None"):
+        tf_rigl.report(sparse, input_shape=(FEATURES,))
+
+
 @pytest.mark.parametrize("name", ["rigl", "snfs", "edge-popup"])
 def test_the_state_of_the_optimizer_comes_back_with_a_file(name, tmp_path):
     sparse = fitted(handmade(mlp()), METHODS[name]())

@@ -10,7 +10,7 @@ import keras
 from tf_rigl._base import keras_internals
 from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedModel
-from tf_rigl.weights import tracing
+from tf_rigl.weights import maskable, tracing
 
 
 def prepare(model, input_shape):
@@ -24,7 +24,8 @@ def prepare(model, input_shape):
 
     Returns:
         The model (without its `SparsifiedModel` wrapper), and a tuple of positional arguments,
-        keyword arguments and the batch size.
+        keyword arguments and the batch size. For a model without `call`, such as a GAN, a list
+        of such results for the networks in it.
 
     Raises:
         ValueError: if `input_shape` is missing or does not fit, or the model is not built
@@ -34,6 +35,8 @@ def prepare(model, input_shape):
         input_shape = _checked_shape(input_shape)
     if isinstance(model, SparsifiedModel):
         model = model.model
+    if type(model).call is keras.Model.call:
+        return model, _parts(model, input_shape)
     if not model.built:
         model = _build_copy(model, input_shape)
     if copies.is_graph(model):
@@ -57,6 +60,18 @@ def prepare(model, input_shape):
     else:
         shapes = input_shape
     return model, (*_symbolic_arguments(model, shapes, 1), 1)
+
+
+def _parts(model, input_shape):
+    """Returns the results of `prepare` for the networks in a model without `call`."""
+    parts = [layer for layer in maskable.sublayers(model) if layer.weights]
+    if not parts or input_shape is not None or not all(map(copies.is_graph, parts)):
+        raise ValueError(
+            f"{type(model).__name__} defines no `call`, so its cost is that of the networks in it. "
+            "They must be built functional or Sequential models, and `input_shape` must be None. "
+            f"Received: input_shape={input_shape}, model={model!r}, which holds {parts}"
+        )
+    return [prepare(part, None) for part in parts]
 
 
 def _symbolic_arguments(model, shapes, batch):

@@ -158,6 +158,8 @@ def _counted(model, arguments, input_shape, variables):
     Returns:
         The `_Counts`, and the list of shapes that were assumed for the inputs, or None.
     """
+    if isinstance(arguments, list):  # The networks in a model without `call`.
+        return _summed([_counted(*part, input_shape, variables) for part in arguments])
     full, shapes = free_axes.filled(arguments) if input_shape is None else (None, None)
     try:
         counts = _count(model, arguments, input_shape, variables)
@@ -167,6 +169,19 @@ def _counted(model, arguments, input_shape, variables):
         if full is None or not isinstance(error.__cause__, operations.UnknownSizeError):
             raise
     return _count(model, full, input_shape, variables), shapes
+
+
+def _summed(parts):
+    """Adds up results of `_counted`."""
+    counts, assumed = zip(*parts, strict=True)
+    uses, biases, flops, activations, kernels, uncounted = zip(*counts, strict=True)
+    dicts = (
+        dict(sum(map(collections.Counter, each), collections.Counter()))
+        for each in (uses, biases, flops)
+    )
+    shapes = [shape for each in assumed for shape in each or ()]
+    sets = (set().union(*each) for each in (kernels, uncounted))
+    return _Counts(*dicts, sum(activations), *sets), shapes or None
 
 
 def _count(model, arguments, input_shape, variables) -> _Counts:

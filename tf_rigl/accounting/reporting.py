@@ -51,6 +51,8 @@ def report(model, *, input_shape=None) -> Report:
     (`keras.ops.while_loop`, `scan`), they count as often as Keras traces them; products of the
     loop itself are left out, and `Report.uncounted` names the layer.
 
+    A model without `call`, such as a GAN, counts as one pass through each network in it.
+
     Frozen weights without zeros do not count in the sparsity. `Report.unmasked` names them, and
     other weights that have no mask.
 
