@@ -27,6 +27,13 @@ def test_a_place_is_found_again():
     assert len(found) == 6
 
 
+def test_lora_moves_no_place():
+    sparse = sparsify(mlp())
+    before = places.entries(sparse, sparse.masked_weights)
+    sparse.get_layer("hidden").enable_lora(2)
+    assert places.entries(sparse, sparse.masked_weights) == before
+
+
 def test_older_files_number_the_weights_that_could_be_masked_then():
     model = network()
     shapes = [[24, 24], [24, 24]]

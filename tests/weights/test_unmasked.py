@@ -63,6 +63,28 @@ def test_the_largest_of_the_rest_are_named_once():
     assert "`get_prunable_weights()`" in message
 
 
+def test_a_model_that_is_not_built_yet_warns_when_it_gets_its_masks():
+    class Late(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.places, self.head = Places(), k.Dense(3)
+
+        def call(self, x):
+            return self.head(self.places(x))
+
+    model = Late()
+    sparse = tf_rigl.sparsify(model, "static", 0.5)
+    with pytest.warns(UserWarning, match=WARNING) as caught:
+        sparse(np.zeros((2, 12, 8), "float32"))
+    assert [each.filename for each in caught if WARNING in str(each.message)] == [__file__]
+
+
+@pytest.mark.parametrize("compute", ["masked", "sparse"])
+def test_the_warning_is_that_of_every_form(compute):
+    model = network(Places(), k.Dense(8))
+    assert len(messages(model, pattern="block_4x4", compute=compute)) == 1
+
+
 @pytest.mark.parametrize(
     "middle",
     [
@@ -189,9 +211,7 @@ def test_frozen_weights_are_masked_if_they_are_named(how):
 def test_a_model_that_is_frozen_altogether_is_refused():
     model = backbone()
     model.trainable = False
-    with pytest.raises(
-        ValueError, match=r"not frozen: .*Unfreeze.*in `fixed`.*'base/one"
-    ):
+    with pytest.raises(ValueError, match=r"not frozen: .*Unfreeze.*in `fixed`.*'base/one"):
         sparsify(model)
 
 

@@ -8,8 +8,11 @@ from tf_rigl import patterns
 from tf_rigl._base import keras_internals, registering, tensors
 from tf_rigl._base.delegation import show_call_of
 from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
-from tf_rigl.weights import adapters, maskable, places, targets
+from tf_rigl.weights import adapters, maskable, places, targets, unmasked
 from tf_rigl.weights.masks import Masks
+
+# Attributes that Keras gives a model when it is compiled, trained or evaluated.
+_OF_TRAINING = ("optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting")
 
 
 class _Sparsified:
@@ -27,6 +30,8 @@ class _Sparsified:
         else:
             resolved = targets.resolve(found, **recipe, scope=self.method.scope)
             numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
+            masked = [by_path[path].weight for path in resolved]
+            unmasked.warn(vars(self).get("model", self), masked)
         with self.distribute_strategy.scope():
             for path, (index, target) in numbered.items():
                 draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
@@ -114,6 +119,14 @@ class SparsifiedModel(_Sparsified, SparseModel):
         if name.startswith("_") or "model" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.model, name)
+
+    def __setattr__(self, name, value):
+        # Those are also set there: `sparse.preprocessor = None`.
+        known = name in (*vars(self), *_OF_TRAINING) or hasattr(type(self), name)
+        if known or name.startswith("_") or not hasattr(vars(self).get("model"), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.model, name, value)
 
     @keras_internals.default_build  # `call` may take several arguments.
     def build(self, input_shape=None):

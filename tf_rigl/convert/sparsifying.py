@@ -129,8 +129,8 @@ def sparsify(
         else:
             sparse = _masked(_copy(model), model.name, arguments)
     trained.warn_of_random_masks(sparse, model)
-    if masked := [item.weight for item in sparse.masked_weights]:  # The model is built.
-        unmasked.warn(sparse.model if isinstance(sparse, SparsifiedModel) else sparse, masked)
+    if compute == "sparse":  # In other models the masks come with the warning.
+        unmasked.warn(sparse, [item.weight for item in sparse.masked_weights])
     return sparse
 
 
@@ -138,7 +138,7 @@ def _masked(model, name, arguments):
     """Returns the sparse model of a model, which becomes a part of it."""
     if own_parts(model):
         return SparsifiedTrainer(model, name=name, **arguments)
-    if copies.is_graph(model):
+    if copies.is_plain_graph(model):
         return SparsifiedGraph(*copies.ends(model), name=name, **arguments)
     return SparsifiedModel(model, name=name, **arguments)
 

@@ -55,7 +55,10 @@ def find(model, stored) -> list[maskable.Maskable]:
 
 
 def _all(model) -> list[maskable.Maskable]:
-    """Returns all variables of a model, those of masks left out, each once."""
+    """Returns all variables of a model, each once, without those of masks and of LoRA.
+
+    A file may be read into layers that have no LoRA yet.
+    """
     found, seen, paths = [], set(), set()
     for layer, route, owner in maskable.walk(model):
         if isinstance(layer, Masks):
@@ -63,7 +66,7 @@ def _all(model) -> list[maskable.Maskable]:
         # A model that makes its layers by itself makes them without adapters.
         seen |= {id(variable) for variable in adapters.are_all(layer)}
         for variable in keras_internals.own_variables(layer):
-            if id(variable) not in seen:
+            if id(variable) not in seen and not variable.name.startswith("lora_"):
                 seen.add(id(variable))
                 path = maskable.unique("/".join((*route, variable.name)), paths)
                 found.append(maskable.Maskable(path, route, owner or route, variable, layer))
