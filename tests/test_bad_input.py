@@ -24,6 +24,7 @@ from tests.helpers import (
     sparsify,
 )
 from tf_rigl._base import backend
+from tf_rigl.experiments import compare, tickets
 
 
 def raises(message, error=ValueError):
@@ -178,6 +179,17 @@ def test_unknown_arguments_of_layers_and_models(make, message):
             lambda: tf_rigl.lottery.find_ticket(mlp(), print, folder=3),
             "`folder` must be a path.*folder=3",
         ),
+        (lambda: tf_rigl.lottery.random_mask(None), "`ticket` must be a .*Ticket.*ticket=None"),
+        (lambda: tf_rigl.lottery.reinitialised(3, mlp()), "`ticket` must be a .*Ticket.*ticket=3"),
+        (lambda: tf_rigl.lottery.warm_up("0.1", 3), "`schedule` must .*a learning rate, or a"),
+        (
+            lambda: tf_rigl.lottery.from_step(keras.layers.Identity(), 3),
+            "`schedule` must .*Identity",
+        ),
+        (lambda: compare.cells("rigl", [], [], [], None), "`specs` must be a list.*specs='rigl'"),
+        (lambda: compare.cells(["rigl"], [], [], 3, None), "`seeds` must be a list.*seeds=3"),
+        (lambda: compare.cells([3], [], [], [], None), "`methods` must hold specs.*Received: 3"),
+        (lambda: tickets.tickets(None, folder="x"), "`settings` must be a `TicketSettings`"),
         (lambda: tf_rigl.lottery.EarlyBird(0.5, stop="no"), "`stop` must be True or False"),
         (lambda: tf_rigl.lottery.EarlyBird(1), "`prune_fraction` .*the fraction of channels"),
         (lambda: tf_rigl.export_tflite(mlp(), "x.tflite", packed=1), "`packed` must be True or"),

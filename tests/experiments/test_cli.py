@@ -314,6 +314,9 @@ def test_help_needs_no_tensorflow(command, known):
     ("arguments", "message"),
     [
         ("train --method rigel", "Did you mean 'rigl'"),
+        ("train --method gradual", "Did you mean 'magnitude'"),
+        ("train --distribution erdos_renyi_kernel", "Did you mean 'erk'"),
+        ("compare --methods dense pruning", "Did you mean 'magnitude'"),
         ("train --model lenet", "`model`"),
         ("train --pattern block_4", "`pattern`"),
         ("train --sparsity 1", "sparsity=1.0"),

@@ -55,12 +55,13 @@ def _hint(argument, received, allowed, or_object, others):
     if word in allowed or word in others:
         close = [others.get(word, word)]
     else:
-        words = [*allowed, *others]
-        close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)
         # Any word has half of the letters of a short one.
-        closer = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+        closer = difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
         close = [each for each in close if len(each) > 3 or each in closer]
-        close = list(dict.fromkeys(others.get(each, each) for each in close))
+        if not close:
+            close = [others[each] for each in difflib.get_close_matches(word, others, cutoff=0.7)]
+            close = list(dict.fromkeys(close))
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
@@ -189,6 +190,19 @@ def check_flag(argument, value):
             f"Argument `{argument}` must be True or False. Received: {argument}={value!r}"
         )
     return bool(value)
+
+
+def listed(argument, value):
+    """Returns the entries of an iterable as a list; raises if it is a str or not iterable."""
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return list(value)
+    except TypeError:
+        raise ValueError(
+            f"Argument `{argument}` must be a list or another iterable. "
+            f"Received: {argument}={value!r}"
+        ) from None
 
 
 def check_path(argument, value):

@@ -7,9 +7,10 @@ import time
 import keras
 
 from tf_rigl._base import files, tables
+from tf_rigl._base.arguments import listed
 from tf_rigl.experiments import data, pictures, runs
 from tf_rigl.experiments.settings import COMPARISON, SEEDS, Settings
-from tf_rigl.experiments.specs import parse
+from tf_rigl.experiments.specs import Spec, parse
 from tf_rigl.experiments.store import Store
 
 TABLE = "table.md"
@@ -52,8 +53,9 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
         ValueError: if there is no run, or the settings of a run are invalid.
     """
     result = {}
-    specs = [parse(spec) if isinstance(spec, str) else spec for spec in specs]
-    sparsities, distributions, seeds = list(sparsities), list(distributions), list(seeds)
+    specs = [spec if isinstance(spec, Spec) else parse(spec) for spec in listed("specs", specs)]
+    sparsities, seeds = listed("sparsities", sparsities), listed("seeds", seeds)
+    distributions = listed("distributions", distributions)
     for spec in specs:
         for distribution in _axis(spec, "distribution", distributions):
             for sparsity in _axis(spec, "sparsity", sparsities):

@@ -58,12 +58,12 @@ def number(**bounds):
     return lambda name, value: check_number(name, value, **bounds)
 
 
-def one_of(allowed):
-    """Returns a check for one of several names."""
+def one_of(allowed, others=None):
+    """Returns a check for one of several names; `others` as in `unknown_name`."""
 
     def check_one(name, value):
         if not isinstance(value, str) or value not in allowed:
-            raise unknown_name(name, value, allowed, or_object=False)
+            raise unknown_name(name, value, allowed, or_object=False, others=others)
         return value
 
     return check_one
@@ -74,7 +74,8 @@ def entry_of(entries):
 
     def check_one(name, value):
         if not isinstance(value, str) or registry.find(entries, value) is None:
-            raise unknown_name(name, value, registry.example_names(entries), or_object=False)
+            names, others = registry.example_names(entries), registry.other_words(entries)
+            raise unknown_name(name, value, names, or_object=False, others=others)
         return value
 
     return check_one

@@ -16,6 +16,7 @@ from tf_rigl.experiments.fields import setting
 from tf_rigl.experiments.model_names import MODELS
 
 METHODS = ("dense", *registry.METHODS)
+OTHERS = registry.other_words(registry.METHODS)
 OF_METHODS = ("drop_fraction", "update_interval")  # Settings that only some methods take.
 SEEDS = range(3)  # The usual seeds of a comparison.
 # The files in the folder of a comparison, see `tf_rigl._base.files.check_folder`.
@@ -55,7 +56,9 @@ class Settings:
 
     dataset: str = setting("digits", "digits, or any image data set of TFDS", fields.any_name)
     model: str = setting("lenet-300-100", "model to train; see below", fields.one_of(MODELS))
-    method: str = setting("rigl", "sparse training method; see below", fields.one_of(METHODS))
+    method: str = setting(
+        "rigl", "sparse training method; see below", fields.one_of(METHODS, OTHERS)
+    )
     sparsity: float = setting(0.9, "fraction of zeros, in [0, 1)", check_sparsity)
     distribution: str = setting(
         "erk",

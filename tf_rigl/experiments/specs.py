@@ -6,7 +6,7 @@ import math
 import re
 
 from tf_rigl._base.arguments import unknown_name
-from tf_rigl.experiments.settings import METHODS, OF_METHODS, Settings, method_arguments
+from tf_rigl.experiments.settings import METHODS, OF_METHODS, OTHERS, Settings, method_arguments
 
 _FIELDS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("method", "options")]
 _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*(?:@\s*(\d+(?:\.\d+)?)x)?\s*", re.DOTALL)
@@ -81,12 +81,12 @@ def parse(text) -> Spec:
     >>> parse("snip(scope=global)@2x")
     Spec(method='snip', arguments={'scope': 'global'}, times=2.0)
     """
-    found = _SPEC.fullmatch(text)
+    found = _SPEC.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise _unreadable(text, "it does not have the form name(option=value, ...)@2x")
     name, inner, times = found.groups()
     if name not in METHODS:
-        raise unknown_name("method", name, METHODS, or_object=False)
+        raise unknown_name("method", name, METHODS, or_object=False, others=OTHERS)
     spec = Spec(name, _arguments(text, inner or ""), float(times or 1))
     for key in spec.arguments:
         if key == "seed":

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_rigl._base import files
+from tf_rigl._base.arguments import listed
 from tf_rigl._base.store import Store, read_description
 from tf_rigl.experiments import pictures, ticket_training
 from tf_rigl.experiments.ticket_settings import (
@@ -79,7 +80,12 @@ def tickets(
 
         rows = tickets(TicketSettings("fashion_mnist", epochs=6), folder="runs/tickets")
     """
-    seeds, controls = list(dict.fromkeys(seeds)), list(dict.fromkeys(controls))
+    if not isinstance(settings, TicketSettings):
+        raise ValueError(
+            f"Argument `settings` must be a `TicketSettings`. Received: settings={settings!r}"
+        )
+    seeds = list(dict.fromkeys(listed("seeds", seeds)))
+    controls = list(dict.fromkeys(listed("controls", controls)))
     compared = rounds_with_controls(settings, rounds, controls, densities)
     if not seeds:
         raise ValueError(f"Argument `seeds` must not be empty. Received: seeds={seeds}")

@@ -5,10 +5,10 @@ import dataclasses
 import keras
 import numpy as np
 
-from tf_rigl._base.arguments import check_integer
+from tf_rigl._base.arguments import check_integer, check_number
 from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.convert import copies
-from tf_rigl.lottery.ticket import values
+from tf_rigl.lottery.ticket import check_ticket, values
 from tf_rigl.weights import maskable
 
 
@@ -34,11 +34,13 @@ def reinitialised(ticket, model, seed=0):
 
     - [The Lottery Ticket Hypothesis](https://arxiv.org/abs/1803.03635), section 2.
     """
+    check_ticket("ticket", ticket)
     return _changed(ticket, weights=values(redrawn(model, seed).weights), rewind_step=0)
 
 
 def random_mask(ticket, seed=0):
     """Returns a ticket with random masks of the same densities and the same initial weights."""
+    check_ticket("ticket", ticket)
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     masks = {}
     for path, mask in ticket.masks.items():
@@ -59,6 +61,7 @@ def shuffled(ticket, model, seed=0):
         model: the dense `keras.Model` that was searched; its layers tell which axes are units.
         seed: int.
     """
+    check_ticket("ticket", ticket)
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     layers = {each.path: each.layer for each in maskable.find(model, include_self=False)}
     unknown = [path for path in ticket.masks if path not in layers]
@@ -89,6 +92,8 @@ def transplanted(ticket, other):
         ticket: `Ticket` that provides the weights.
         other: `Ticket` of a model of the same shapes, which provides the masks.
     """
+    check_ticket("ticket", ticket)
+    check_ticket("other", other)
     shapes = [[mask.shape for mask in each.masks.values()] for each in (ticket, other)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -103,6 +108,10 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule made from a learning rate, or from another schedule, and a number of steps."""
 
     def __init__(self, schedule, steps):
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            schedule = check_number(
+                "schedule", schedule, at_least=0, what="a learning rate, or a schedule of Keras"
+            )
         self.schedule, self.steps = schedule, check_integer("steps", steps, 0)
 
     def rate(self, step):

@@ -70,7 +70,9 @@ class Ticket:
         if weights is None:
             raise ValueError("The ticket has not been trained: `trained` is None.")
         if not isinstance(model, keras.Model) or sparsifying.is_sparse(model):
-            raise ValueError(f"Argument `model` must be a dense `keras.Model`. Received: {model!r}")
+            raise ValueError(
+                f"Argument `model` must be a dense `keras.Model`. Received: model={model!r}"
+            )
         sparse = sparsifying.with_masks(model, self.masks)
         variables = dense_weights(sparse)
         shapes = [tuple(variable.shape) for variable in variables]
@@ -123,6 +125,15 @@ class Ticket:
             return cls(masks=masks, weights=weights, trained=trained or None, **about)
         except Exception as error:  # A damaged file can make NumPy raise anything.
             raise ValueError(f"The file {str(path)!r} holds no ticket: {error!r}") from error
+
+
+def check_ticket(argument, value):
+    """Raises if an argument is not a `Ticket`."""
+    if not isinstance(value, Ticket):
+        raise ValueError(
+            f"Argument `{argument}` must be a `tf_rigl.lottery.Ticket`. "
+            f"Received: {argument}={value!r}"
+        )
 
 
 def _numbered(arrays, kind, dtypes):
