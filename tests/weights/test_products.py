@@ -135,6 +135,28 @@ class Cell(k.Layer):
         return state, [state]
 
 
+class Gated(k.Dense):
+    """A known layer with a matrix more."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.gate = self.add_weight(shape=self.kernel.shape, name="gate")
+
+    def call(self, x):
+        return super().call(x) * ops.sigmoid(x @ self.gate)
+
+
+def test_a_subclass_of_a_known_layer_may_have_kernels_more():
+    layer = Gated(8, name="gated")
+    assert weights_of(layer, SEQUENCE) == ["gated/kernel", "gated/gate"]
+    model = keras.Sequential([keras.Input(SEQUENCE), layer])
+    report = tf_rigl.report(model)
+    assert [(row.name, row.flops) for row in report.layers] == [
+        ("gated/kernel", 2 * 5 * 6 * 8),
+        ("gated/gate", 2 * 5 * 6 * 8),
+    ]
+
+
 def test_cells_of_recurrent_layers():
     assert weights_of(k.RNN(Cell(4), name="rnn"), SEQUENCE) == ["rnn/cell/w", "rnn/cell/u"]
 

@@ -11,32 +11,10 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from tf_rigl._base.keras_internals import ConvLSTMCell, all_layers, stored_variable
-from tf_rigl.weights import products
+from tf_rigl._base.keras_internals import all_layers, stored_variable
+from tf_rigl.weights import kinds, products
+from tf_rigl.weights.kinds import MASKABLE_ATTRIBUTES  # noqa: F401, users know it here
 from tf_rigl.weights.sparse_weight import StoresSparse
-
-# Layer class -> the attributes that hold its maskable variables. Attention layers are
-# not listed: their projections are `EinsumDense` sublayers. Nor are recurrent layers:
-# their weights sit in their cells.
-MASKABLE_ATTRIBUTES = {
-    layers.Dense: ("kernel",),
-    layers.EinsumDense: ("kernel",),
-    layers.Conv1D: ("kernel",),
-    layers.Conv2D: ("kernel",),
-    layers.Conv3D: ("kernel",),
-    layers.Conv1DTranspose: ("kernel",),
-    layers.Conv2DTranspose: ("kernel",),
-    layers.Conv3DTranspose: ("kernel",),
-    layers.SeparableConv1D: ("pointwise_kernel",),
-    layers.SeparableConv2D: ("pointwise_kernel",),
-    # Reversible embeddings have a second matrix, for the way back, if it is not the same one.
-    layers.Embedding: ("embeddings", "reverse_embeddings"),
-    layers.SimpleRNNCell: ("kernel", "recurrent_kernel"),
-    layers.GRUCell: ("kernel", "recurrent_kernel"),
-    layers.LSTMCell: ("kernel", "recurrent_kernel"),
-    ConvLSTMCell: ("kernel", "recurrent_kernel"),
-}
-
 
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
@@ -79,14 +57,12 @@ def own_weights(layer, adapted=False) -> list:
                     f"(`keras.Variable`). Received: {weight!r} from layer {layer.name!r}"
                 )
         return weights
-    for cls, attributes in MASKABLE_ATTRIBUTES.items():
-        if isinstance(layer, cls):
-            found = [getattr(layer, name, None) for name in attributes]
-            # A quantized kernel is an integer variable; a kernel with LoRA is a tensor.
-            if adapted and getattr(layer, "lora_enabled", False):
-                found = [stored(layer, name)[0] for name in attributes]
-            return [w for w in found if isinstance(w, keras.Variable) and _is_float(w)]
-    return []
+    attributes = kinds.attributes(layer)
+    found = [getattr(layer, name, None) for name in attributes]
+    # A quantized kernel is an integer variable; a kernel with LoRA is a tensor.
+    if adapted and getattr(layer, "lora_enabled", False):
+        found = [stored(layer, name)[0] for name in attributes]
+    return [w for w in found if isinstance(w, keras.Variable) and _is_float(w)]
 
 
 def find(layer, include_self=True, follow=True, adapted=False) -> list[Maskable]:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import keras
 
 from tf_rigl._base import keras_internals
-from tf_rigl.weights import tracing
+from tf_rigl.weights import kinds, tracing
+from tf_rigl.weights.sparse_weight import StoresSparse
 
 # Operation -> the places of its two operands; in convolutions the second one is the kernel.
 _MATRIX = {
@@ -74,12 +75,13 @@ def candidates(layer) -> list:
     These are the matrices that a custom layer was built to train, frozen or not.
     """
     package = type(layer).__module__.split(".")[0]
-    if package in ("keras", "tf_rigl") or isinstance(layer, keras.Model):
+    if package in ("keras", "tf_rigl") or isinstance(layer, (keras.Model, StoresSparse)):
         return []
     if hasattr(layer, "get_prunable_weights"):
         return []
+    known = {id(getattr(layer, name, None)) for name in kinds.attributes(layer)}
     variables = keras_internals.trainable_variables(layer)
-    return [each for each in variables if is_matrix(each)]
+    return [each for each in variables if is_matrix(each) and id(each) not in known]
 
 
 def is_matrix(variable) -> bool:
