@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests.helpers import FEATURES, LAYER_CASES, Projection, layer_model, mlp
+import tf_rigl
+from tests.helpers import FEATURES, LAYER_CASES, Projection, layer_model, mlp, sparsify
 from tf_rigl import maskable
 
 
@@ -36,6 +37,31 @@ def test_finds_kernels_and_nothing_else(case):
 def test_finds_nothing_in(layer, shape):
     layer.build((None, *shape))
     assert paths(layer) == []
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutional_recurrent_layers(rank):
+    layer = getattr(keras.layers, f"ConvLSTM{rank}D")(2, 3, name="film")
+    layer.build((None, 3, *(4,) * rank, 2))
+    cell = "film/conv_lstm_cell"
+    assert paths(layer) == [f"{cell}/kernel", f"{cell}/recurrent_kernel"]
+
+
+@pytest.mark.skipif(not hasattr(keras.layers, "ReversibleEmbedding"), reason="this Keras has none")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_way_back_of_an_embedding(tied):
+    tokens, layer = keras.Input((10,), dtype="int32"), keras.layers.ReversibleEmbedding(9, 6, tied)
+    layer.name = "tokens"
+    model = keras.Model(tokens, layer(layer(tokens), reverse=True))
+    found = {"tokens/embeddings": 0 if not tied else 2 * 10 * 9 * 6}
+    if not tied:
+        found["tokens/reverse_embeddings"] = 2 * 10 * 9 * 6
+    assert paths(model, include_self=False) == list(found)
+    assert {row.name: row.flops for row in tf_rigl.report(model).layers} == found
+    sparse = sparsify(model)
+    assert {row.name: row.flops for row in tf_rigl.report(sparse).layers} == {
+        path: flops / 2 for path, flops in found.items()
+    }
 
 
 def test_path_begins_with_the_layer_itself_unless_told_otherwise():

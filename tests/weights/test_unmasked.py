@@ -225,3 +225,32 @@ def test_two_fits_of_transfer_learning():
     assert len(sparse.masks) == 4
     sparse.fit(x, y, batch_size=8, verbose=0)
     assert sparse.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+class Distiller(keras.Model):
+    """A student that learns from a teacher."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def call(self, x):
+        return self.student(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.losses.mean_squared_error(self.teacher(x, training=False), y_pred)
+
+
+@pytest.mark.filterwarnings("ignore:Keras cannot clone")
+def test_a_frozen_teacher_is_left_alone():
+    teacher = mlp("teacher")
+    teacher.trainable = False
+    model, before = Distiller(mlp("student"), teacher), teacher.get_weights()
+    x, y = random_data(batches=4)
+    model(x)
+    sparse = sparsify(model, rigl())
+    assert list(sparse.masks) == ["student/hidden/kernel", "student/head/kernel"]
+    sparse.compile("adam", run_eagerly=True)
+    sparse.fit(x, y, batch_size=8, verbose=0)
+    for old, new in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
