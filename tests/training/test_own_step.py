@@ -212,6 +212,19 @@ def test_the_cost_of_a_model_without_call_is_that_of_its_networks():
         tf_rigl.report(sparse, input_shape=(FEATURES,))
 
 
+def test_a_model_without_configuration_says_how_to_save_it(tmp_path):
+    class NoConfig(Rivals):
+        get_config = keras.Model.get_config
+
+    with pytest.warns(UserWarning, match="changed in place"):
+        sparse = tf_rigl.sparsify(NoConfig(mlp("first"), mlp("second")), rigl(), 0.6, seed=0)
+    with pytest.raises(ValueError, match=r"has no `get_config` .* use `save_weights`"):
+        sparse.save(tmp_path / "model.keras")
+    assert not list(tmp_path.iterdir())
+    sparse.save_weights(tmp_path / "model.weights.h5")
+    sparse.load_weights(tmp_path / "model.weights.h5")
+
+
 @pytest.mark.parametrize("name", ["rigl", "snfs", "edge-popup"])
 def test_the_state_of_the_optimizer_comes_back_with_a_file(name, tmp_path):
     sparse = fitted(handmade(mlp()), METHODS[name]())

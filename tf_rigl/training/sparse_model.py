@@ -292,7 +292,14 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
         wanted = overwrite and zipped is not False
         written = checkpoint.written_whole(filepath, ".keras", wanted)
         with written as path, registering.shown(self):
-            super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
+            try:
+                super().save(path, overwrite=overwrite, zipped=zipped, **kwargs)
+            except NotImplementedError as error:  # By the `get_config` of a layer or model.
+                raise ValueError(
+                    "The model cannot be saved as a `.keras` file: a layer or model in it has no "
+                    "`get_config` that returns the arguments of its constructor. Define one, or "
+                    f"use `save_weights`. ({str(error).strip().partition('.')[0]})"
+                ) from error
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         """Saves weights, masks and the optimizer's state; never leaves an incomplete file."""
