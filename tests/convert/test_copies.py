@@ -6,7 +6,15 @@ import pytest
 import tensorflow as tf
 
 import tf_rigl
-from tests.helpers import CLASSES, FEATURES, compiled, mlp, random_data, sparsify
+from tests.helpers import (
+    CLASSES,
+    FEATURES,
+    check_invariants,
+    compiled,
+    mlp,
+    random_data,
+    sparsify,
+)
 from tf_rigl.convert import copies
 
 
@@ -66,12 +74,42 @@ def test_the_class_is_kept_and_with_it_the_way_of_training(name):
     assert type(tf_rigl.strip(sparse)) is type(model)
 
 
+class Backbone(Constructed):
+    """Without a way of training of its own."""
+
+    train_step = keras.Model.train_step
+
+    def enlarged(self):
+        return self.units + 1
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_class_of_a_graph_is_kept(saved, tmp_path):
+    model, (x, y) = Backbone(name="backbone"), random_data()
+    sparse = compiled(sparsify(model), run_eagerly=True)
+    sparse.fit(x, y, verbose=0)
+    check_invariants(sparse)
+    assert sparse.enlarged() == 9
+    assert list(sparse.masks) == ["hidden/kernel", "head/kernel"]
+    outputs = sparse(x)
+    if saved:
+        sparse.save(tmp_path / "model.keras")
+        with keras.saving.custom_object_scope({"Backbone": Backbone}):
+            sparse = keras.models.load_model(tmp_path / "model.keras")
+    plain = tf_rigl.strip(sparse)
+    assert type(plain) is Backbone
+    np.testing.assert_array_equal(plain(x), outputs)
+    assert tf_rigl.report(sparse).flops > 0
+
+
 def test_numbers_that_the_configuration_lacks_are_kept():
     assert sparsify(graph(temperature=4.0)).temperature == 4.0
     model = Constructed(units=4)
     model.rate = 0.25
     sparse = sparsify(model)
     assert (sparse.units, sparse.rate) == (4, 0.25)
+    sparse.rate = 0.75
+    assert sparse.model.rate == 0.75
     assert not sparse.compiled
 
 

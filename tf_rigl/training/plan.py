@@ -42,6 +42,8 @@ class Plan:
         self._length = length
         self._unreached = unreached
         self._frozen = {n for n, each in enumerate(weights) if not each.weight.trainable}
+        sparse = {n for n, each in enumerate(weights) if each.is_sparse}
+        self._all_frozen = bool(sparse) and sparse <= self._frozen
         self._failures = 0  # Updates in a row that should change counts and did not.
         self.recount()
 
@@ -54,7 +56,7 @@ class Plan:
 
     def counts(self, step):
         """Returns the units to keep and to grow in each weight; None at an ordinary step."""
-        if self._failures >= _ATTEMPTS:
+        if self._failures >= _ATTEMPTS or self._all_frozen:
             return None
         weights, length = self._weights, self._length
         unreached = self._unreached | self._frozen

@@ -8,6 +8,8 @@ import functools
 
 import keras
 
+from tf_rigl._base import keras_internals
+
 _ORDER = (
     "Make an ordinary model first, then quantize that: `tf_rigl.strip(model).quantize(...)`. "
     "`tf_rigl.export_tflite` quantizes sparse models as they are."
@@ -37,7 +39,8 @@ def check(model, items):
 
 
 def _holds(layer, weight):
-    return any(each is weight for each in layer.variables)
+    own = keras_internals.own_variables(layer)  # Mostly it is here: the others take time.
+    return any(each is weight for each in own) or any(each is weight for each in layer.variables)
 
 
 def refuse_quantization(layer):
