@@ -179,6 +179,10 @@ def test_unknown_arguments_of_layers_and_models(make, message):
             lambda: tf_rigl.lottery.find_ticket(mlp(), print, folder=3),
             "`folder` must be a path.*folder=3",
         ),
+        (
+            lambda: sparsify(mlp()).masked_weights[0].set_mask(np.ones((8, 10), bool)),
+            r"`mask` must have the shape of 'hidden/kernel', \(10, 8\).*a mask of shape \(8, 10\)",
+        ),
         (lambda: tf_rigl.lottery.random_mask(None), "`ticket` must be a .*Ticket.*ticket=None"),
         (lambda: tf_rigl.lottery.reinitialised(3, mlp()), "`ticket` must be a .*Ticket.*ticket=3"),
         (lambda: tf_rigl.lottery.warm_up("0.1", 3), "`schedule` must .*a learning rate, or a"),

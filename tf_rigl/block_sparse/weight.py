@@ -159,6 +159,7 @@ class BlockSparseWeight(SparseWeight):
 
     def set_mask(self, mask):
         """Moves the blocks; newly active blocks start at zero."""
+        self.check_mask(mask)
         mask = tf.convert_to_tensor(mask)
         weight = tf.where(mask, self.dense(), 0)
         set_all(self.replaced(tf.convert_to_tensor(self.mask), mask, weight))

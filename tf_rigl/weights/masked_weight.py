@@ -80,5 +80,6 @@ class MaskedWeight(SparseWeight):
         return emptied(layout & self.layout(), slots, self.dense())
 
     def set_mask(self, mask):
+        self.check_mask(mask)
         self.mask.assign(mask)
         self.zero_masked(self.weight)

@@ -4,6 +4,7 @@ import contextlib
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_rigl import distributions
@@ -207,6 +208,15 @@ class SparseWeight:
     def set_mask(self, mask):
         """Replaces the mask, and sets the weight to zero where the new mask is 0."""
         raise NotImplementedError
+
+    def check_mask(self, mask):
+        """Raises if a mask has another shape than the weight."""
+        shape = tuple(mask.shape if hasattr(mask, "shape") else np.shape(mask))
+        if shape != tuple(self.shape):
+            raise ValueError(
+                f"Argument `mask` must have the shape of {self.path!r}, {tuple(self.shape)}. "
+                f"Received: a mask of shape {shape}"
+            )
 
 
 class StoresSparse:
