@@ -130,7 +130,7 @@ def _contents(folder):
 def _array(value):
     """Returns a value as a file would give it back."""
     if isinstance(value, keras.Variable):
-        value = value.value  # NumPy warns of how variables are converted.
+        value = keras.ops.convert_to_tensor(value)  # NumPy warns of how variables are converted.
     return keras.ops.convert_to_numpy(value)
 
 
