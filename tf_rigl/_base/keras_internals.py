@@ -315,6 +315,19 @@ def set_initial_epoch(model, epoch):
     model._initial_epoch = epoch
 
 
+class InitialEpochOfModel:
+    """A base of models whose attribute `model` runs `fit`: a backup sets the epoch of that one."""
+
+    @property
+    def _initial_epoch(self):
+        return self.model._initial_epoch
+
+    @_initial_epoch.setter
+    def _initial_epoch(self, epoch):
+        if "model" in vars(self):  # Keras sets a default before the model is there.
+            self.model._initial_epoch = epoch
+
+
 class BuildsOnWorkers:
     """A base of models, before `keras.Model`: several processes build them together.
 

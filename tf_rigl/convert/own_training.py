@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_rigl._base import registering
-from tf_rigl._base.keras_internals import all_layers
+from tf_rigl._base.keras_internals import InitialEpochOfModel, all_layers
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training import loop
 from tf_rigl.training.own_step import optimizers_of
@@ -48,7 +48,7 @@ def _by_model(name):
 
 
 @registering.model
-class SparsifiedTrainer(SparsifiedModel):
+class SparsifiedTrainer(InitialEpochOfModel, SparsifiedModel):
     """A `SparseModel` that wraps a model with its own training, and trains it by that.
 
     `compile`, `fit`, `evaluate`, `predict` and the metrics are those of the wrapped model. Its
@@ -69,7 +69,6 @@ class SparsifiedTrainer(SparsifiedModel):
     run_eagerly = _of_model("run_eagerly")
     jit_compile = _of_model("jit_compile")
     steps_per_execution = _of_model("steps_per_execution")
-    _initial_epoch = _of_model("_initial_epoch")
 
     train_step = _by_model("train_step")
     test_step = _by_model("test_step")
