@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 
 import keras
+import numpy as np
 
 from tf_rigl._base.keras_internals import all_layers, own_variables, set_own_trainable
 from tf_rigl.weights import adapters
@@ -130,8 +131,9 @@ def _contents(folder):
 def _array(value):
     """Returns a value as a file would give it back."""
     if isinstance(value, keras.Variable):
-        value = keras.ops.convert_to_tensor(value)  # NumPy warns of how variables are converted.
-    return keras.ops.convert_to_numpy(value)
+        value = keras.ops.convert_to_tensor(value)
+    # NumPy would warn of how tensors are copied.
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
 
 
 def own_layers(layer):
