@@ -92,7 +92,7 @@ def undone_on_error(model, path):
     except Exception as error:
         for variable, value in before:
             variable.assign(value)
-        loop.of(model).steps_taken = step
+        loop.of(model).steps_taken, loop.of(model).loading = step, False
         set_seed(model, seed)
         # Closes the file that Keras left open. HDF5 would else read it again instead of a new
         # file at the same path.
