@@ -86,6 +86,38 @@ def test_block_sparse_weights_get_their_dense_gradient_from_the_tape_of_the_step
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_the_dense_gradient_of_blocks_is_that_of_the_gradient_applied():
+    """Two tapes, and a gradient by the input: one block-sparse layer, three backward passes."""
+
+    def made():
+        keras.utils.set_random_seed(0)
+        return sparsify(mlp(), rigl(), pattern="block_2x2", compute="sparse", sparsity=0.5)
+
+    results = []
+    for noisy in (False, True):
+        sparse, optimizer = made(), keras.optimizers.Adam(0.01)
+        plain = step_of(sparse, optimizer)
+
+        def step(x, y, sparse=sparse, optimizer=optimizer, plain=plain, noisy=noisy):
+            if not noisy:
+                return plain(x, y)
+            inputs = tf.convert_to_tensor(x)
+            with tf.GradientTape(persistent=True) as other:
+                other.watch(inputs)
+                loss = tf.reduce_sum(sparse(inputs, training=True) ** 2)
+            by_input = other.gradient(loss, inputs)
+            by_weight = other.gradient(loss, sparse.trainable_variables)
+            plain(x, y)
+            return by_input, by_weight
+
+        train = tf_rigl.training_step(sparse, step, optimizer)
+        for batch in batches():
+            train(*batch)
+        results.append(sparse.get_weights())
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_replicas_within_the_step():
     devices = tf.config.list_logical_devices("CPU")
     strategy = tf.distribute.MirroredStrategy([device.name for device in devices[:1]])

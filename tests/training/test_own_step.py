@@ -388,3 +388,177 @@ def test_a_subclass_that_differentiates_scores_is_refused():
     model.compile("adam", loss=LOSS)
     with pytest.raises(ValueError, match=r"EdgePopup trains other variables .* `train_step`"):
         model.fit(*random_data(), verbose=0)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Decorated(Handmade):
+    @tf.function
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_a_decorated_step_is_that_without_the_decorator():
+    dense = mlp()
+    ours = fitted(handmade(dense), rigl())
+    theirs = fitted(Decorated(dense.inputs, dense.outputs), rigl())
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_optimizer_in_an_inner_function_is_refused():
+    class Inner(Handmade):
+        @tf.function
+        def apply(self, gradients):
+            self.optimizer.apply(gradients, self.trainable_weights)
+
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(*data, self(data[0], training=True))
+            self.apply(tape.gradient(loss, self.trainable_weights))
+            return {"loss": loss}
+
+    dense = mlp()
+    with pytest.raises(ValueError, match=r"within a `tf\.function`.* Remove the decorator"):
+        fitted(Inner(dense.inputs, dense.outputs), rigl())
+
+
+def test_an_optimizer_in_a_condition_comes_with_a_warning():
+    class Every(Handmade):
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(*data, self(data[0], training=True))
+            gradients = tape.gradient(loss, self.trainable_weights)
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_weights)
+
+            def apply():
+                inner = [tf.identity(g) for g in gradients]
+                self.optimizer.apply(inner, self.trainable_weights)
+                return True
+
+            tf.cond(loss > 0, apply, lambda: False)
+            return {"loss": loss}
+
+    dense = mlp()
+    model = Every(dense.inputs, dense.outputs)
+    with pytest.warns(UserWarning, match="within a condition or a loop"):
+        sparse = fitted(model, rigl(), keras.optimizers.SGD(0.1))
+    check_invariants(sparse)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Overlapping(Rivals):
+    """Both optimizers get the variables of both networks; the second has gradients for one."""
+
+    def train_step(self, data):
+        x, y = data
+        both = [*self.first.trainable_weights, *self.second.trainable_weights]
+        for networks, optimizer in (
+            ([self.first], self.first_optimizer),
+            ([self.first, self.second], self.others["second"]),
+        ):
+            with tf.GradientTape() as tape:
+                loss = sum(LOSS(y, network(x, training=True)) for network in networks)
+            optimizer.apply(tape.gradient(loss, both), both)
+        return {}
+
+
+def test_weights_of_two_optimizers_change_their_masks_once():
+    model = Overlapping(mlp("first"), mlp("second"))
+    sparse = tf_rigl.sparsify(model, rigl(), sparsity=0.6, seed=0)
+    sparse.compile(keras.optimizers.SGD(0.1), {"second": keras.optimizers.SGD(0.1)})
+    before = sparse.masks
+    x, y = random_data(batches=8)
+    sparse.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    check_invariants(sparse)
+    after = sparse.masks
+    assert all((before[path] != after[path]).any() for path in before)
+    # At an update the second optimizer takes an ordinary step for the weights of the first.
+    assert int(sparse.first_optimizer.iterations) == 8 - 3
+    assert int(sparse.others["second"].iterations) == 8
+
+
+def test_a_weight_without_a_gradient_is_named():
+    class Half(Rivals):
+        def train_step(self, data):
+            both = [*self.first.trainable_weights, *self.second.trainable_weights]
+            with tf.GradientTape() as tape:
+                loss = LOSS(data[1], self.first(data[0], training=True))
+            self.first_optimizer.apply(tape.gradient(loss, both), both)
+            return {}
+
+    sparse = tf_rigl.sparsify(Half(mlp("first"), mlp("second")), rigl(), sparsity=0.6, seed=0)
+    sparse.compile(keras.optimizers.SGD(0.1), {})
+    with pytest.warns(UserWarning, match=r"applies no optimizer .*'second/hidden/kernel'") as seen:
+        sparse.fit(*random_data(batches=8), batch_size=BATCH, verbose=0)
+    assert sum("applies no optimizer" in str(each.message) for each in seen) == 1
+
+
+def test_the_wrapped_model_may_be_compiled_by_itself():
+    sparse = fitted(handmade(mlp()), rigl())
+    optimizer = keras.optimizers.SGD(0.1)
+    sparse.model.compile(optimizer, loss=LOSS)
+    sparse.fit(*random_data(batches=3), batch_size=BATCH, verbose=0)
+    assert int(optimizer.iterations) > 0
+
+
+def test_a_fit_that_compiles_and_a_callback_that_trains():
+    class Compiling(Handmade):
+        def fit(self, *args, **kwargs):
+            self.compile("sgd", loss=LOSS)
+            return super().fit(*args, **kwargs)
+
+    class Train(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.train_on_batch(x[:BATCH], y[:BATCH])
+
+    dense, (x, y) = mlp(), random_data(batches=3)
+    sparse = tf_rigl.sparsify(Compiling(dense.inputs, dense.outputs), rigl(end_step=9), 0.6, seed=0)
+    sparse.compile("adam", loss=LOSS)
+    callback = Train()
+    for _ in range(2):
+        sparse.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[callback, callback])
+    check_invariants(sparse)
+    assert "set_model" not in vars(callback)
+    assert "make_train_function" not in vars(sparse.model)
+
+
+def test_a_clone_without_masks_is_refused():
+    clone = keras.models.clone_model(fitted(handmade(mlp()), rigl()))
+    clone.compile("adam", loss=LOSS)
+    with pytest.raises(ValueError, match=r"all masks of the model are ones, .* `keras\.models"):
+        clone.fit(*random_data(), batch_size=BATCH, verbose=0)
+
+
+def test_a_backup_of_several_optimizers_wants_them_built(tmp_path):
+    x, y = random_data(batches=5)
+
+    def back_up():
+        return tf_rigl.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+
+    first, second = rivals(), rivals()
+    first.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[back_up()])
+    with pytest.raises(ValueError, match="holds the state of 2 optimizers, of which 0 are built"):
+        second.fit(x, y, batch_size=BATCH, epochs=3, verbose=0, callbacks=[back_up()])
+    second.first_optimizer.build(second.first.trainable_weights)
+    second.others["second"].build(second.second.trainable_weights)
+    second.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[back_up()])
+    assert second.step == 10
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_scores_want_the_weights_passed():
+    class Bare(Handmade):
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(*data, self(data[0], training=True))
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_weights)
+            self.optimizer.apply(tape.gradient(loss, self.trainable_weights))
+            return {"loss": loss}
+
+    dense = mlp()
+    fitted(Bare(dense.inputs, dense.outputs), rigl())
+    with pytest.raises(ValueError, match=r"pass the weights to `optimizer\.apply`"):
+        fitted(Bare(dense.inputs, dense.outputs), "edge_popup")

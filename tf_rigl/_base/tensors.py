@@ -146,6 +146,34 @@ def assign(pairs):
         tf.distribute.get_replica_context().merge_call(set_each, args=tuple(values))
 
 
+def present_graph():
+    """Returns the graph that is traced now, or None."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def contributing(tensor, candidates) -> list:
+    """Finds what a tensor is computed from, in the graph that is traced now.
+
+    Args:
+        tensor: tensor, or `tf.IndexedSlices`.
+        candidates: list of pairs of a tensor and any value.
+
+    Returns:
+        The values of those pairs whose tensor the given one is computed from.
+    """
+    todo = [tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor]
+    seen, wanted, found = set(), {mark.ref(): value for mark, value in candidates}, []
+    while todo and wanted:
+        each = todo.pop()
+        if each.ref() in seen:
+            continue
+        seen.add(each.ref())
+        if each.ref() in wanted:
+            found.append(wanted.pop(each.ref()))
+        todo += each.op.inputs
+    return found
+
+
 def without_optionals(data):
     """Returns a batch with None for each empty `tf.experimental.Optional`.
 

@@ -19,11 +19,11 @@ def shown(layer, zeros):
         zeros: tensor, or a function that returns it anew at each call of the layer.
     """
     there = vars(_local).setdefault("zeros", {})
-    there[id(layer)] = zeros
+    before, there[id(layer)] = there.get(id(layer)), zeros
     try:
         yield
     finally:
-        del there[id(layer)]
+        there[id(layer)] = before
 
 
 def of(layer):

@@ -103,8 +103,9 @@ class BlockSparseWeight(SparseWeight):
             # The zeros depend on the values, so a tape that differentiates by the values
             # passes here.
             def listen(gradient):
-                heard.append(gradient)
-                return tf.zeros_like(values)
+                mark = tf.zeros_like(values)  # By it the pass is known that a gradient came from.
+                heard.append((mark, gradient))
+                return mark
 
             return tf.zeros([geometry.inputs, geometry.outputs], values.dtype), listen
 

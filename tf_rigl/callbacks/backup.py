@@ -12,6 +12,7 @@ import keras
 from tf_rigl._base import files, keras_internals, workers
 from tf_rigl._base.arguments import ChecksArguments, check_flag
 from tf_rigl.training import integrity, loop
+from tf_rigl.training.own_step import optimizers_of
 
 
 class BackupAndRestore(ChecksArguments, keras.callbacks.Callback):
@@ -119,6 +120,12 @@ class BackupAndRestore(ChecksArguments, keras.callbacks.Callback):
         integrity.check_file(path, required=True)
         with h5py.File(path) as file:
             epoch, batches = (int(file.attrs[name]) for name in ("epoch", "batches"))
+            stored, built = int(file.attrs.get("optimizers", 0)), _built_optimizers(model)
+        if stored > built:
+            raise ValueError(
+                f"It holds the state of {stored} optimizers, of which {built} are built. Before "
+                "`fit`, call `build` of each optimizer with the variables that it trains."
+            )
         model.load_weights(path)
         keras_internals.set_initial_epoch(model, epoch)
         loop.of(model).length.skip = batches
@@ -169,6 +176,7 @@ class BackupAndRestore(ChecksArguments, keras.callbacks.Callback):
             self.model.save_weights(path)
             with h5py.File(path, "a") as file:
                 file.attrs["epoch"], file.attrs["batches"] = epoch, batches
+                file.attrs["optimizers"] = _built_optimizers(self.model)
             integrity.close_file(path)  # Again, as the attributes changed the file.
             if self.double_checkpoint and self._latest.exists():
                 os.replace(self._latest, self._previous)
@@ -181,3 +189,8 @@ class BackupAndRestore(ChecksArguments, keras.callbacks.Callback):
         ends = self._writes() and self._trained and self.delete_checkpoint
         if ends and os.path.exists(self.backup_dir):
             shutil.rmtree(self.backup_dir)
+
+
+def _built_optimizers(model):
+    """Returns how many optimizers of a model hold a state."""
+    return sum(optimizer.built for optimizer in optimizers_of(model))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import operator
 
 import keras
 import tensorflow as tf
@@ -11,7 +12,7 @@ from tf_rigl._base import registering
 from tf_rigl._base.keras_internals import InitialEpochOfModel, all_layers
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training import loop
-from tf_rigl.training.own_step import optimizers_of
+from tf_rigl.training.own_step import optimizers_of, without_decorator
 
 # What a class may define, and a sparse model then leaves to the wrapped model.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "metrics")
@@ -70,7 +71,6 @@ class SparsifiedTrainer(InitialEpochOfModel, SparsifiedModel):
     jit_compile = _of_model("jit_compile")
     steps_per_execution = _of_model("steps_per_execution")
 
-    train_step = _by_model("train_step")
     test_step = _by_model("test_step")
     predict_step = _by_model("predict_step")
     compute_loss = _by_model("compute_loss")
@@ -87,6 +87,10 @@ class SparsifiedTrainer(InitialEpochOfModel, SparsifiedModel):
         if not self.built and _is_whole(model):
             self._make_masks()
             self.built = True
+
+    def train_step(self, data):
+        """Runs the step of the wrapped model."""
+        return without_decorator(self.model.train_step)(data)
 
     def build_optimizer(self):
         """Builds the optimizer if there is one alone; of several only the step knows for what."""
@@ -127,14 +131,32 @@ class SparsifiedTrainer(InitialEpochOfModel, SparsifiedModel):
     @contextlib.contextmanager
     def _in_charge(self):
         """Has the wrapped model run the sparse train function, within this context."""
-        model, function = self.model, self.make_train_function()
-        model.train_function = function
-        vars(model)["make_train_function"] = lambda force=False: function
+        model, before = self.model, self.model.train_function
+        earlier = vars(model).get("make_train_function")  # Set if a callback trains as well.
+
+        def make(force=False):
+            model.train_function = self._current_function()
+            return model.train_function
+
+        vars(model)["make_train_function"] = make
+        make()
         try:
             yield
         finally:
-            del vars(model)["make_train_function"]
-            model.train_function = None
+            model.train_function = before
+            if earlier is None:
+                del vars(model)["make_train_function"]
+            else:
+                vars(model)["make_train_function"] = earlier
+
+    def _current_function(self):
+        """Returns the train function, made anew if the wrapped model was compiled by itself."""
+        settings = self.run_eagerly, self.jit_compile, self.steps_per_execution
+        compiled = [*optimizers_of(self.model), *settings]
+        state = loop.of(self)  # Keras would save optimizers in an attribute of the model.
+        last, state.compiled_for = state.compiled_for, compiled
+        same = len(last) == len(compiled) and all(map(operator.is_, last, compiled))
+        return self.make_train_function(force=not same)
 
     def _build_on(self, data):
         """Builds the model for the shapes of a batch: by its `call`, or by tracing its step."""
@@ -172,15 +194,20 @@ def _is_whole(model):
 def _told_of(model, callbacks):
     """Has callbacks see a model in place of the one that runs them, within this context."""
     told = [] if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
+    told = list({id(callback): callback for callback in told}.values())
+    own = [vars(callback).get("set_model") for callback in told]
     for callback in told:
-        vars(callback)["set_model"] = functools.partial(_set_model, callback, model)
+        set_model = callback.set_model
+        vars(callback)["set_model"] = functools.partial(_set_model, set_model, model)
     try:
         yield
     finally:
-        for callback in told:
+        for callback, set_model in zip(told, own, strict=True):
             del vars(callback)["set_model"]
+            if set_model is not None:
+                vars(callback)["set_model"] = set_model
 
 
-def _set_model(callback, model, inner):
+def _set_model(set_model, model, inner):
     del inner
-    type(callback).set_model(callback, model)
+    set_model(model)

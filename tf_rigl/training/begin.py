@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_rigl._base import keras_internals, workers
 from tf_rigl.training import sharing, slots
 from tf_rigl.training.moment import set_now
-from tf_rigl.training.own_step import OwnStep, optimizers_of
+from tf_rigl.training.own_step import OwnStep, optimizers_of, without_decorator
 from tf_rigl.training.plan import Plan
 from tf_rigl.training.step import Record, Step
 from tf_rigl.weights.masked_layer import MaskedLayer
@@ -38,7 +38,7 @@ def start(model, make):
             "the model with `tf_rigl.sparsify`."
         )
     check_length(model)
-    _check_initial_masks(model)
+    _check_initial_masks(model, weights)
     _check_goes_with_method(model.method, weights)
     workers.check_equal(model)
     model._add_state()
@@ -73,7 +73,7 @@ def run_step(model, data, moment):
         if not model._has_own_step:
             return model.train_step(data)
         step = model._sparse_loop.step or any_step(model, model.masked_weights)
-        return step.run(model.train_step, (data,), moment)
+        return step.run(without_decorator(model.train_step), (data,), moment)
 
 
 def any_step(model, weights):
@@ -147,8 +147,8 @@ def check_length(model):
         )
 
 
-def _check_initial_masks(model):
-    """Raises if layers wrapped by hand start dense and the method sparse, or the reverse."""
+def _check_initial_masks(model, weights):
+    """Raises if masks start dense and the method sparse, or the reverse."""
     method = model.method
     name, whole = type(method).__name__, method.begins_dense or method.trained_state is not None
     for layer in keras_internals.all_layers(model):
@@ -166,6 +166,12 @@ def _check_initial_masks(model):
                 f"{name} begins with sparse weights, but layer {layer.name!r} is dense: it was "
                 "made with `initial_mask='ones'`, which is for methods that prune."
             )
+    wanted = sum(weight.is_sparse for weight in weights)
+    if wanted and not whole and model.sparsity == 0:
+        raise ValueError(
+            f"{name} begins with sparse weights, but all masks of the model are ones, as in a copy "
+            "by `keras.models.clone_model`. Make the model with `tf_rigl.sparsify`, or load a file."
+        )
 
 
 def _check_goes_with_method(method, weights):

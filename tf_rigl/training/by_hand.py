@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_rigl._base.arguments import check_integer
 from tf_rigl.training import cautions, loop
 from tf_rigl.training.begin import check_length, start
-from tf_rigl.training.own_step import OwnStep
+from tf_rigl.training.own_step import OwnStep, without_decorator
 from tf_rigl.training.plan import Length
 from tf_rigl.training.sparse_model import SparseModel
 
@@ -61,9 +61,7 @@ def training_step(model, step, optimizer, *, steps=None, run_eagerly=False, jit_
     optimizers = _check(model, step, optimizer)
     if steps is not None:
         check_integer("steps", steps, 1)
-    function = step
-    if hasattr(step, "python_function"):  # A `tf.function`: it keeps its traces, all of one kind.
-        function = tf.autograph.to_graph(step.python_function)
+    function = without_decorator(step)
     state = loop.of(model)
     state.fresh()
     first_step = model.step

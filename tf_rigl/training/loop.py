@@ -30,6 +30,7 @@ class Loop:
         updates: int, the update steps so far in this process.
         callbacks: list of callbacks of the library that `fit` appends to the user's.
         seen: `tf.Variable` that counts batches if several steps run at once, or None.
+        compiled_for: list, the optimizers and settings of the train function of a wrapped model.
         loading: bool, whether a file is being loaded: masks may not fit the weights yet.
         optimizers: `weakref.WeakSet` of the optimizers that have trained the model.
     """
@@ -44,6 +45,7 @@ class Loop:
         self.callbacks = []
         self.seen = None
         self.loading = False
+        self.compiled_for = []
         self.optimizers = weakref.WeakSet()
 
     def fresh(self):

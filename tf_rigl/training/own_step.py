@@ -6,7 +6,6 @@ step the masks change there instead. So nothing needs to be known about the rest
 """
 
 import contextlib
-import threading
 import warnings
 
 import keras
@@ -14,9 +13,9 @@ import tensorflow as tf
 
 from tf_rigl._base import keras_internals
 from tf_rigl.training import slots
+from tf_rigl.training.applying import Applying, intercepted
 from tf_rigl.training.moment import ORDINARY
 from tf_rigl.training.step import Record, Step
-from tf_rigl.weights import guard
 
 
 class OwnStep:
@@ -74,12 +73,12 @@ class OwnStep:
         if moment.counts is not None and self.method.order == "before":
             self._step(None, self._variables, self.records).change_first(moment)
             moment = moment._replace(counts=None)
-        applying = _Applying(self, moment)
+        applying = Applying(self, moment)
         with contextlib.ExitStack() as stack:
             for number, weight in self._sparse if moment.looks else ():
                 applying.heard[number] = stack.enter_context(weight.overhear())
             for optimizer in self.optimizers:
-                stack.enter_context(_intercepted(optimizer, applying))
+                stack.enter_context(intercepted(optimizer, applying))
             outputs = function(*arguments, **(by_name or {}))
         # At an update, a step that leaves all to `SparseModel.train_step` applies nothing.
         if not applying.elsewhere and (applying.reached or moment.counts is None):
@@ -88,9 +87,10 @@ class OwnStep:
 
     def _note_unreached(self, numbers):
         """Notes the weights that the step does not train, and warns of those that are new."""
-        new = [self.weights[number] for number in sorted(numbers - self.traces.unreached)]
+        new = [self.weights[number] for number in sorted(numbers - self.traces.named)]
         paths = [weight.path for weight in new if weight.weight.trainable]  # Not frozen by intent.
         self.traces.unreached |= numbers
+        self.traces.named |= numbers
         if paths:
             warnings.warn(
                 "The training step applies no optimizer to some sparse weights, so their masks do "
@@ -107,7 +107,7 @@ class OwnStep:
         """Returns the step of a call of an optimizer on a list of variables."""
         places = {id(variable): place for place, variable in enumerate(variables)}
         if not optimizer.built:
-            optimizer.build(self._trained(variables))  # As it would do itself.
+            optimizer.build(self.trained(variables))  # As it would do itself.
         records = [
             record._replace(place=places[id(record.weight.weight)])
             for record in self.records  # Slots in other optimizers follow the masks as well.
@@ -115,7 +115,7 @@ class OwnStep:
         ]
         return self._step(optimizer, variables, records)
 
-    def _trained(self, variables):
+    def trained(self, variables):
         """Returns the variables that the method trains in the place of these."""
         weights = {id(weight.weight): weight for _, weight in self._sparse}
         return [
@@ -124,95 +124,11 @@ class OwnStep:
         ]
 
 
-class _Applying:
-    """What happens where a step applies an optimizer, during one trace of the step.
-
-    Args:
-        own: `OwnStep`.
-        moment: `Moment`.
-
-    Attributes:
-        heard: dict of the number of a weight to the list of gradients of its probe, or None.
-        reached: set of int, the numbers of the weights that have had a gradient.
-        elsewhere: bool, whether a step of the library has run within the user's step.
-    """
-
-    def __init__(self, own, moment):
-        self.own = own
-        self.moment = moment
-        self.heard = {}
-        self.reached = set()
-        self.elsewhere = False
-        self._done = set()
-
-    def __call__(self, optimizer, apply, gradients, variables):
-        """Runs in place of `optimizer.apply(gradients, variables)`."""
-        if guard.is_inside():
-            self.elsewhere = True
-            return apply(gradients, variables)
-        if variables is None:
-            variables = keras_internals.built_on(optimizer)
-        gradients, variables = list(gradients), list(variables)
-        if self.own.method.freezes_others:
-            gradients, variables = self._without_others(gradients, variables)
-        step = self.own.step_of(optimizer, variables)
-        # A step may train the same weights several times: masks change the first time.
-        thread = threading.get_ident()  # Replicas have one each.
-        again = any((thread, record.number) in self._done for record in step.records)
-        moment = ORDINARY if again or not step.records else self.moment
-        if not step.records:
-            return apply(gradients, variables)
-        probed = [(record, self._dense(record, gradients)) for record in step.records]
-        reached = {record.number for record, g in probed if g is not None}
-        self.reached |= reached
-        self._done |= {(thread, number) for number in reached}
-        return step.finish(gradients, probed, moment)
-
-    def _dense(self, record, gradients):
-        """Returns the gradient of a weight's probe."""
-        heard = self.heard.get(record.number)
-        return gradients[record.place] if not heard else tf.add_n(heard)
-
-    def _without_others(self, gradients, variables):
-        """Leaves out the variables that the method freezes."""
-        sparse = {id(weight.weight) for weight in self.own.weights if weight.is_sparse}
-        pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if id(v) in sparse]
-        return [g for g, _ in pairs], [v for _, v in pairs]
-
-
-class _Door:
-    """Stands in for `optimizer.apply` while steps that the user wrote are traced.
-
-    Replicas are traced in threads that take turns, each with an `_Applying` of its own.
-    """
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-        self.original = optimizer.apply
-        self.active = []  # Pairs of a thread and its `_Applying`.
-
-    def __call__(self, grads, trainable_variables=None):
-        own = [applying for thread, applying in self.active if thread == threading.get_ident()]
-        # A step for a loop of one's own may itself run replicas, in other threads.
-        applying = (own or [applying for _, applying in self.active])[-1]
-        return applying(self.optimizer, self.original, grads, trainable_variables)
-
-
-@contextlib.contextmanager
-def _intercepted(optimizer, applying):
-    """Calls `applying` in place of `optimizer.apply`, within this context."""
-    door = vars(optimizer).get("apply")
-    if not isinstance(door, _Door):
-        # An item of `vars`, as Keras would track an attribute.
-        door = vars(optimizer)["apply"] = _Door(optimizer)
-    entry = threading.get_ident(), applying
-    door.active.append(entry)
-    try:
-        yield
-    finally:
-        door.active.remove(entry)
-        if not door.active:
-            del vars(optimizer)["apply"]
+def without_decorator(function):
+    """Returns the function behind a `tf.function`, which would keep one trace for all steps."""
+    if hasattr(function, "python_function"):
+        return tf.autograph.to_graph(function.python_function)
+    return function
 
 
 def optimizers_of(model) -> list:

@@ -30,11 +30,13 @@ class Traces:
         compiled: `tensors.Compiled`, the compiled functions of weights.
         unreached: set of int, the numbers of weights that the loss does not reach. An update
             leaves them as they are.
+        named: set of int, those of them that a warning has named.
     """
 
     def __init__(self):
         self.compiled = tensors.Compiled()
         self.unreached = set()
+        self.named = set()
 
 
 class Step:

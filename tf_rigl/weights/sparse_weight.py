@@ -104,8 +104,9 @@ class SparseWeight:
         """Collects, within this context, the gradients of the probe on the tape of someone else.
 
         Yields:
-            A list that gets a tensor each time that a tape differentiates by `weight`; their sum
-            is the gradient of the probe. None if the gradient of `weight` itself is dense.
+            A list that gets a pair each time that a tape differentiates by `weight`: a tensor
+            that the gradient of `weight` is then computed from, and a gradient of the probe.
+            None if the gradient of `weight` itself is dense.
         """
         yield None
 
