@@ -112,3 +112,18 @@ def test_later_runs_go_on_without_a_warning_until_they_are_stopped():
     found, model = said(pruning(frequency=2), layers=["hidden"])
     assert found == []
     assert model.sparsity < 0.2
+
+
+def test_weights_that_were_frozen_and_train_now_are_named():
+    dense = mlp()
+    dense.get_layer("hidden").trainable = False
+    sparse = compiled(sparsify(dense, rigl()))
+    assert [item.path for item in sparse.masked_weights] == ["head/kernel"]
+    said = "weights were frozen when the model was made sparse"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=f".*{said}")
+        sparse.fit(*random_data(), batch_size=BATCH, verbose=0)
+    sparse.get_layer("hidden").trainable = True
+    compiled(sparse)
+    with pytest.warns(UserWarning, match=f"1 {said}, .*'hidden/kernel'"):
+        sparse.fit(*random_data(), batch_size=BATCH, verbose=0)

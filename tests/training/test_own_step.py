@@ -562,3 +562,26 @@ def test_scores_want_the_weights_passed():
     fitted(Bare(dense.inputs, dense.outputs), rigl())
     with pytest.raises(ValueError, match=r"pass the weights to `optimizer\.apply`"):
         fitted(Bare(dense.inputs, dense.outputs), "edge_popup")
+
+
+def test_a_part_of_a_model_is_excluded_by_its_attribute():
+    class Averaged(Rivals):
+        """The second network follows the first: it is not trained, and must not be masked."""
+
+        def train_step(self, data):
+            loss = self._train(self.first, self.first_optimizer, *data)
+            for one, other in zip(self.first.weights, self.second.weights, strict=True):
+                other.assign(0.9 * other + 0.1 * one)
+            return {"first": loss}
+
+    first = mlp()
+    model = Averaged(first, keras.models.clone_model(first))  # Of the same name.
+    sparse = tf_rigl.sparsify(model, rigl(), sparsity=0.6, exclude=["second"], seed=0)
+    assert [item.path for item in sparse.masked_weights] == ["mlp/hidden/kernel", "mlp/head/kernel"]
+    kernels = [network.get_layer("hidden").kernel for network in (sparse.first, sparse.second)]
+    assert sparse.masked_weights[0].weight is kernels[0]
+    sparse.compile(keras.optimizers.SGD(0.1), {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*applies no optimizer")
+        sparse.fit(*random_data(batches=8), batch_size=BATCH, verbose=0)
+    check_invariants(sparse)

@@ -11,7 +11,7 @@ import tf_rigl
 from tests.helpers import BATCH, CLASSES, FEATURES, mlp, random_data, rigl, sparsify
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-WARNING = "is trained by a loop that does not move masks"
+WARNING = "are trained by a loop that does not move masks"
 
 
 def around(inner):

@@ -260,7 +260,9 @@ def clone(layer):
 def _cause(error):
     """Returns the message of an error, without what Keras puts around it."""
     message = str(error).rpartition("Error encountered during deserialization:")[2]
-    return message.partition("Full object config")[0].strip() or type(error).__name__
+    for rest in ("Full object config", "\nExample"):
+        message = message.partition(rest)[0]
+    return " ".join(message.split()) or type(error).__name__
 
 
 def _classes(layer):

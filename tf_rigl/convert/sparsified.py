@@ -30,6 +30,8 @@ class _Sparsified:
         else:
             resolved = targets.resolve(found, **recipe, scope=self.method.scope)
             numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
+            left = [(m.path, m.weight) for m in found if m.is_frozen and m.path not in numbered]
+            self._masks.note_frozen(left)
             masked = [by_path[path].weight for path in resolved]
             unmasked.warn(vars(self).get("model", self), masked)
         with self.distribute_strategy.scope():

@@ -288,7 +288,8 @@ def strip(model):
         except copies.CannotCopyError as error:
             raise ValueError(
                 f"{model.name!r} cannot be stripped: Keras cannot clone a model or layer in it. "
-                f"Give it `get_config` and `from_config`. ({error})"
+                f"Give it `get_config` and `from_config`. ({error}) The weights hold the zeros: "
+                "where `sparsify` changed the model in place, it is the stripped model."
             ) from error
 
 
@@ -332,7 +333,7 @@ def _copy(model):
     except copies.CannotCopyError as error:
         warnings.warn(
             f"Keras cannot clone {model.name!r} (of type {type(model).__name__}), so it is changed "
-            f"in place: {error}",
+            f"in place. It can be neither stripped nor saved as a `.keras` file. ({error})",
             stacklevel=3,
         )
         return model

@@ -1,11 +1,19 @@
 """Warnings about a run of `fit`: when it begins, and when it ends before its method has."""
 
 from tf_rigl._base import notices
+from tf_rigl.weights import masks
 
 
 def before(model):
     """Warns of what the method cannot do in the run that begins now."""
     length = model._sparse_loop.length
+    if thawed := [path for layer in masks.layers(model) for path in layer.left_frozen()]:
+        shown = ", ".join(map(repr, thawed[:3])) + (", ..." if len(thawed) > 3 else "")
+        notices.warn(
+            f"{len(thawed)} weights were frozen when the model was made sparse, so they have no "
+            f"masks, and now train dense: {shown}. To have them sparse, unfreeze them before "
+            "`tf_rigl.sparsify`, or name them in `fixed`."
+        )
     for text in model.method.cautions(length.first_step, length.steps):
         notices.warn(text)
 

@@ -39,10 +39,10 @@ class Guard:
         if self._masks().warns_of_others:
             self._masks().warns_of_others = False
             warnings.warn(
-                f"{self.path!r} is trained by a loop that does not move masks: it stays sparse, "
-                "but its mask does not change. To have masks change, sparsify the whole model "
-                "that you train (`tf_rigl.sparsify`), or make the step of your own loop with "
-                "`tf_rigl.training_step`.",
+                f"Sparse weights, such as {self.path!r}, are trained by a loop that does not move "
+                "masks: they stay sparse, but their masks do not change. To have masks change, "
+                "sparsify the whole model that you train (`tf_rigl.sparsify`), or make the step of "
+                "your own loop with `tf_rigl.training_step`.",
                 stacklevel=2,
             )
         return tensors.where(self.mask, value)

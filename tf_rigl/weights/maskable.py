@@ -27,6 +27,7 @@ class Maskable(NamedTuple):
     owner: tuple[str, ...]  # `layers` up to the outermost layer that is not a model.
     weight: keras.Variable
     layer: keras.layers.Layer  # The layer that holds the weight.
+    attributes: tuple[str, ...] = ()  # Those of a subclassed model that hold the layer.
 
     @property
     def is_frozen(self) -> bool:
@@ -82,13 +83,27 @@ def find(layer, include_self=True, follow=True, adapted=False) -> list[Maskable]
     walked = list(walk(layer, (layer.name,) if include_self else ()))
     followed = follow and isinstance(layer, keras.Model)
     learned = products.learn(layer, [each for each, _, _ in walked]) if followed else {}
+    attributes = _attributes(vars(layer).get("model", layer))
     for each, route, owner in walked:
         for weight in own_weights(each, adapted) + learned.get(id(each), []):
             if id(weight) not in seen:
                 seen.add(id(weight))
                 path = unique("/".join((*route, weight.name)), paths)
-                found.append(Maskable(path, route, owner or route, weight, each))
+                names = tuple(n for n, inside in attributes.items() if id(each) in inside)
+                found.append(Maskable(path, route, owner or route, weight, each, names))
     return found
+
+
+def _attributes(model):
+    """Returns the names of attributes that hold layers, with the ids of all layers in each."""
+    if not isinstance(model, keras.Model):
+        return {}
+    held = {n: v for n, v in vars(model).items() if isinstance(v, keras.layers.Layer)}
+    return {
+        name: {id(layer) for layer in all_layers(value)}
+        for name, value in held.items()
+        if not name.startswith("_")
+    }
 
 
 def walk(layer, route=()):

@@ -26,6 +26,8 @@ class Masks(keras.layers.Layer):
     Attributes:
         items: list of `MaskedWeight`.
         refusal: the error that the last file raised, or None.
+        left_frozen: function that returns the paths of the weights that were frozen when the
+            masks were made, and train now, without masks.
         warns_of_others: bool, whether to warn of a training loop that does not move the masks.
     """
 
@@ -36,6 +38,7 @@ class Masks(keras.layers.Layer):
         self._starts = []
         self.refusal = None
         self.warns_of_others = True
+        self.left_frozen = list
         self.built = True
         checkpoints.store_state(self, self._before_checkpoint, self._before_restoring)
 
@@ -67,6 +70,11 @@ class Masks(keras.layers.Layer):
             self._due.append((item, draw))
         checkpoints.store_variable(self, mask, f"mask_{len(self.items) - 1}")
         return item
+
+    def note_frozen(self, weights):
+        """Notes the frozen weights, pairs of a path and a variable, that get no mask."""
+        # A function, as Keras would track the variables.
+        self.left_frozen = lambda: [path for path, weight in weights if weight.trainable]
 
     def add_state(self, names, start=None, first=0):
         """Adds the method's variables to each weight that lacks them, zeros at first.

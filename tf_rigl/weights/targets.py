@@ -208,10 +208,10 @@ def check_allowed(pattern, sparsity, path, advice="Raise it."):
 
 
 def _names(maskable):
-    """Returns the names that match a weight: its layers' names and paths, and its own path."""
+    """Returns the names that match a weight: of its layers, their paths, and attributes."""
     layers = maskable.layers
     paths = ["/".join(layers[: n + 1]) for n in range(len(layers))]
-    return [*layers, *paths, maskable.path]
+    return [*layers, *paths, *maskable.attributes, maskable.path]
 
 
 def _without_excluded(found, exclude):
