@@ -125,7 +125,8 @@ class Unclonable(Constructed):
 @pytest.mark.filterwarnings("default:Keras cannot clone")
 def test_a_warning_names_the_cause():
     model = Unclonable(keras.layers.Dense(3))
-    with pytest.warns(UserWarning, match=r"in place\..*`from_config` of Unclonable.*argument 'name'"):
+    cause = r"in place\..*`from_config` of Unclonable.*argument 'name'"
+    with pytest.warns(UserWarning, match=cause):
         sparse = sparsify(model)
     assert sparse.model is model  # Its layers alone would be trained in another way.
 
