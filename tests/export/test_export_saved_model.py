@@ -219,6 +219,53 @@ def test_weights_are_equal_to_the_bit_after_loading(dtype, pack_all, tmp_path):
     assert {np.asarray(item.weight).tobytes() for item in model.masked_weights} <= received
 
 
+def test_check_data_are_arranged_as_the_inputs_of_the_model(tmp_path):
+    """A list of one input takes an array, several take a tuple; a wrong structure is named."""
+    inner, x = dense(), np.ones((2, 64))
+    one = keras.Model([inner.inputs[0]], inner.outputs)
+    for data in (x, [x]):
+        export_saved_model(one, tmp_path / "m", check_data=data)
+    two = [keras.Input((4,)), keras.Input((3,))]
+    two = keras.Model(two, k.Concatenate()(two))
+    export_saved_model(two, tmp_path / "m", check_data=(np.ones((2, 4)), np.ones((2, 3))))
+    with pytest.raises(ValueError, match="list of 2 inputs"):
+        export_saved_model(two, tmp_path / "m", check_data=x)
+    named = keras.Input((4,), name="a")
+    named = keras.Model({"a": named}, k.ReLU()(named))
+    for data in (x, {"b": x}):
+        with pytest.raises(ValueError, match=r"dict with the keys \['a'\]"):
+            export_saved_model(named, tmp_path / "m", check_data=data)
+
+
+def test_images_are_not_augmented(tmp_path):
+    """Layers of augmentation train by default, where a model is called without `training`."""
+    layers = [keras.Input((8, 8, 1)), k.RandomFlip(), k.RandomRotation(0.2), k.Flatten()]
+    model = keras.Sequential([*layers, k.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    export_saved_model(model, tmp_path / "m", check_data=x)
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    served = loaded.serve(tf.constant(x))
+    np.testing.assert_allclose(served, model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_integers_of_a_model_without_a_graph(tmp_path):
+    class Words(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = k.Embedding(9, 4), k.Dense(3)
+
+        def call(self, x):
+            return self.head(self.table(x))
+
+    model, x = Words(), np.array([[1, 2, 8], [3, 4, 0]], "int32")
+    model(x)
+    export_saved_model(model, tmp_path / "m", check_data=x)
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    served = loaded.serve(tf.constant(x))
+    np.testing.assert_allclose(served, model(x), atol=1e-6)
+    tf_rigl.export_tflite(model, tmp_path / "m.tflite", check_data=x)
+
+
 def test_weights_are_restored_when_loaded_and_not_at_each_call(tmp_path):
     export_saved_model(sparse(), tmp_path / "m")
     loaded = tf.saved_model.load(str(tmp_path / "m"))

@@ -57,15 +57,35 @@ def has_zeros(model) -> bool:
     return False
 
 
-def signature(model) -> list:
-    """Returns the positional arguments of a model's call, as structures of `keras.InputSpec`."""
+def signature(model, data=None) -> list:
+    """Returns the positional arguments of a model's call, as structures of `keras.InputSpec`.
+
+    Args:
+        model: a built `keras.Model`.
+        data: a batch, or None. Of a model without a graph Keras knows the shapes of inputs, not
+            the types, and takes them for floats: integers and booleans in the data correct that.
+    """
     try:
-        return input_signature(model)
+        specs = input_signature(model)
+        given = keras.tree.flatten(data)
+        if copies.is_graph(model) or len(given) != len(keras.tree.flatten(specs)):
+            return specs
+        typed = map(_typed, keras.tree.flatten(specs), given)
+        return keras.tree.pack_sequence_as(specs, list(typed))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `model` cannot be exported: Keras does not know its inputs. First call it "
             f"on data, or build it as a functional model. ({error})"
         ) from error
+
+
+def _typed(spec, array):
+    """Returns a specification of floats with the type of data that are none."""
+    kind = getattr(array, "dtype", None)
+    kind = None if kind is None else keras.backend.standardize_dtype(kind)
+    if kind in (None, "string") or keras.backend.is_float_dtype(kind):
+        return spec
+    return keras.InputSpec(shape=spec.shape, dtype=kind, name=spec.name)
 
 
 def check_batch(model, size, seed=0) -> list:

@@ -1,6 +1,7 @@
 """Exports a SavedModel that stores only the nonzero values of its sparse weights."""
 
 import contextlib
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -60,7 +61,7 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
     model = _source.ordinary(model)
     batch = _inputs(model, check_data)
     with _beside(place) as scratch:
-        saved, names = _write(model, scratch, packed)
+        saved, names = _write(model, scratch, packed, _source.signature(model, check_data))
         error = _check(model, scratch, batch, names)
         size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
     return ExportInfo(str(path), size, size + saved, error)
@@ -111,12 +112,10 @@ def _inputs(model, check_data) -> list:
     """Returns the arguments of a call on the check batch, as tensors."""
     if check_data is None:
         return keras.tree.map_structure(tf.convert_to_tensor, _source.check_batch(model, size=2))
-    specs = _source.signature(model)
+    specs = _source.signature(model, check_data)
     batch = list(check_data) if len(specs) > 1 else [check_data]
     try:
-        batch = keras.tree.map_structure(
-            lambda spec, x: keras.ops.convert_to_tensor(x, dtype=spec.dtype), specs, batch
-        )
+        batch = _arranged(specs, batch)
         for spec, x in zip(keras.tree.flatten(specs), keras.tree.flatten(batch), strict=True):
             if not tf.TensorShape(spec.shape).is_compatible_with(x.shape):
                 raise ValueError(f"an input has shape {x.shape}, but needs {spec.shape}")
@@ -129,6 +128,22 @@ def _inputs(model, check_data) -> list:
     return batch
 
 
+def _arranged(specs, data):
+    """Returns data as tensors in the structure of specs; one input may stand for a list of one."""
+    if isinstance(specs, dict):
+        if not isinstance(data, dict) or data.keys() != specs.keys():
+            got = list(data) if isinstance(data, dict) else type(data)
+            raise ValueError(f"it must be a dict with the keys {list(specs)}, not {got}")
+        return {name: _arranged(spec, data[name]) for name, spec in specs.items()}
+    if isinstance(specs, (list, tuple)):
+        if len(specs) == 1 and not isinstance(data, (list, tuple)):
+            data = [data]
+        if not isinstance(data, (list, tuple)) or len(data) != len(specs):
+            raise ValueError(f"it must be a list of {len(specs)} inputs")
+        return [_arranged(spec, each) for spec, each in zip(specs, data, strict=True)]
+    return keras.ops.convert_to_tensor(data, dtype=specs.dtype)
+
+
 def _check(model, folder, batch, names) -> float:
     """Returns the largest difference between the outputs of a model and of its SavedModel."""
     loaded = tf.saved_model.load(str(folder))
@@ -138,9 +153,10 @@ def _check(model, folder, batch, names) -> float:
     worst = 0.0
     # A model may draw random numbers or keep a state. Within this scope its state advances from
     # call to call, as that of the SavedModel does; afterwards it is unchanged.
+    infer = functools.partial(model, training=False)
     with keras.StatelessScope():
         for call in (lambda: loaded.serve(*batch), lambda: default(**named)):
-            expected, outputs = _source.call(model, *batch), call()
+            expected, outputs = _source.call(infer, *batch), call()
             if isinstance(outputs, dict) and not isinstance(expected, dict):
                 outputs = [outputs[f"output_{n}"] for n in range(len(outputs))]
             error = _source.check_outputs(
@@ -150,19 +166,19 @@ def _check(model, folder, batch, names) -> float:
     return worst
 
 
-def _write(model, folder, packed):
+def _write(model, folder, packed, specs):
     """Writes a SavedModel; returns the bytes that packing saves, and the names of the inputs."""
     variables = [v for v in model.weights if packed and _saving(v) > _OVERHEAD]
     while True:
         weights = [_PackedWeight(variable, n) for n, variable in enumerate(variables)]
-        archive, names, unfit = _archive(model, weights)
+        archive, names, unfit = _archive(model, weights, specs)
         if not unfit:
             _source.write(archive, folder)
             return int(sum(_saving(variable) for variable in variables)), names
         variables = [variable for variable in variables if id(variable) not in unfit]
 
 
-def _archive(model, weights):
+def _archive(model, weights, specs):
     """Makes the archive to write.
 
     Returns:
@@ -175,12 +191,12 @@ def _archive(model, weights):
     def serve(*args):  # Keras uses the name "args" for inputs without a name.
         values = [(weight.source, weight.read()) for weight in weights]
         with _Scope(values) as scope:
-            outputs = model(*args)
+            outputs = model(*args, training=False)  # By default some layers augment images.
         written.update(scope.written)
         return outputs
 
     archive = keras.export.ExportArchive()
-    serve = archive.add_endpoint("serve", serve, _source.signature(model))
+    serve = archive.add_endpoint("serve", serve, specs)
     concrete = serve.get_concrete_function()
     captured = {id(variable) for variable in concrete.variables}
     unfit = {id(w.source) for w in weights if id(w.source.value) in captured} | written

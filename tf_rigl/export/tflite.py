@@ -126,7 +126,7 @@ def export_tflite(
             "converter crashes. Build them with `unroll=True`, or pass another quantization. "
             f"Received: a model with layer {loops[0].name!r}"
         )
-    call = _Call(model, batch_size)
+    call = _Call(model, batch_size, check_data)
     samples = call.samples("representative_dataset", representative_dataset)
     batches = call.check_batches(call.samples("check_data", check_data) or samples)
 
@@ -148,9 +148,9 @@ def export_tflite(
 class _Call:
     """The call of a model, with inputs and outputs by name."""
 
-    def __init__(self, model, batch_size):
+    def __init__(self, model, batch_size, data=None):
         self._model = model
-        self._structure = _source.signature(model)
+        self._structure = _source.signature(model, data)
         self._batch_size = batch_size
         specs = keras.tree.flatten(self._structure)
         names = _names(self._structure, specs)
