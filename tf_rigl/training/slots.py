@@ -44,7 +44,8 @@ def find_slots(optimizer, weights=None) -> dict[int, list]:
     Returns:
         A dict of `id(weight)` to the list of its `Slot`s, only those of the weight's shape.
         (Adafactor's row and column statistics belong to no single entry.) The dict lacks
-        weights that the optimizer was not built with.
+        weights that the optimizer was not built with. Slots of optimizers that are not of Keras
+        count as zero at first.
     """
     slots, seen = defaultdict(list), set()
     for part in reversed(_parts(optimizer)):  # A wrapper also lists the variables of its parts.
