@@ -4,6 +4,7 @@
 #   make test      the whole test suite
 #   make lint      ruff
 #   make door      the test of private API on the lowest Keras and TensorFlow that setup.py allows
+#   make sweep     more than 200 models of others through all that the library does: an hour
 #   make soak      long forms of the tests of reliability: an hour
 #   make PYTHON=python3.12 demo    with another Python
 
@@ -15,7 +16,7 @@ SOAK := $(addprefix tests/training/,test_workers.py test_distribute.py test_kill
 	test_damaged_files.py test_bad_numbers.py test_fit.py test_configurations.py) \
 	tests/test_malformed_input.py
 
-.PHONY: demo test lint door soak clean
+.PHONY: demo test lint door sweep soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/tf-rigl train --beside-dense
@@ -39,6 +40,10 @@ $(LOWEST)/installed: setup.py
 	$(LOWEST)/bin/python -m pip install --quiet 'keras==3.10.0' "tensorflow==$$tf.*" \
 		"tf-keras==$$tf.*" wrapt filelock pytest
 	touch $@
+
+# Rows whose result is in runs/sweep already are not run again.
+sweep: $(VENV)/installed
+	$(BIN)/python -m benchmarks.sweep --write
 
 # What was tried is collected in runs/soak.jsonl, a line for each test.
 soak: $(VENV)/installed

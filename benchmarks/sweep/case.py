@@ -65,6 +65,7 @@ class Case:
         sparsify: dict, more arguments of `tf_rigl.sparsify`.
         lite: dict, more arguments of `tf_rigl.export_tflite`.
         in_place: bool, whether `sparsify` has to change the model itself.
+        as_planned: bool, whether the trained model has the parameters of the plan.
         moves: bool, whether its training is one under which masks change.
     """
 
@@ -80,6 +81,7 @@ class Case:
     sparsify: dict = dataclasses.field(default_factory=dict)
     lite: dict = dataclasses.field(default_factory=dict)
     in_place: bool = False
+    as_planned: bool = True
     moves: bool = True
 
     def __post_init__(self):

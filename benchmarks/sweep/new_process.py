@@ -36,6 +36,7 @@ def main(module, folder):
     rows.load(module)
     folder = pathlib.Path(folder)
     expected = pickle.loads((folder / "expected.pickle").read_bytes())
+    keras.config.set_dtype_policy(expected["policy"])  # As for layers that were made under it.
     plain = keras.models.load_model(folder / "plain.keras")
     outputs = cases.predictions(plain, expected["part"], expected["inputs"])
     compare(expected["outputs"], outputs, "the stripped model, loaded")

@@ -117,7 +117,7 @@ class Way:
         self.reported = report
         json.dumps(report.to_dict())
         str(report)
-        if self.planned is None:
+        if self.planned is None or not self.case.as_planned:
             return
         planned = self.planned
         check(report.dense_params == planned.dense_params, "parameters differ from the plan")
@@ -137,6 +137,7 @@ class Way:
             "outputs": self.outputs,
             "masks": self.sparse.masks,
             "step": self.sparse.step,
+            "policy": keras.config.dtype_policy().name,
         }
         (self.folder / "expected.pickle").write_bytes(pickle.dumps(expected))
 
@@ -163,7 +164,11 @@ class Way:
         path, inputs = self.folder / "saved", self.case.inputs
         self._exported(lambda part: self.tf_rigl.export_saved_model(part, path, check_data=inputs))
         loaded = tf.saved_model.load(str(path))
-        served = loaded.serve(keras.tree.map_structure(tf.constant, inputs))
+        (function,) = loaded.serve.concrete_functions
+        specs, _ = function.structured_input_signature
+        flat = zip(keras.tree.flatten(specs), keras.tree.flatten(inputs), strict=True)
+        flat = [tf.cast(x, s.dtype) if s.dtype != tf.string else tf.constant(x) for s, x in flat]
+        served = loaded.serve(*tf.nest.pack_sequence_as(specs, flat))
         outputs = [each.numpy() for each in keras.tree.flatten(served)]
         new_process.compare(self.outputs, outputs, "the SavedModel", self._loose())
 

@@ -155,6 +155,11 @@ class _Call:
         specs = keras.tree.flatten(self._structure)
         names = _names(self._structure, specs)
         self.specs = dict(zip(names, specs, strict=True))
+        if words := [name for name, spec in self.specs.items() if spec.dtype == "string"]:
+            raise ValueError(
+                f"LiteRT files of models with inputs of strings are not supported: {words}. Turn "
+                "strings into numbers before the model, or export a SavedModel."
+            )
 
     def _outputs(self, inputs):
         arguments = keras.tree.pack_sequence_as(self._structure, list(inputs))

@@ -157,7 +157,7 @@ def resnet():
     return hub.ResNetBackbone(
         input_conv_filters=[8],
         input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[8, 16],
+        stackwise_num_filters=[64, 32],
         stackwise_num_blocks=[2, 2],
         stackwise_num_strides=[1, 2],
         block_type="basic_block",
@@ -221,7 +221,7 @@ def deeplab():
     encoder = hub.ResNetBackbone(
         input_conv_filters=[8],
         input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[8, 8, 16, 16],
+        stackwise_num_filters=[64, 32, 32, 32],
         stackwise_num_blocks=[1, 1, 1, 1],
         stackwise_num_strides=[1, 2, 2, 2],
         block_type="bottleneck_block",

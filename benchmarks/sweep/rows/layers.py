@@ -261,7 +261,7 @@ class Residual(layers.Layer):
     def __init__(self, filters, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.path = [
+        self.steps = [
             layers.Conv2D(filters, 3, padding="same"),
             layers.BatchNormalization(),
             layers.ReLU(),
@@ -274,7 +274,7 @@ class Residual(layers.Layer):
 
     def call(self, x, training=False):
         y = x
-        for layer in self.path:
+        for layer in self.steps:
             norm = isinstance(layer, layers.BatchNormalization)
             y = layer(y, training=training) if norm else layer(y)
         scale = self.excite(self.squeeze(ops.mean(y, axis=(1, 2))))

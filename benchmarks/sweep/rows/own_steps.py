@@ -87,7 +87,13 @@ class Twice(keras.Model):
 def two_steps_on_a_batch():
     """Two optimizer steps within one step of training, with clipped gradients."""
     network = dense(16, 24, CLASSES)
-    return Case(Twice(network.inputs, network.outputs), floats(16), integers(CLASSES))
+    model = Twice(network.inputs, network.outputs)
+
+    def compile_it(model, **options):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, **options)
+
+    return Case(model, floats(16), integers(CLASSES), compile_it)
 
 
 @ours
@@ -218,7 +224,7 @@ class Sampling(layers.Layer):
 
     def call(self, inputs):
         mean, log_variance = inputs
-        noise = keras.random.normal(ops.shape(mean), seed=self.seeds)
+        noise = keras.random.normal(ops.shape(mean), dtype=mean.dtype, seed=self.seeds)
         return mean + ops.exp(0.5 * log_variance) * noise
 
 
@@ -408,6 +414,7 @@ def diffusion_with_a_slow_network():
     slow.set_weights(network.get_weights())
     model = Diffusion(network, slow)
     inputs = [floats(8, 8, 1, examples=2), floats(1, examples=2)]
+    model(inputs)
     return Case(model, floats(8, 8, 1), None, by_itself, part="network", inputs=inputs)
 
 
@@ -445,7 +452,8 @@ class OwnCompile(keras.Model):
         x, y = data
         with tf.GradientTape() as tape:
             loss = self._loss(y, self(x, training=True))
-        self.optimizer.minimize(loss, self.trainable_variables, tape)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {"loss": loss}
 
     def test_step(self, data):
