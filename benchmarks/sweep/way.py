@@ -67,6 +67,8 @@ class Way:
         if self.has_no_call:  # Only its parts have costs; zeros are distributed over all of it.
             self.tf_rigl.plan(cases.part_of(self.case.model, self.case.part), **given)
         else:
+            if not self.case.model.built:
+                given["input_shape"] = self.case.x.shape[1:]
             self.planned = self.tf_rigl.plan(self.case.model, **given)
 
     def sparsify(self):
@@ -107,7 +109,8 @@ class Way:
             check(np.isfinite(weight).all(), f"{item.path}: not finite")
             active, target = item.active(), item.target_active()
             check(active == target, f"{item.path}: {active} active, {target} planned")
-            moved |= not np.array_equal(mask, self.masks[item.path])
+            # A model that was not built had no masks before.
+            moved |= not np.array_equal(mask, self.masks.get(item.path))
         check(moved == self.case.moves, f"masks have {'' if moved else 'not '}changed")
 
     def report(self):

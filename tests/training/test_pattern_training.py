@@ -572,7 +572,7 @@ def test_a_pattern_that_is_none_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--pattern", "block_0x1"]) == 2
     error = capsys.readouterr().err
-    assert "rows=0" in error
+    assert "`rows` must be an integer of at least 1" in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
 

@@ -166,8 +166,9 @@ def _check_initial_masks(model, weights):
                 f"{name} begins with sparse weights, but layer {layer.name!r} is dense: it was "
                 "made with `initial_mask='ones'`, which is for methods that prune."
             )
-    wanted = sum(weight.is_sparse for weight in weights)
-    if wanted and not whole and model.sparsity == 0:
+    units = {weight.path: weight.pattern.units(weight.shape) for weight in weights}
+    thinned = [weight for weight in weights if weight.target_active() < units[weight.path]]
+    if thinned and not whole and all(each.active() == units[each.path] for each in thinned):
         raise ValueError(
             f"{name} begins with sparse weights, but all masks of the model are ones, as in a copy "
             "by `keras.models.clone_model`. Make the model with `tf_rigl.sparsify`, or load a file."

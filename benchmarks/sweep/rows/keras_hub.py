@@ -155,7 +155,7 @@ def images(name, backbone, size=32, task="ImageClassifier", variants=()):
 def resnet():
     """Two stages of two blocks."""
     return hub.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
         stackwise_num_filters=[64, 32],
         stackwise_num_blocks=[2, 2],
@@ -219,7 +219,7 @@ def segformer():
 def deeplab():
     """Dilated convolutions over the features of a ResNet."""
     encoder = hub.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, 32, 32, 32],
         stackwise_num_blocks=[1, 1, 1, 1],
