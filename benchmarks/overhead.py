@@ -7,6 +7,7 @@ prints the following, and writes it next to this file as JSON:
 - the time per training step of each method at 90% sparsity over dense, mask updates every
   100 steps included, plain and with `jit_compile=True`. All models take turns in many short
   rounds, and the ratio is that of the medians;
+- the same for models whose class defines a `train_step`;
 - the time of one mask update of a 3x3x512x512 kernel, and that of an update by sorting
   (`tf.math.top_k` over all entries, twice, as in google-research/rigl);
 - the memory that masks add.
@@ -68,6 +69,29 @@ def all_methods(rounds):
         "rigl": methods.RigL(**moving),
         "magnitude": methods.MagnitudePruning(ramp),
     }
+
+
+class OwnStep(keras.Model):
+    """Trains as Keras does, by a step of its own."""
+
+    def train_step(self, data):
+        images, labels = data
+        with tf.GradientTape() as tape:
+            outputs = self(images, training=True)
+            loss = self.compute_loss(images, labels, outputs)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return self.compute_metrics(images, labels, outputs)
+
+
+def with_own_step(make):
+    """Returns a function that makes the model of `make`, of the class `OwnStep`."""
+
+    def made(*args):
+        model = make(*args)
+        return OwnStep(model.inputs, model.outputs)
+
+    return made
 
 
 def step_ratios(make, batch_size, input_shape, rounds, jit_compile):
@@ -134,6 +158,7 @@ def update_ratio(rounds=9, shape=(3, 3, 512, 512), density=0.1):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--only", default="", help="models with this text in their name")
     options = parser.parse_args()
 
     result = {"steps": [], "update": update_ratio()}
@@ -146,8 +171,13 @@ def main():
     )
     print("\nTime per training step over dense, 90% sparsity, masks changed every 100 steps:")
     names, rows = list(all_methods(1)), []
+    own = {
+        f"{name}, own step": (with_own_step(make), *rest) for name, (make, *rest) in MODELS.items()
+    }
     for jit_compile in (False, True):
-        for model, arguments in MODELS.items():
+        for model, arguments in {**MODELS, **own}.items():
+            if options.only not in model:
+                continue
             row = step_ratios(*arguments, jit_compile)
             result["steps"].append({"model": model, "jit_compile": jit_compile, **row})
             ratios = [f"{row['ratios'][name]:.3f}" for name in names]
