@@ -246,12 +246,14 @@ class VAE(Parts):
     def train_step(self, data):
         with tf.GradientTape() as tape:
             mean, log_variance, code = self.encoder(data)
-            image = self.decoder(code)
+            image = ops.cast(self.decoder(code), "float32")  # In case of mixed precision.
+            mean, log_variance = ops.cast(mean, "float32"), ops.cast(log_variance, "float32")
             error = ops.mean(ops.sum(ops.square(data - image), axis=-1))
             divergence = 1 + log_variance - ops.square(mean) - ops.exp(log_variance)
             divergence = ops.mean(ops.sum(-0.5 * divergence, axis=1))
             loss = error + divergence
-        gradients = tape.gradient(loss, self.trainable_weights)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_weights)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         self.total.update_state(loss)
         self.divergence.update_state(divergence)
