@@ -370,6 +370,7 @@ def without_tensorflow(arguments):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_the_module_is_the_program(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tf-rigl", "trian"])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # As in a new process.
     with pytest.raises(SystemExit) as error:
         runpy.run_module(module, run_name="__main__")
     assert error.value.code == 2
