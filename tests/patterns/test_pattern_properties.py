@@ -55,7 +55,13 @@ def axes_of(draw, shape, ascending=False):
 def blocks(draw, shape):
     sizes = st.integers(1, 6)
     score = draw(st.sampled_from(["sum", "mean", "max"]))
-    return Block(draw(sizes), draw(sizes), score, draw(axes_of(shape)))
+    taps = draw(st.sampled_from(["each", "all"]))
+    return Block(draw(sizes), draw(sizes), score, draw(axes_of(shape)), taps=taps)
+
+
+def axes_for(pattern):
+    """The axes of blocks, as the reference takes them."""
+    return (*(pattern.axes or ()), "all") if pattern.taps == "all" else pattern.axes
 
 
 @st.composite
@@ -74,7 +80,7 @@ def any_pattern(shape):
 def expected(pattern, scores, count, among=None, kept=None):
     """The mask that the reference selects."""
     if isinstance(pattern, Block):
-        how = pattern.rows, pattern.cols, pattern.score, pattern.axes
+        how = pattern.rows, pattern.cols, pattern.score, axes_for(pattern)
         return reference.block_mask(scores, count, *how, among=among, kept=kept)
     if isinstance(pattern, NM):
         how = pattern.n, pattern.m, pattern.axes
@@ -86,7 +92,7 @@ def expected(pattern, scores, count, among=None, kept=None):
 
 def units_kept(pattern, mask):
     if isinstance(pattern, Block):
-        return reference.blocks_kept(mask, pattern.rows, pattern.cols, pattern.axes)
+        return reference.blocks_kept(mask, pattern.rows, pattern.cols, axes_for(pattern))
     return np.count_nonzero(mask)
 
 
@@ -99,7 +105,7 @@ def capacity(pattern, shape):
 
 def holds(pattern, mask):
     if isinstance(pattern, Block):
-        return reference.are_whole(mask, pattern.rows, pattern.cols, pattern.axes)
+        return reference.are_whole(mask, pattern.rows, pattern.cols, axes_for(pattern))
     if isinstance(pattern, NM):
         return reference.holds_nm(mask, pattern.n, pattern.m, pattern.axes)
     return True
@@ -122,7 +128,7 @@ def selections(draw, patterns):
     among = draw(hnp.arrays(bool, shape)) if draw(st.booleans()) else None
     free = np.ones(shape, bool) if among is None else among
     if isinstance(pattern, Block):
-        units = reference.members(shape, pattern.rows, pattern.cols, pattern.axes)
+        units = reference.members(shape, pattern.rows, pattern.cols, axes_for(pattern))
         taken = np.zeros(shape, bool) if kept is None else kept
         most = sum(any(free[i] for i in unit) and not any(taken[i] for i in unit) for unit in units)
     else:
@@ -158,7 +164,7 @@ def test_the_scores_of_blocks(data):
     pattern = data.draw(blocks(shape))
     values = data.draw(arrays(shape, scores))
     received = pattern.unit_scores(tf.constant(values)).numpy()
-    how = pattern.rows, pattern.cols, pattern.score, pattern.axes
+    how = pattern.rows, pattern.cols, pattern.score, axes_for(pattern)
     np.testing.assert_allclose(received, reference.block_scores(values, *how), rtol=1e-6)
     assert len(received) == pattern.units(shape)
 
@@ -363,8 +369,8 @@ def pooled_units(method, pool):
         scores = scores_of(method, weight, gradient)
         if isinstance(pattern, Block):
             how = pattern.rows, pattern.cols
-            values = reference.block_scores(scores, *how, pattern.score, pattern.axes)
-            members = reference.members(scores.shape, *how, pattern.axes)
+            values = reference.block_scores(scores, *how, pattern.score, axes_for(pattern))
+            members = reference.members(scores.shape, *how, axes_for(pattern))
             alive = [any(old[index] for index in block) for block in members]
             first = alive
         else:

@@ -377,6 +377,8 @@ ALL = [
     Block(16, 1, "max", AXES),
     Block(2, 3, axes=((0, 1), (2,))),
     Block(16, 1, constant_fan_in=True),
+    Block(1, 2, taps="all"),
+    Block(4, 3, constant_fan_in=True, taps="all"),
     NM(2, 4),
     NM(1, 8, AXES),
 ]
@@ -411,7 +413,7 @@ def test_a_pattern_is_serialised_by_keras(pattern):
 
 
 # Arguments that are in a configuration only where they are not the default, by class.
-SOMETIMES = {Block: {"constant_fan_in"}}
+SOMETIMES = {Block: {"constant_fan_in", "taps"}}
 
 
 @pytest.mark.parametrize("pattern", ALL, ids=repr)

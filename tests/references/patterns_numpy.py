@@ -1,7 +1,8 @@
 """Patterns with loops in plain Python, written from what they promise and not from the library.
 
 A weight is seen as a stack of matrices, inputs by outputs: the axes are named as two tuples,
-inputs and outputs; all others are stacked. A weight of one axis has one output.
+inputs and outputs; all others are stacked. A weight of one axis has one output. After the axes
+may come "all": then what is stacked are taps, and a block covers all of them.
 """
 
 import functools
@@ -22,7 +23,9 @@ def default_axes(rank):
 def places(shape, axes=None):
     """(stack, input, output) of each entry, as flat numbers, by index."""
     rank = len(shape)
-    inputs, outputs = default_axes(rank) if axes is None else axes
+    joined = axes is not None and axes[-1] == "all"
+    axes = axes[:-1] if joined else axes
+    inputs, outputs = axes or default_axes(rank)
     inputs, outputs = [a % rank for a in inputs], [a % rank for a in outputs]
     stack = [a for a in range(rank) if a not in inputs and a not in outputs]
 
@@ -32,6 +35,7 @@ def places(shape, axes=None):
             result = result * shape[axis] + index[axis]
         return result
 
+    stack = [] if joined else stack
     return {
         index: tuple(number(index, group) for group in (stack, inputs, outputs))
         for index in itertools.product(*map(range, shape))

@@ -177,6 +177,7 @@ PATTERNS = (
     "block_4x1",
     "block_1x4",
     "block_3x2",
+    "channels_2x3",
     "constant_fan_in_4x4",
     "constant_fan_in_2x1",
 )
@@ -338,7 +339,9 @@ class CheckEveryStep(keras.callbacks.Callback):
 
 
 def where(item):
-    return item.pattern.rows, item.pattern.cols, item.pattern.axes
+    pattern = item.pattern
+    axes = (*(pattern.axes or ()), "all") if pattern.taps == "all" else pattern.axes
+    return pattern.rows, pattern.cols, axes
 
 
 def units_of(item):

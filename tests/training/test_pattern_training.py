@@ -82,23 +82,28 @@ def slots(model, weight):
     return [s[index].numpy() for s in (optimizer._momentums, optimizer._velocities)]
 
 
+def taps_too(pattern, axes):
+    """The axes as the reference takes them, for blocks that may cover all taps."""
+    return (*(axes or ()), "all") if pattern.taps == "all" else axes
+
+
 def units_of(pattern, shape, axes):
     if isinstance(pattern, Block):
-        return len(reference.members(shape, pattern.rows, pattern.cols, axes))
+        return len(reference.members(shape, pattern.rows, pattern.cols, taps_too(pattern, axes)))
     return int(np.prod(shape))
 
 
 def kept_in(pattern, mask, axes):
     """How many units of a mask are kept, by the reference."""
     if isinstance(pattern, Block):
-        return reference.blocks_kept(mask, pattern.rows, pattern.cols, axes)
+        return reference.blocks_kept(mask, pattern.rows, pattern.cols, taps_too(pattern, axes))
     return np.count_nonzero(mask)
 
 
 def holds(pattern, mask, axes):
     """Whether a mask is one of the pattern, by the reference."""
     if isinstance(pattern, Block):
-        return reference.are_whole(mask, pattern.rows, pattern.cols, axes)
+        return reference.are_whole(mask, pattern.rows, pattern.cols, taps_too(pattern, axes))
     if isinstance(pattern, NM):
         return reference.holds_nm(mask, pattern.n, pattern.m, axes)
     return True
@@ -187,6 +192,7 @@ def trained(make, method, pattern, sparsity=0.5, batches=8, **kwargs):
         *((name, "block_4x1", 0.5) for name in METHODS),
         *((name, "2:4", 0.5) for name in METHODS),
         *((name, "litert", 0.5) for name in ("rigl", "snfs", "snip")),
+        *((name, "channels_1x2", 0.5) for name in ("rigl", "snfs", "magnitude", "snip")),
         *((name, Block(3, 2, "max"), 0.6) for name in ("set", "rigl-after", "magnitude-global")),
         *((name, NM(1, 3), 0.8) for name in ("rigl-batches", "snip-global", "magnitude")),
     ],
@@ -321,6 +327,9 @@ def test_inputs_and_outputs_are_those_that_an_entry_connects(layer, shape, posit
     assert fitted.units(kernel.shape) == len(
         {(places[i][0], a // 2, b // 2) for i, (a, b) in connected.items()}
     )
+    channels = Block(2, 2, taps="all").fitted(layer, tuple(kernel.shape), axes)
+    blocks = {(a // 2, b // 2) for a, b in connected.values()}
+    assert channels.units(kernel.shape) == len(blocks)
 
 
 @pytest.mark.parametrize("make", MODELS)

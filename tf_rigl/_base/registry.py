@@ -96,6 +96,14 @@ PATTERNS = {
         examples=("constant_fan_in_32x32",),
         options={"constant_fan_in": True},
     ),
+    "channels_ROWSxCOLS": Entry(
+        "tf_rigl.patterns.block",
+        "Block",
+        "blocks of ROWS by COLS channels, over all positions of a convolution's kernel",
+        examples=("channels_1x32", "channels_32x32"),
+        options={"taps": "all"},
+        also=("channels",),
+    ),
     "N:M": Entry(
         "tf_rigl.patterns.nm",
         "NM",

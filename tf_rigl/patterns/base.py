@@ -110,12 +110,31 @@ class Pattern(ChecksArguments):
         """Returns the number of units that a boolean mask keeps, as an int32 scalar tensor."""
         return tf.math.count_nonzero(self.unit_mask(mask), dtype=tf.int32)
 
+    def select_units(self, scores, count, allowed, kept, shape):
+        """Selects units by their scores; `select` is the same for entries.
+
+        Args:
+            scores: real tensor of shape (units,).
+            count: int or int32 scalar tensor, number of units to select.
+            allowed: boolean tensor of shape (units,), the units that may be selected.
+            kept: boolean tensor of shape (units,), the units that are kept already.
+            shape: tuple of int, the shape of the weight.
+
+        Returns:
+            A boolean tensor of shape (units,).
+        """
+        return top_k_mask(scores, count, allowed, self.first(scores, allowed, kept, shape))
+
     def candidates(self, scores, among=None, kept=None) -> Candidates:
         """Returns the units that `select` selects from. Arguments are those of `select`."""
-        flat = self.unit_scores(scores)
-        taken = tf.zeros(flat.shape, tf.bool) if kept is None else self.unit_mask(kept)
+        flat, taken = self._flat(scores, kept)
         allowed = ~taken if among is None else self.unit_mask(among) & ~taken
         return Candidates(flat, allowed, self.first(flat, allowed, taken, scores.shape))
+
+    def _flat(self, scores, kept):
+        """Returns the scores of the units, and which of them are kept already."""
+        flat = self.unit_scores(scores)
+        return flat, tf.zeros(flat.shape, tf.bool) if kept is None else self.unit_mask(kept)
 
     def select(self, scores, count, among=None, kept=None):
         """Selects the `count` units of highest score.
@@ -140,8 +159,10 @@ class Pattern(ChecksArguments):
                [False,  True]])
         """
         scores = tf.convert_to_tensor(scores)
-        flat, allowed, first = self.candidates(scores, among, kept)
-        return self.expand(top_k_mask(flat, count, allowed, first), scores.shape)
+        flat, taken = self._flat(scores, kept)
+        allowed = ~taken if among is None else self.unit_mask(among) & ~taken
+        units = self.select_units(flat, count, allowed, taken, scores.shape)
+        return self.expand(units, scores.shape)
 
     def keep(self, scores, count, mask):
         """Selects the `count` units of a mask that an update keeps. Others may then grow.

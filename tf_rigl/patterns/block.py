@@ -9,16 +9,21 @@ from tf_rigl.patterns.layout import Layout, as_axes
 from tf_rigl.patterns.selection import ordered_integers
 
 SCORES = ("sum", "mean", "max")
+TAPS = ("each", "all")
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
 class Block(Pattern):
     """Blocks of `rows` inputs by `cols` outputs, kept or dropped as a whole.
 
-    Rows run along a kernel's input axis, columns along its output axis. Each spatial position of
-    a convolution has its own blocks. If a size does not divide its axis, the last block is
-    smaller. A weight of I inputs and O outputs has `ceil(I / rows) * ceil(O / cols)` blocks.
-    "block_16x1" is `Block(16, 1)`, the blocks that LiteRT runs fastest.
+    Rows run along a kernel's input axis, columns along its output axis. If a size does not
+    divide its axis, the last block is smaller. A weight of I inputs and O outputs has
+    `ceil(I / rows) * ceil(O / cols)` blocks. "block_16x1" is `Block(16, 1)`.
+
+    In a convolution, either each spatial position ("tap") has its own blocks, or a block covers
+    all taps: `rows` input channels by `cols` output channels. "channels_1x32" is
+    `Block(1, 32, taps="all")`: each group of 32 outputs chooses its own input channels. Such
+    blocks can be computed by ordinary dense operators, so they are fast everywhere.
 
     Args:
         rows: int, number of inputs in a block.
@@ -32,9 +37,11 @@ class Block(Pattern):
         constant_fan_in: bool, whether each column of blocks keeps the same number of blocks, at
             least one, so that every output has the same number of inputs. The sparsity of a
             weight is rounded accordingly.
+        taps: str, "each" or "all": whether a block of a convolution covers one tap or all. For
+            other layers the two are the same.
 
     Raises:
-        ValueError: if a size is not a positive integer, or `score` is unknown.
+        ValueError: if a size is not a positive integer, or `score` or `taps` is unknown.
 
     Example:
 
@@ -46,9 +53,11 @@ class Block(Pattern):
            [ True, False],
            [False,  True],
            [False,  True]])
+    >>> Block(16, 32, taps="all").units((3, 3, 64, 128))
+    16
     """
 
-    def __init__(self, rows, cols, score="sum", axes=None, constant_fan_in=False):
+    def __init__(self, rows, cols, score="sum", axes=None, constant_fan_in=False, taps="each"):
         self.rows = check_integer("rows", rows, 1)
         self.cols = check_integer("cols", cols, 1)
         if score not in SCORES:
@@ -56,79 +65,91 @@ class Block(Pattern):
         self.score = score
         self.axes = as_axes(axes)
         self.constant_fan_in = check_flag("constant_fan_in", constant_fan_in)
+        if taps not in TAPS:
+            raise unknown_name("taps", taps, TAPS, or_object=False)
+        self.taps = taps
 
     def fitted(self, layer, shape, axes):
         """Returns the same blocks along the axes of the weight."""
-        del layer, shape
-        return type(self)(**{**self.get_config(), "axes": axes})
+        del shape
+        # What is stacked elsewhere, such as the experts of a layer, is no tap.
+        taps = self.taps if hasattr(layer, "kernel_size") else "each"
+        return type(self)(**{**self.get_config(), "axes": axes, "taps": taps})
 
     def layout(self, shape) -> Layout:
         """Returns the layout of a weight of this shape as matrices of inputs by outputs."""
-        return Layout(tuple(shape), self.axes)
+        return Layout(tuple(shape), self.axes, self.taps == "all")
 
-    def _grid(self, shape):
+    def height(self, shape) -> int:
+        """Returns the number of rows that a block has in a matrix of `layout`."""
+        return self.rows * self.layout(shape).taps
+
+    def grid(self, shape) -> tuple[int, int, int]:
         """Returns the numbers of matrices, of block rows and of block columns."""
         matrices, inputs, outputs = self.layout(shape).size
-        return matrices, -(-inputs // self.rows), -(-outputs // self.cols)
+        return matrices, -(-inputs // self.height(shape)), -(-outputs // self.cols)
 
     def units(self, shape) -> int:
         """Returns the number of blocks."""
-        matrices, down, across = self._grid(shape)
+        matrices, down, across = self.grid(shape)
         return matrices * down * across
 
     def step(self, shape) -> int:
         """Returns the number of block columns if the fan-in is constant, else 1."""
-        matrices, _, across = self._grid(shape)
+        matrices, _, across = self.grid(shape)
         return matrices * across if self.constant_fan_in else 1
 
-    def select(self, scores, count, among=None, kept=None):
-        """Selects the `count` blocks of highest score; see `Pattern.select`.
+    def select_units(self, scores, count, allowed, kept, shape):
+        """Selects the `count` blocks of highest score; see `Pattern.select_units`.
 
         With a constant fan-in, selected and kept blocks together give each column the same
         number of blocks. The total is `count` more than are kept, or the nearest number that
         divides evenly among the columns.
         """
         if not self.constant_fan_in:
-            return super().select(scores, count, among, kept)
-        scores = tf.convert_to_tensor(scores)
-        flat, allowed, _ = self.candidates(scores, among, kept)
-        if kept is None:
-            kept = tf.zeros(scores.shape, tf.bool)
-        kept = tf.cast(tf.reshape(self.unit_mask(kept), self._grid(scores.shape)), tf.int32)
+            return super().select_units(scores, count, allowed, kept, shape)
+        grid = self.grid(shape)
+        kept = tf.cast(tf.reshape(kept, grid), tf.int32)
         total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
         # Rounds as `possible` does, except that a total of 0 stays 0.
-        each = tf.cast(tf.round(total / self.step(scores.shape)), tf.int32)
+        each = tf.cast(tf.round(total / self.step(shape)), tf.int32)
         room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
-        keys = ordered_integers(flat)
-        if flat.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
+        keys = ordered_integers(scores)
+        if scores.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
             keys = tf.maximum(keys, keys.dtype.min + 1)
         # Inverted, so that the stable sort puts the lower index first among equal scores.
         keys = tf.where(allowed, ~keys, keys.dtype.max)
-        keys = tf.reshape(keys, self._grid(scores.shape))
-        order = tf.argsort(keys, axis=1, stable=True)
+        order = tf.argsort(tf.reshape(keys, grid), axis=1, stable=True)
         rank = tf.argsort(order, axis=1, stable=True)
-        chosen = rank < room
-        return self.expand(tf.reshape(chosen, [-1]), scores.shape)
+        return tf.reshape(rank < room, [-1])
 
     def keep(self, scores, count, mask):
         """Selects the best blocks of a mask, whatever their columns; growing fills the columns."""
-        return super().select(scores, count, among=mask)
+        scores = tf.convert_to_tensor(scores)
+        present, shape = self.unit_mask(mask), scores.shape
+        units = self.keep_units(self.unit_scores(scores), count, present, shape)
+        return self.expand(units, shape)
+
+    def keep_units(self, scores, count, mask, shape):
+        """Does what `keep` does, with scores and a mask of shape (units,)."""
+        return super().select_units(scores, count, mask, tf.zeros_like(mask), shape)
 
     def _blocks(self, tensor, filling):
         """Splits a tensor of the weight's shape into blocks.
 
         Returns:
-            A tensor of shape (matrices, block rows, rows, block columns, cols). `filling` pads
+            A tensor of shape (matrices, block rows, height, block columns, cols). `filling` pads
             smaller blocks.
         """
         layout = self.layout(tensor.shape)
-        (_, inputs, outputs), (matrices, down, across) = layout.size, self._grid(tensor.shape)
+        (_, inputs, outputs), (matrices, down, across) = layout.size, self.grid(tensor.shape)
         tensor = layout.matrices(tensor)
-        missing = [down * self.rows - inputs, across * self.cols - outputs]
+        height = self.height(layout.shape)
+        missing = [down * height - inputs, across * self.cols - outputs]
         if any(missing):
             padding = [[0, 0], *([0, n] for n in missing)]
             tensor = tf.pad(tensor, padding, constant_values=filling)
-        return tf.reshape(tensor, [matrices, down, self.rows, across, self.cols])
+        return tf.reshape(tensor, [matrices, down, height, across, self.cols])
 
     def unit_scores(self, scores):
         """Returns the score of each block, a tensor of shape (units,).
@@ -160,10 +181,11 @@ class Block(Pattern):
     def expand(self, units, shape):
         """Returns the mask of the weight's shape that keeps the given blocks."""
         layout = self.layout(shape)
-        (_, inputs, outputs), (matrices, down, across) = layout.size, self._grid(shape)
+        (_, inputs, outputs), (matrices, down, across) = layout.size, self.grid(shape)
         blocks = tf.reshape(units, [matrices, down, 1, across, 1])
-        blocks = tf.broadcast_to(blocks, [matrices, down, self.rows, across, self.cols])
-        blocks = tf.reshape(blocks, [matrices, down * self.rows, across * self.cols])
+        height = self.height(shape)
+        blocks = tf.broadcast_to(blocks, [matrices, down, height, across, self.cols])
+        blocks = tf.reshape(blocks, [matrices, down * height, across * self.cols])
         return layout.restore(blocks[:, :inputs, :outputs])
 
     def get_config(self):
@@ -171,8 +193,11 @@ class Block(Pattern):
         config = {"rows": self.rows, "cols": self.cols, "score": self.score, "axes": self.axes}
         if self.constant_fan_in:
             config["constant_fan_in"] = True
+        if self.taps == "all":
+            config["taps"] = "all"
         return config
 
     def __str__(self):
-        kind = "constant_fan_in" if self.constant_fan_in else "block"
-        return f"{kind}_{self.rows}x{self.cols}"
+        kinds = [] if not self.constant_fan_in else ["constant_fan_in"]
+        kinds += ["channels"] if self.taps == "all" else []
+        return f"{'_'.join(kinds) or 'block'}_{self.rows}x{self.cols}"

@@ -16,15 +16,20 @@ class Layout:
         axes: the weight's input axes and its output axes, two tuples of int. None means the
             last axis but one and the last axis, as in kernels of Dense and convolutions. All
             other axes, such as the spatial axes of a convolution, are stacked.
+        joined: bool, whether the stacked axes belong to the inputs instead, after the input
+            axes: one matrix, in which the taps of an input channel are next to each other.
 
     Example:
 
     >>> Layout((3, 3, 16, 32)).size
     (9, 16, 32)
+    >>> Layout((3, 3, 16, 32), joined=True).size
+    (1, 144, 32)
     """
 
     shape: tuple[int, ...]
     axes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    joined: bool = False
 
     @property
     def _order(self):
@@ -36,7 +41,15 @@ class Layout:
             groups = [tuple(axis % rank for axis in group) for group in self.axes]
         inputs, outputs = groups
         stacked = tuple(a for a in range(rank) if a not in inputs + outputs)
-        return stacked, inputs, outputs
+        return ((), inputs + stacked, outputs) if self.joined else (stacked, inputs, outputs)
+
+    @property
+    def taps(self) -> int:
+        """The number of rows of a matrix that each input has: more than 1 only if joined."""
+        if not self.joined:
+            return 1
+        apart = dataclasses.replace(self, joined=False)
+        return math.prod(self.shape[axis] for axis in apart._order[0])
 
     @property
     def size(self) -> tuple[int, int, int]:
