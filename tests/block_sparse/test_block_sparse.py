@@ -54,13 +54,13 @@ def compute(layer, x, direction):
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(weight.probe()) for weight in weights]
         tape = stack.enter_context(tf.GradientTape())
-        tape.watch([x, *probes])
+        tape.watch([x, *(probe.watched for probe in probes)])
         y = layer(x)
         loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
     *gradients, kernel, whole = tape.gradient(
-        loss, [x, *variables, probes[0] if sparse else variables[-1]]
+        loss, [x, *variables, probes[0].watched if sparse else variables[-1]]
     )
-    return (y, *gradients), kernel, layer.as_kernel(whole) if sparse else whole
+    return (y, *gradients), kernel, probes[0].found(whole).dense() if sparse else whole
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "free batch", "jit", "mixed_float16"])

@@ -128,10 +128,11 @@ def test_outputs_and_gradients_are_those_of_the_dense_kernel(case, batch):
     kernel = tf.constant(layer.kernel)
     weight = tf.constant(rng.normal(size=(batch, geometry.outputs)), tf.float32)
     with BlockSparseWeight("kernel", layer).probe() as probe, tf.GradientTape() as tape:
-        tape.watch([x, probe])
+        tape.watch([x, *probe.watched])
         y = layer(x)
         loss = tf.reduce_sum(y * weight)
-    dx, values, whole = tape.gradient(loss, [x, layer.values.value, probe])
+    dx, values, seen = tape.gradient(loss, [x, layer.values.value, probe.watched])
+    whole = probe.found(seen).dense()
     dense = tf.transpose(x) @ weight
     close = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(y, x @ kernel, **close)

@@ -87,12 +87,54 @@ def mix(variables, values, past):
         tf.distribute.get_replica_context().merge_call(mix_each, args=tuple(values))
 
 
+class InFactors:
+    """Base class of dense gradients that are kept as factors and not as tensors."""
+
+    def over_replicas(self):
+        """Returns the sum over replicas, from a replica context."""
+        raise NotImplementedError
+
+    def is_finite(self):
+        """Returns a boolean scalar tensor, True if all entries are finite."""
+        raise NotImplementedError
+
+    def divided(self, scale):
+        """Returns the gradient divided by a scalar tensor."""
+        raise NotImplementedError
+
+
+def whole(gradient):
+    """Returns a gradient as a tensor, unless it is `InFactors`."""
+    return gradient if isinstance(gradient, InFactors) else tf.convert_to_tensor(gradient)
+
+
+def is_finite(gradient):
+    """Returns a boolean scalar tensor, True if a gradient (tensor or `InFactors`) is finite."""
+    if isinstance(gradient, InFactors):
+        return gradient.is_finite()
+    return tf.reduce_all(tf.math.is_finite(gradient))
+
+
+def divided(gradient, scale, dtype):
+    """Returns a gradient (tensor or `InFactors`) in a dtype, divided by a loss scale or None."""
+    if isinstance(gradient, InFactors):
+        return gradient if scale is None else gradient.divided(scale)
+    gradient = tf.cast(gradient, dtype)
+    return gradient if scale is None else gradient / tf.cast(scale, dtype)
+
+
 def all_reduce(gradients):
-    """Sums gradients over replicas. (The loss of each was divided by their number.)"""
+    """Sums gradients over replicas. (The loss of each was divided by their number.)
+
+    Args:
+        gradients: list of tensors or `InFactors`.
+    """
     context = tf.distribute.get_replica_context()
     if not gradients or context.num_replicas_in_sync == 1:
         return gradients
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    plain = [gradient for gradient in gradients if not isinstance(gradient, InFactors)]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, plain) if plain else ())
+    return [g.over_replicas() if isinstance(g, InFactors) else next(sums) for g in gradients]
 
 
 def mean_over_replicas(values, strategy):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -70,13 +71,40 @@ class Geometry:
             mask: boolean tensor of shape (inputs, outputs) that keeps `active` whole blocks in
                 each column of blocks.
         """
-        kept = tf.reduce_any(self.blocks(mask), axis=(2, 3))
+        return self.places_of(tf.reduce_any(self.blocks(mask), axis=(2, 3)))
+
+    def places_of(self, units):
+        """Returns the places of blocks.
+
+        Args:
+            units: boolean tensor of shape (across, down), True for `active` blocks of each
+                column.
+        """
         # The stable sort puts the kept blocks first, and in ascending order.
-        order = tf.argsort(tf.cast(~kept, tf.int32), axis=1, stable=True)
+        order = tf.argsort(tf.cast(~units, tf.int32), axis=1, stable=True)
         return order[:, : self.active]
+
+    def units(self, places):
+        """Returns the inverse of `places_of`: a boolean tensor of shape (across, down)."""
+        columns = tf.range(self.across)[:, None] + tf.zeros_like(places)
+        indices = tf.stack([columns, places], axis=-1)
+        ones = tf.ones_like(places, tf.int32)
+        return tf.scatter_nd(indices, ones, [self.across, self.down]) > 0
 
     def mask(self, places):
         """Returns the mask of the dense matrix, True in the blocks at `places`."""
-        kept = tf.reduce_any(tf.one_hot(places, self.down, True, False, dtype=tf.bool), axis=1)
+        kept = self.units(places)
         shape = [self.across, self.down, self.rows, self.cols]
         return self.matrix(tf.broadcast_to(kept[:, :, None, None], shape))
+
+    def entries(self, places) -> int:
+        """Returns the number of entries in the blocks at `places`, without those beyond."""
+        rows = np.minimum(self.rows, self.inputs - np.asarray(places) * self.rows)
+        cols = np.minimum(self.cols, self.outputs - np.arange(self.across) * self.cols)
+        return int((rows.sum(axis=1) * cols).sum())
+
+    def inside(self, places):
+        """Returns a boolean tensor of the values' shape: False for what is beyond the matrix."""
+        row = places[:, :, None] * self.rows + tf.range(self.rows)
+        col = tf.range(self.across)[:, None] * self.cols + tf.range(self.cols)
+        return (row < self.inputs)[:, :, :, None] & (col < self.outputs)[:, None, None, :]

@@ -10,9 +10,9 @@ import tensorflow as tf
 from tf_rigl._base import keras_internals, notices
 from tf_rigl._base.arguments import check_integer, check_layer_arguments, check_number
 from tf_rigl._base.workers import resolve_seed
-from tf_rigl.block_sparse import probes
+from tf_rigl.block_sparse import drawing, probes
 from tf_rigl.block_sparse.geometry import Geometry
-from tf_rigl.block_sparse.product import probe, product
+from tf_rigl.block_sparse.product import gradient_strip, product
 from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns.layout import Layout
 from tf_rigl.weights import maskable
@@ -34,7 +34,12 @@ class BlockSparseLayer(StoresSparse):
     The kernel, as a matrix of inputs by outputs, has the same number of blocks in each column
     of blocks. The layer draws their places at random when it is built; a
     `tf_rigl.SparseModel` moves the blocks.
+
+    Attributes:
+        batch_axis: int, the axis of the batch in what `_heard` gets.
     """
+
+    batch_axis = 1
 
     def __init__(self, *args, block_size=32, density=0.1, seed=None, **kwargs):
         check_layer_arguments(self, kwargs)
@@ -72,9 +77,7 @@ class BlockSparseLayer(StoresSparse):
                 f"Received: block_size={self.block_size}"
             )
         self.geometry = Geometry(inputs, outputs, rows, cols, active)
-        rng = np.random.default_rng(self.seed)
-        order = np.argsort(rng.random((self.geometry.across, down)), axis=1)
-        places = np.sort(order[:, :active], axis=1).astype("int32")
+        places = drawing.places(self.geometry, self.seed)
         self.places = super().add_weight(
             shape=places.shape,
             dtype="int32",
@@ -84,8 +87,8 @@ class BlockSparseLayer(StoresSparse):
         )
 
         def draw(shape, dtype):
-            dense = tf.cast(kwargs["initializer"](self.kernel_shape, dtype=dtype), dtype)
-            return self.geometry.pack(self.as_matrix(dense), places)
+            given = kwargs["initializer"], self.kernel_shape, self.as_matrix, dtype
+            return drawing.values(self.geometry, places, *given)
 
         values = {"shape": self.geometry.values_shape, "initializer": draw, "name": "values"}
         self.values = super().add_weight(*args, **{**kwargs, **values})
@@ -106,6 +109,10 @@ class BlockSparseLayer(StoresSparse):
         return self.as_kernel(
             self.geometry.unpack(tf.convert_to_tensor(self.values), self.places.value)
         )
+
+    def __dir__(self):
+        """Leaves out the dense kernel: Keras computes all that is listed when it saves a model."""
+        return [name for name in super().__dir__() if name != "kernel"]
 
     def as_matrix(self, kernel):
         """Reshapes a tensor of the kernel's shape to a matrix of inputs by outputs."""
@@ -154,9 +161,7 @@ class BlockSparseLayer(StoresSparse):
         x = tf.reshape(x, [self.geometry.inputs, -1])
         values = tf.convert_to_tensor(self.values)
         y = product(x, values, tf.convert_to_tensor(self.places), self.geometry)
-        zeros = probes.of(self)
-        if zeros is not None:
-            y += probe(x, tf.cast(zeros, x.dtype))
+        y = self._heard(x, y)
         y = tf.reshape(y, [*made, *lead])
         rank += len(made)
         if self.bias is not None:
@@ -168,6 +173,24 @@ class BlockSparseLayer(StoresSparse):
             return tf.transpose(self.activation(y), back)
         y = tf.transpose(y, back)
         return self.activation(y)
+
+    def _heard(self, features, product):
+        """Returns the product; training hears of the pass if it looks for the dense gradient."""
+        listener = probes.of(self)
+        return product if listener is None else listener(features, product)
+
+    def gradient_strip(self, features, gradient, first=0, across=None):
+        """Returns the gradient of some columns of blocks, as a matrix.
+
+        Args:
+            features, gradient: what `_heard` got, and the gradient of the product.
+            first: int or int32 scalar tensor, the first column of blocks.
+            across: int, how many of them; None for all. They may go beyond the kernel.
+
+        Returns:
+            A tensor of shape (inputs, across * cols).
+        """
+        return gradient_strip(features, gradient, self.geometry, first, across)
 
     def save_own_variables(self, store):
         """Stores values, bias and places."""

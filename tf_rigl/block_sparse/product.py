@@ -48,26 +48,27 @@ def product(features, values, places, geometry):
     return multiply(features, values)
 
 
-def probe(features, zeros):
-    """Returns the product with a matrix of zeros, whose gradient is the dense gradient.
+def gradient_strip(features, dy, geometry, first=0, across=None):
+    """Returns the gradient of some columns of blocks of a dense matrix.
 
     Args:
         features: float tensor of shape (inputs, batch).
-        zeros: float tensor of shape (inputs, outputs), all zero.
+        dy: float tensor of shape (outputs, batch), the gradient of the product.
+        geometry: `Geometry`.
+        first: int or int32 scalar tensor, the first column of blocks.
+        across: int, how many of them; None for all. They may go beyond the matrix.
 
     Returns:
-        Zeros of shape (outputs, batch): the product, without computing it. Its gradient with
-        respect to `zeros` is what a dense matrix in place of the block-sparse one would get.
+        A tensor of shape (inputs, across * cols).
     """
-
-    @tf.custom_gradient
-    def multiply(features, zeros):
-        def gradient(dy):
-            return tf.zeros_like(features), tf.matmul(features, dy, transpose_b=True)
-
-        return tf.zeros([zeros.shape[1], tf.shape(features)[1]], features.dtype), gradient
-
-    return multiply(features, zeros)
+    across = geometry.across if across is None else across
+    if across < geometry.across:
+        whole = -(-geometry.across // across) * across
+        dy = _padded(dy, whole * geometry.cols)
+        dy = tf.slice(dy, [first * geometry.cols, 0], [across * geometry.cols, tf.shape(dy)[1]])
+    else:
+        dy = _padded(dy, across * geometry.cols)
+    return tf.matmul(features, dy, transpose_b=True)
 
 
 def _padded(tensor, size):

@@ -4,13 +4,16 @@ import contextlib
 import dataclasses
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import tensors
-from tf_rigl.block_sparse import probes
+from tf_rigl.block_sparse import probes, updating
+from tf_rigl.block_sparse.factors import Factors
+from tf_rigl.block_sparse.probes import Listener
+from tf_rigl.block_sparse.strips import LIMIT, Strips
 from tf_rigl.patterns.block import Block
 from tf_rigl.weights import maskable
-from tf_rigl.weights.sparse_weight import SparseWeight, set_all
+from tf_rigl.weights.sparse_weight import Probe, SparseWeight, set_all
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -89,42 +92,45 @@ class BlockSparseWeight(SparseWeight):
 
     @contextlib.contextmanager
     def probe(self):
-        geometry = self.layer.geometry
-        zeros = tf.zeros([geometry.inputs, geometry.outputs], self.layer.values.dtype)
-        with probes.shown(self.layer, zeros):
-            yield zeros
+        geometry, mark, zeros = self.layer.geometry, tf.zeros([]), None
+        # Where nothing uses it, a graph does not compute it.
+        if not tf.executing_eagerly() or geometry.inputs * geometry.outputs <= LIMIT:
+            zeros = tf.zeros([geometry.inputs, geometry.outputs], self.layer.values.dtype)
+        listener = Listener(self.layer, lambda: mark, zeros)
+        with probes.shown(listener):
+            yield Probe([mark] if zeros is None else [mark, zeros], self._found(listener))
+
+    def _found(self, listener):
+        """Returns the function of a `Probe` that returns the dense gradient."""
+
+        def found(gradients):
+            whole = gradients[1] if len(gradients) > 1 else None
+            if gradients[0] is None and whole is None:
+                return None
+            return self.joined([each for _, each in listener.heard], whole)
+
+        return found
 
     @contextlib.contextmanager
     def overhear(self):
-        geometry, heard = self.layer.geometry, []
+        listener = Listener(self.layer, lambda: tf.convert_to_tensor(self.weight.value))
+        with probes.shown(listener):
+            yield listener.heard
 
-        @tf.custom_gradient
-        def zeros_of(values):
-            # The zeros depend on the values, so a tape that differentiates by the values
-            # passes here.
-            def listen(gradient):
-                mark = tf.zeros_like(values)  # By it the pass is known that a gradient came from.
-                heard.append((mark, gradient))
-                return mark
-
-            return tf.zeros([geometry.inputs, geometry.outputs], values.dtype), listen
-
-        with probes.shown(self.layer, lambda: zeros_of(tf.convert_to_tensor(self.weight.value))):
-            yield heard
+    def joined(self, heard, whole=None):
+        return Factors(Strips(self.layer), heard, whole)
 
     def dense_gradient(self, gradient):
         """Returns the gradient of the product, plus the regularizer's, which the probe lacks."""
-        gradient = self.layer.as_kernel(gradient)
-        return gradient if self.weight.regularizer is None else gradient + self._regularizer()
+        return gradient if self.weight.regularizer is None else gradient.plus(self._regularizer())
 
     def _regularizer(self):
-        """Returns the gradient of the regularizer's loss, in the dense kernel's shape."""
+        """Returns the gradient of the regularizer's loss by the stored values."""
         values = tf.convert_to_tensor(self.weight.value)
         with tf.GradientTape() as tape:
             tape.watch(values)
             loss = self.weight.regularizer(values)
-        geometry, places = self.layer.geometry, tf.convert_to_tensor(self.layer.places)
-        return self.layer.as_kernel(geometry.unpack(tape.gradient(loss, values), places))
+        return tape.gradient(loss, values)
 
     def masked_gradient(self, gradient):
         """Returns the gradient unchanged: masked entries are not stored."""
@@ -140,6 +146,26 @@ class BlockSparseWeight(SparseWeight):
     def stray(self):
         return tf.zeros([], tf.int64)
 
+    def present(self):
+        return self.layer.geometry.entries(self.layer.places.numpy())
+
+    def active_values(self):
+        values, places = (v.numpy() for v in (self.weight, self.layer.places))
+        return values[np.asarray(self.layer.geometry.inside(places))]
+
+    def evidence(self, gradient, seed):
+        return super().evidence(None if gradient is None else gradient.dense(), seed)
+
+    def changes(self, method, counts, gradient, seed, slots=(), *, usable=None, compiled=None):
+        if method.has_own_update:  # It has to see the dense kernel.
+            return super().changes(
+                method, counts, gradient, seed, slots, usable=usable, compiled=compiled
+            )
+        old = self.layout()
+        places, values = updating.moved(self, method, counts, gradient, seed, usable)
+        pairs = [(self.layer.places, places), (self.layer.values, values)]
+        return [*pairs, *updating.slots_moved(old, places, values, slots)]
+
     def replaced(self, mask, new_mask, new_weight, slots=()):
         del mask
         geometry, layer = self.layer.geometry, self.layer
@@ -149,14 +175,14 @@ class BlockSparseWeight(SparseWeight):
             (layer.places, places),
             (layer.values, geometry.pack(layer.as_matrix(new_weight), places)),
         ]
-        return [*result, *_moved(old, places, result[1][1], slots)]
+        return [*result, *updating.slots_moved(old, places, result[1][1], slots)]
 
     def layout(self):
         return tf.convert_to_tensor(self.layer.places)
 
     def followed(self, layout, slots):
         values = tf.convert_to_tensor(self.weight.value)
-        return _moved(layout, self.layout(), values, slots)
+        return updating.slots_moved(layout, self.layout(), values, slots)
 
     def set_mask(self, mask):
         """Moves the blocks; newly active blocks start at zero."""
@@ -164,28 +190,6 @@ class BlockSparseWeight(SparseWeight):
         mask = tf.convert_to_tensor(mask)
         weight = tf.where(mask, self.dense(), 0)
         set_all(self.replaced(tf.convert_to_tensor(self.mask), mask, weight))
-
-
-def _moved(old, places, values, slots):
-    """Returns pairs (slot, value): the slots of kept blocks move along, others start empty.
-
-    Args:
-        old, places: the places of blocks before and now, see `Geometry`.
-        values: tensor, the values of the blocks now.
-        slots: iterable of `Slot`.
-    """
-    same = places[:, :, None] == old[:, None, :]
-    stays = tf.reduce_any(same, axis=2)[:, :, None, None]
-    position = tf.argmax(tf.cast(same, tf.int32), axis=2, output_type=tf.int32)
-    pairs = []
-    for slot, empty in slots:
-        value = tf.gather(tf.convert_to_tensor(slot.value), position, batch_dims=1)
-        if empty is None:
-            new = tf.where(stays, value, tf.cast(values, value.dtype))
-        else:
-            new = tensors.where(stays, value, empty)
-        pairs.append((slot, new))
-    return pairs
 
 
 def check_method(method, subject):

@@ -100,7 +100,7 @@ def _kernel_moved(item):
     given = [_range(initializer, *fans) for fans in _fans(item)]
     if None in given:
         return None
-    values = item.dense().numpy()[keras.ops.convert_to_numpy(item.mask)].astype(np.float64)
+    values = item.active_values().astype(np.float64)
     if not values.size:
         return None
     return not any(_fits(values, *each) for each in given)

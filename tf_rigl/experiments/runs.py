@@ -183,7 +183,7 @@ def _sizes(model, sparse):
     parameters = sum(math.prod(shapes.get(id(w), w.shape)) for w in model.trainable_weights)
     layers = []
     for item in items:
-        entries, active = math.prod(item.shape), int(np.count_nonzero(item.mask.numpy()))
+        entries, active = math.prod(item.shape), item.present()
         layers.append(
             {
                 "path": item.path,

@@ -65,6 +65,16 @@ class Method(ChecksArguments):
         """The overall sparsity at which the method ends by itself, or None."""
         return None
 
+    @property
+    def has_own_update(self) -> bool:
+        """True if the method chooses units in its own way, not by scores alone."""
+        return type(self).update is not Method.update
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """True if newly grown entries start at zero."""
+        return type(self).new_values is Method.new_values
+
     def initial_mask(self, item, seed, index):
         """Returns the mask that a weight starts with: a random one by default.
 

@@ -86,6 +86,12 @@ class SET(Method):
         """True if `end_step` is a fraction of the steps that `fit` runs."""
         return isinstance(self.end_step, float)
 
+    @property
+    def begins_at_zero(self) -> bool:
+        """True if newly grown entries start at zero."""
+        own = type(self).new_values is not SET.new_values
+        return not own and isinstance(self.grow_initializer, keras.initializers.Zeros)
+
     def last_step(self, first_step=0, run_steps=None) -> int:
         """Returns the step from which masks no longer change."""
         if not self.needs_length:

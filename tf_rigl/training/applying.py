@@ -135,7 +135,7 @@ class Applying:
                 "be told from others in this step. Call the model and the tape in the step itself, "
                 "not in a loop, an inner `tf.function` or a replica, and do not run eagerly."
             )
-        return tf.add_n(found)
+        return record.weight.joined(found)
 
     def _without_others(self, gradients, variables):
         """Leaves out the variables that the method freezes."""

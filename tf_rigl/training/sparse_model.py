@@ -108,6 +108,11 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
         """The masks as boolean arrays, by path."""
         return {item.path: item.mask.numpy() for item in self.masked_weights}
 
+    def __dir__(self):
+        """Leaves out dense masks of weights that store none: Keras computes all that is listed."""
+        sparse = any(item.compute == "sparse" for item in self.masked_weights)
+        return [name for name in super().__dir__() if name != "masks" or not sparse]
+
     @property
     def sparsity(self) -> float:
         """The fraction of zeros now in all maskable weights that were not excluded."""

@@ -134,7 +134,7 @@ class Step:
         records = self.records if looks else []
         with contextlib.ExitStack() as stack:
             probes = [stack.enter_context(record.weight.probe()) for record in records]
-            own = [probe for probe in probes if probe is not None]
+            own = [probe.watched for probe in probes if probe is not None]
             tape = stack.enter_context(tf.GradientTape())
             tape.watch(own)
             loss, metrics = self.forward(data)
@@ -149,7 +149,7 @@ class Step:
             gradients[place] = gradient
         seen = iter(seen)
         probed = [
-            (record, gradients[record.place] if probe is None else next(seen))
+            (record, gradients[record.place] if probe is None else probe.found(next(seen)))
             for record, probe in zip(records, probes, strict=True)
         ]
         return metrics, gradients, probed
@@ -165,20 +165,19 @@ class Step:
             reach; and a boolean tensor, True if no gradient overflowed, or None where there
             is no dynamic loss scale.
         """
-        reached = [(record, g) for record, g in probed if g is not None]
+        reached = [(record, tensors.whole(g)) for record, g in probed if g is not None]
         self.traces.unreached |= {record.number for record, _ in probed}
         self.traces.unreached -= {record.number for record, _ in reached}
-        gradients = tensors.all_reduce([tf.convert_to_tensor(g) for _, g in reached])
+        gradients = tensors.all_reduce([g for _, g in reached])
         usable = None
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            usable = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            usable = tf.reduce_all([tensors.is_finite(g) for g in gradients])
         one = tf.ones([])
         scale = self.optimizer.scale_loss(one)
         dense = []
         for (record, _), gradient in zip(reached, gradients, strict=True):
-            gradient = tf.cast(gradient, record.weight.weight.value.dtype)
-            if scale is not one:
-                gradient /= tf.cast(scale, gradient.dtype)
+            dtype = record.weight.weight.value.dtype
+            gradient = tensors.divided(gradient, None if scale is one else scale, dtype)
             dense.append((record, record.weight.dense_gradient(gradient)))
         return dense, usable
 

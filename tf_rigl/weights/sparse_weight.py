@@ -1,6 +1,7 @@
 """The interface between training and a sparse weight, however the weight is stored."""
 
 import contextlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -22,6 +23,19 @@ class Slot(NamedTuple):
 
     variable: keras.Variable
     empty: float | None = 0.0
+
+
+class Probe(NamedTuple):
+    """How the gradient of a weight that is not stored dense is seen.
+
+    Attributes:
+        watched: list of tensors, to watch and to differentiate by.
+        found: function of their gradients that returns the dense gradient as
+            `tf_rigl._base.tensors.InFactors`, or None if the loss does not reach the weight.
+    """
+
+    watched: list
+    found: Callable
 
 
 class SparseWeight:
@@ -91,11 +105,10 @@ class SparseWeight:
 
     @contextlib.contextmanager
     def probe(self):
-        """Gives, within this context, a tensor whose gradient is the dense gradient.
+        """Lets, within this context, the passes of the layer show the dense gradient.
 
         Yields:
-            A tensor to watch and to differentiate by; or None if the gradient of `weight`
-            itself is dense.
+            A `Probe`; or None if the gradient of `weight` itself is dense.
         """
         yield None
 
@@ -105,17 +118,21 @@ class SparseWeight:
 
         Yields:
             A list that gets a pair each time that a tape differentiates by `weight`: a tensor
-            that the gradient of `weight` is then computed from, and a gradient of the probe.
+            that the gradient of `weight` is then computed from, and what `joined` takes.
             None if the gradient of `weight` itself is dense.
         """
         yield None
+
+    def joined(self, heard):
+        """Returns the dense gradient, given what was overheard of some passes (a list)."""
+        raise NotImplementedError
 
     def dense_gradient(self, gradient):
         """Returns the dense gradient of the loss, given the gradient of the probe.
 
         Args:
-            gradient: tensor, summed over replicas and without the loss scale: the gradient
-                of the probe, or of `weight` if there is no probe.
+            gradient: tensor or `InFactors`, summed over replicas and without the loss scale:
+                what the probe found, or the gradient of `weight` if there is no probe.
         """
         return gradient
 
@@ -146,6 +163,10 @@ class SparseWeight:
         """Returns the number of entries that are active, or masked and yet not zero."""
         mask = tf.convert_to_tensor(self.mask)
         return int(tf.math.count_nonzero(mask)) + int(self.stray())
+
+    def active_values(self):
+        """Returns the values of the active entries, a flat NumPy array."""
+        return self.dense().numpy()[keras.ops.convert_to_numpy(self.mask)]
 
     def stray(self):
         """Returns the number of stored entries that are masked but not zero, as int64."""
