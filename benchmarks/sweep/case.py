@@ -65,7 +65,7 @@ class Case:
         sparsify: dict, more arguments of `tf_rigl.sparsify`.
         lite: dict, more arguments of `tf_rigl.export_tflite`.
         in_place: bool, whether `sparsify` has to change the model itself.
-        as_planned: bool, whether the trained model has the parameters of the plan.
+        unplanned: tuple of str, the figures of the report that training changes.
         moves: bool, whether its training is one under which masks change.
     """
 
@@ -81,7 +81,7 @@ class Case:
     sparsify: dict = dataclasses.field(default_factory=dict)
     lite: dict = dataclasses.field(default_factory=dict)
     in_place: bool = False
-    as_planned: bool = True
+    unplanned: tuple = ()
     moves: bool = True
 
     def __post_init__(self):

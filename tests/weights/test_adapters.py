@@ -139,3 +139,16 @@ def test_the_scale_of_adapters_is_copied():
     model.get_layer("head").lora_kernel_b.assign(np.ones((2, CLASSES)))
     x, _ = random_data()
     np.testing.assert_array_equal(copies.copied(model)(x), model(x))
+
+
+def test_the_products_with_adapters_count():
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.Dense(4, use_bias=False, name="head")(inputs))
+    sparse = tf_rigl.sparsify(model, sparsity=0.5, distribution="uniform_all", seed=0)
+    before = tf_rigl.report(sparse)
+    sparse.get_layer("head").enable_lora(2)
+    after = tf_rigl.report(sparse)
+    assert before.dense_flops == 2 * 5 * 4
+    assert after.dense_flops - before.dense_flops == 2 * 2 * (5 + 4)
+    assert after.flops - before.flops == 2 * 2 * (5 + 4)
+    assert after.dense_params - before.dense_params == 2 * (5 + 4)

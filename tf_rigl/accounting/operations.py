@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from tf_rigl._base.keras_internals import ConvLSTMCell, all_layers
-from tf_rigl.weights import maskable
+from tf_rigl.weights import adapters, maskable
 
 
 class Kernel(NamedTuple):
@@ -25,7 +25,7 @@ class Count(NamedTuple):
     uses: dict  # id(weight) -> number of multiply-adds of each of its entries.
     bias: dict  # id(weight) -> number of outputs that a bias is added to.
     activations: int  # Number of outputs of activation functions.
-    products: int  # FLOPs of products of two activations, without a weight.
+    products: int  # FLOPs of products of two activations, and of those with LoRA's factors.
 
 
 class UnknownSizeError(Exception):
@@ -64,7 +64,7 @@ def count(call) -> Count:
     """
     layer = call.layer
     attributes, rule = _rule(layer)
-    uses, bias = {}, {}
+    uses, bias, lora = {}, {}, 0
     if rule is not None:
         numbers, outputs = rule(call)
         pairs = [
@@ -72,12 +72,19 @@ def count(call) -> Count:
         ]
         pairs = [(weight, n) for weight, n in pairs if weight is not None]
         uses = {id(weight): n for weight, n in pairs}
+        lora = sum(_lora(layer, weight, n) for weight, n in pairs)
         bias = {id(weight): outputs for weight, _ in pairs[-1:]}
     for weight in _custom_weights(layer):
         uses[id(weight)] = _size(call.output[:-1])
         bias[id(weight)] = uses[id(weight)] * (weight.shape[-1] if weight.shape else 0)
-    counted = Count(uses, bias, _activations(call), _products(call))
+    counted = Count(uses, bias, _activations(call), _products(call) + lora)
     return _multiplied(counted, call.times)
+
+
+def _lora(layer, weight, uses):
+    """Returns the FLOPs of the products with the two factors that LoRA adds to a weight."""
+    factors = adapters.of(layer, weight) or ()
+    return 2 * uses * sum(math.prod(factor.shape) for factor in factors)
 
 
 def _multiplied(counted, times):
