@@ -18,8 +18,8 @@ import typing
 # Ground first: a room imports from the rooms before it alone.
 ROOMS = (
     *("_base", "distributions", "schedules", "patterns", "weights", "methods", "block_sparse"),
-    *("training", "callbacks", "convert", "accounting", "export", "channels", "lottery"),
-    "experiments",
+    *("training", "callbacks", "convert", "accounting", "compaction", "export", "channels"),
+    *("lottery", "experiments"),
 )
 DOOR = "_base/keras_internals.py"  # The one file that may use private API.
 _OF = ("weights", "block_sparse")

@@ -16,6 +16,7 @@ _HOME = {
     "MaskedLayer": "weights.masked_layer",
     "Report": "accounting",
     "SparseModel": "training.sparse_model",
+    "compact": "compaction.compacting",
     "export_saved_model": "export.saved_model",
     "export_tflite": "export.tflite",
     "plan": "accounting",

@@ -63,7 +63,7 @@ INSTANCES = {
     "keras.layers.Embedding": lambda: build(keras.layers.Embedding(4, 2)),
     "keras.layers.MultiHeadAttention": attention,
     "keras.models.Sequential": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
-    "keras.KerasTensor": lambda: keras.Input((3,)),
+    "keras.KerasTensor": lambda: keras.layers.Embedding(4, 2, mask_zero=True)(keras.Input((3,))),
     "keras.Function": lambda: keras.Function(x := keras.Input((3,)), keras.ops.relu(x)),
     "keras.optimizers.Optimizer": lambda: built(lambda: keras.optimizers.SGD(use_ema=True)),
     "keras.optimizers.ScheduleFreeAdamW": lambda: built(keras.optimizers.ScheduleFreeAdamW),
@@ -204,6 +204,13 @@ def test_set_projection(door):
     assert layer.query_dense is new is door.projection(layer, "query")
     assert door.all_layers(layer)[number] is new
     assert layer.output_dense is door.projection(layer, "attention_output")
+
+
+def test_a_mask_of_timesteps_is_seen(door):
+    inputs = keras.Input((3,), dtype="int32")
+    masked = keras.layers.Embedding(5, 4, mask_zero=True)(inputs)
+    assert door.carries_mask(masked)
+    assert not door.carries_mask(keras.layers.Embedding(5, 4)(inputs))
 
 
 def test_graph(door):

@@ -67,7 +67,10 @@ NAMES = {
         "functional_like_constructor": ("says that a class is made of a graph", "3.10-3.15"),
     },
     "keras.models.Sequential": {"_functional": ("is the graph of its layers", "3.10-3.15")},
-    "keras.KerasTensor": {"_keras_history": ("is the call that made it", "3.10-3.15")},
+    "keras.KerasTensor": {
+        "_keras_history": ("is the call that made it", "3.10-3.15"),
+        "_keras_mask": ("is the mask of timesteps that goes with it", "3.10-3.15"),
+    },
     "keras.Function": {"_nodes_by_depth": ("lists the calls in a graph", "3.10-3.15")},
     "keras.src.backend": {
         "compute_output_spec": ("calls a model without adding to its graph", "3.10-3.15"),
@@ -241,6 +244,11 @@ def history(tensor):
 def nodes_of(operation) -> list:
     """Returns the calls of a layer or operation in all graphs."""
     return operation._inbound_nodes
+
+
+def carries_mask(tensor) -> bool:
+    """Returns whether a mask of timesteps goes with a symbolic tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
 
 
 def nodes_in_order(function) -> list:

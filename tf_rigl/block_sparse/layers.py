@@ -99,6 +99,16 @@ class BlockSparseLayer(StoresSparse):
         return Layout(self.kernel_shape, maskable.axes(self, self.kernel_shape))
 
     @property
+    def tap_shape(self) -> tuple[int, ...]:
+        """The sizes of the kernel's spatial axes; a block covers all of them."""
+        return ()
+
+    @property
+    def taps(self) -> int:
+        """How many positions a kernel has for each channel."""
+        return math.prod(self.tap_shape)
+
+    @property
     def shape(self):
         """The shape of the dense kernel."""
         return self.kernel_shape
@@ -294,6 +304,11 @@ class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
     Raises:
         ValueError: at build, for any other kernel, strides, groups or data format.
     """
+
+    @property
+    def tap_shape(self):
+        """The sizes of the kernel's spatial axes."""
+        return self.kernel_shape[:-2]
 
     def _check(self):
         if not is_pointwise(self):

@@ -97,15 +97,20 @@ def copied(model, makers=None):
             raise _clone_error(model, error) from error
 
 
-def try_copy(model, makers=None):
-    """Returns the copy that `copied` returns, but raises `CannotCopyError`."""
-    copy = _copy(model, makers)
+def try_copy(model, makers=None, exact=True):
+    """Returns the copy that `copied` returns, but raises `CannotCopyError`.
+
+    Args:
+        model, makers: as in `copied`.
+        exact: bool, whether the new layers hold as many variables or layers as the old ones.
+    """
+    copy = _copy(model, makers, exact)
     if type(copy) is type(model):
         _copy_settings(model, copy)
     return copy
 
 
-def _copy(model, makers):
+def _copy(model, makers, exact=True):
     if not is_graph(model):
         return _copy_by_config(model)
     if makers is None and not is_plain_graph(model) and not conversion.replacements(model):
@@ -114,7 +119,7 @@ def _copy(model, makers):
         except CannotCopyError:
             if own_parts(model):
                 raise  # A graph of the same layers would train in another way.
-    return _copy_graph(model, makers)
+    return _copy_graph(model, makers, exact)
 
 
 def _clone_error(model, error):
@@ -142,12 +147,13 @@ def twin(layer, **changes):
     return new, functools.partial(copy_state, layer, new)
 
 
-def _copy_graph(model, makers=None):
+def _copy_graph(model, makers=None, exact=True):
     """Returns a copy of a graph, with the wrapped layers in place of `MaskedLayer`s.
 
     Args:
         model: a graph of layers.
         makers: as in `copied`. By default block-sparse layers become ordinary ones.
+        exact: as in `try_copy`.
     """
     if makers is None:
         makers = {
@@ -172,7 +178,8 @@ def _copy_graph(model, makers=None):
                 raise CannotCopyError(
                     f"{original.name!r} holds block-sparse layers, but is no graph of layers"
                 )
-            return _copy_graph(original, makers)
+            weight_setters.append(lambda: None)  # It has set those of its layers already.
+            return _copy_graph(original, makers, exact)
         pairs.append((original, clone(original)))
         return pairs[-1][1]
 
@@ -190,7 +197,7 @@ def _copy_graph(model, makers=None):
     # Replaced layers change the number of variables (block-sparse layers have one more) or of
     # layers (wrappers).
     counts = (state, own_layers) if weight_setters else (state,)
-    if all(len(count(copy)) != len(count(model)) for count in counts):
+    if exact and all(len(count(copy)) != len(count(model)) for count in counts):
         raise CannotCopyError(
             f"two models in {model.name!r} share a layer, which their copies would not do"
         )

@@ -1,0 +1,1 @@
+"""Ordinary Keras models that store and compute only the blocks that are there."""

@@ -1,0 +1,128 @@
+"""A kernel as columns: groups of outputs that use the same inputs."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+_WIDTHS = (128, 64, 32, 16, 8, 4, 2, 1)
+_HEIGHTS = (64, 32, 16, 8, 4, 2)
+_SLACK = 1.02  # Wider columns may cover so many times the entries that are there.
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a kernel.
+
+    Attributes:
+        outputs: int, how many outputs it has.
+        inputs: int array, the input channels that it uses, in ascending order.
+        kernel: array of shape (*taps, inputs, outputs).
+    """
+
+    outputs: int
+    inputs: np.ndarray
+    kernel: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """A kernel in columns, in the order of their outputs.
+
+    Attributes:
+        columns: list of `Column`.
+        inputs: int, how many input channels the layer has.
+        rows: int, the largest number of which all runs of inputs are multiples.
+    """
+
+    columns: list[Column]
+    inputs: int
+    rows: int
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the kernel has."""
+        return sum(column.outputs for column in self.columns)
+
+    @property
+    def density(self) -> float:
+        """The stored entries, over those of the dense kernel."""
+        stored = sum(len(column.inputs) * column.outputs for column in self.columns)
+        return stored / (self.inputs * self.outputs)
+
+    @property
+    def width(self) -> int:
+        """The outputs of a column; of the widest, if they differ."""
+        return max(column.outputs for column in self.columns)
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether all columns have as many inputs and outputs."""
+        sizes = {(len(column.inputs), column.outputs) for column in self.columns}
+        return len(sizes) == 1
+
+    @property
+    def size(self) -> int:
+        """The entries of the dense kernel."""
+        return math.prod(self.columns[0].kernel.shape[:-2]) * self.inputs * self.outputs
+
+
+def of_zeros(kernel) -> Columns:
+    """Finds the columns of a kernel by its zeros: the widest that store hardly more than needed.
+
+    Args:
+        kernel: array of shape (*taps, inputs, outputs).
+    """
+    inputs, outputs = kernel.shape[-2:]
+    used = np.any(kernel != 0, axis=tuple(range(kernel.ndim - 2)))
+    stored = {width: _stored(used, width) for width in _WIDTHS if width <= outputs}
+    least = min(stored.values())
+    width = next(w for w, n in stored.items() if n <= _SLACK * least)
+    columns = []
+    for first in range(0, outputs, width):
+        chosen = np.flatnonzero(used[:, first : first + width].any(axis=1))
+        part = kernel[..., chosen, first : first + width]
+        columns.append(Column(part.shape[-1], chosen, part))
+    return Columns(columns, inputs, _rows(columns, inputs))
+
+
+def _stored(used, width):
+    """Returns how many entries columns of a width store."""
+    starts = np.arange(0, used.shape[1], width)
+    widths = np.diff([*starts, used.shape[1]])
+    return int((np.logical_or.reduceat(used, starts, axis=1).sum(axis=0) * widths).sum())
+
+
+def of_blocks(layer) -> Columns:
+    """Returns the columns of a block-sparse layer, from what it stores.
+
+    Args:
+        layer: a built layer of `tf_rigl.block_sparse`.
+    """
+    geometry, taps = layer.geometry, layer.taps
+    values, places = (np.asarray(v) for v in (layer.values, layer.places))
+    height, channels = geometry.rows // taps, geometry.inputs // taps
+    columns = []
+    for number in range(geometry.across):
+        outputs = min(geometry.cols, geometry.outputs - number * geometry.cols)
+        chosen = (places[number][:, None] * height + np.arange(height)).ravel()
+        part = values[number].reshape(-1, taps, geometry.cols)[:, :, :outputs]
+        inside = chosen < channels
+        kernel = part[inside].transpose(1, 0, 2).reshape(*layer.tap_shape, inside.sum(), outputs)
+        columns.append(Column(outputs, chosen[inside], kernel))
+    return Columns(columns, channels, _rows(columns, channels))
+
+
+def _rows(columns, inputs):
+    """Returns the largest height of which all runs of inputs are multiples, and in places."""
+    for rows in _HEIGHTS:
+        if inputs % rows == 0 and all(_in_runs(column.inputs, rows) for column in columns):
+            return rows
+    return 1
+
+
+def _in_runs(chosen, rows):
+    if len(chosen) % rows:
+        return False
+    runs = chosen.reshape(-1, rows)
+    return bool(np.all(runs[:, 0] % rows == 0) and np.all(np.diff(runs, axis=1) == 1))

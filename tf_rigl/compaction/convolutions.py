@@ -1,0 +1,61 @@
+"""Compact forms of convolutions."""
+
+import keras
+import numpy as np
+
+from tf_rigl.compaction import matrices
+
+
+def split(part):
+    """A convolution for each column, over the input channels that it uses."""
+    return matrices.in_columns(part, lambda n, c: _layer(part, f"_{n}", c.outputs), _axis(part))
+
+
+def grouped(part):
+    """Gathers the input channels of all columns, for one convolution with groups.
+
+    Columns with fewer inputs than others get an input more, with weights of zero.
+    """
+    columns, axis = part.columns.columns, _axis(part)
+    most = max(1, *(len(column.inputs) for column in columns))
+    taps = columns[0].kernel.shape[:-2]
+    kernel = np.zeros((*taps, most, part.columns.outputs), "float32")
+    places = np.zeros((len(columns), most), int)
+    for number, column in enumerate(columns):
+        places[number, : len(column.inputs)] = column.inputs
+        outputs = slice(number * column.outputs, (number + 1) * column.outputs)
+        kernel[..., : len(column.inputs), outputs] = column.kernel
+    inputs = part.input()
+    x = keras.ops.take(inputs, places.ravel(), axis=axis)
+    layer = _layer(part, "_blocks", part.columns.outputs, groups=len(columns))
+    model = keras.Model(inputs, part.activated(layer(x)), name=part.name)
+
+    def fill():
+        layer.set_weights([kernel] if part.bias is None else [kernel, part.bias])
+
+    return model, fill
+
+
+def _layer(part, suffix, filters, groups=1):
+    """Returns a convolution like the layer's, with other channels."""
+    layer = part.layer
+    return _class_of(layer)(
+        filters,
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+        groups=groups,
+        name=f"{part.name}{suffix}",
+        **part.options,
+    )
+
+
+def _class_of(layer):
+    """Returns the class of Keras that a convolution is of, or that it stands for."""
+    return next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
+
+
+def _axis(part):
+    return 1 if part.layer.data_format == "channels_first" else -1

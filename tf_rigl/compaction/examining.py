@@ -1,0 +1,136 @@
+"""Which layers of a model have a compact form, and what holds the others back."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from tf_rigl._base.keras_internals import all_layers, carries_mask, nodes_of
+from tf_rigl.block_sparse import conversion, layers
+from tf_rigl.compaction import choosing, columns, parts
+from tf_rigl.convert import copies
+from tf_rigl.weights.masked_layer import MaskedLayer
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_KINDS = (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)
+
+
+@dataclasses.dataclass
+class Entry:
+    """A layer with a kernel, and its form.
+
+    Attributes:
+        path: str, the names of the models around it and its own, joined by "/".
+        layer: `keras.layers.Layer`, without a wrapper.
+        part: `tf_rigl.compaction.parts.Part`, or None if the layer stays as it is.
+        form: str, "dense" if the layer stays as it is.
+        reason: str, why it stays as it is; else "".
+    """
+
+    path: str
+    layer: keras.layers.Layer
+    part: parts.Part | None = None
+    form: str = "dense"
+    reason: str = ""
+
+    def make(self):
+        """Returns what replaces the layer, and a function that sets its weights."""
+        new, fill = choosing.possible(self.part)[self.form](self.part)
+        new.trainable = self.layer.trainable
+        return new, fill
+
+
+def examine(graph, form="auto", products=True) -> list[Entry]:
+    """Decides the form of each layer with a kernel.
+
+    Args:
+        graph: `keras.Model` that is a graph of layers.
+        form: str, one of `choosing.FORMS`.
+        products: bool, see `choosing.fastest`.
+    """
+    return [_entry(path, layer, form, products) for path, layer in _layers(graph)]
+
+
+def _layers(graph, route=()):
+    """Yields the path and each layer with a kernel, in nested graphs and other layers too."""
+    for layer in graph.layers:
+        layer = layer.layer if isinstance(layer, MaskedLayer) else layer
+        path = (*route, layer.name)
+        if isinstance(layer, keras.Model) and copies.is_graph(layer):
+            yield from _layers(layer, path)
+        elif isinstance(layer, _KINDS):
+            yield "/".join(path), layer
+        else:
+            for inner in all_layers(layer, include_self=False):
+                if isinstance(inner, _KINDS):
+                    yield "/".join((*path, inner.name)), _Inside(inner)
+
+
+class _Inside:
+    """A layer that another layer holds, which no graph can replace."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+
+def _entry(path, layer, form, products):
+    if isinstance(layer, _Inside):
+        return Entry(path, layer.layer, reason="inside another layer")
+    reason = _obstacle(layer)
+    if reason:
+        return Entry(path, layer, reason=reason)
+    part = _part(layer)
+    forms = choosing.possible(part)
+    found, reason = choosing.fastest(part, forms, products)
+    if form != "auto" and (found or not reason.startswith("no zeros")):
+        found = form if form in forms else None
+        reason = "" if found else f"it has no form {form!r}, but {', '.join(sorted(forms))}"
+    if found is None:
+        return Entry(path, layer, reason=reason)
+    return Entry(path, layer, part, found)
+
+
+def _obstacle(layer):
+    """Returns the reason why a layer has no compact form, or None."""
+    blocks = isinstance(layer, layers.BlockSparseLayer)
+    if type(layer) not in _KINDS and not blocks:
+        return f"{type(layer).__name__} may use its kernel in another way"
+    if isinstance(layer, keras.layers.EinsumDense) and not layers.projects_last_axes(layer):
+        return f"the equation {layer.equation!r} does not project the last axes"
+    if isinstance(layer, keras.layers.EinsumDense) and len(layer.kernel.shape) != 2:
+        return "its kernel has several input or output axes"
+    if getattr(layer, "groups", 1) != 1:
+        return f"it has {layer.groups} groups"
+    if getattr(layer, "kernel_constraint", None) is not None:
+        return "a kernel constraint"
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        return "LoRA or quantization"
+    if not nodes_of(layer):
+        return "no graph calls it"
+    if len({len(node.output_tensors[0].shape) for node in nodes_of(layer)}) > 1:
+        return "it is called with inputs of several ranks"
+    if any(map(carries_mask, _inputs(layer))):
+        return "a mask of timesteps passes through it"
+    return None
+
+
+def _inputs(layer):
+    return [t for node in nodes_of(layer) for t in keras.tree.flatten(node.input_tensors)]
+
+
+def _part(layer):
+    bias = parts.bias_of(layer)
+    if isinstance(layer, layers.BlockSparseLayer):
+        return parts.Part(layer, columns.of_blocks(layer), bias)
+    kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
+    return parts.Part(layer, columns.of_zeros(kernel), bias)
+
+
+def ordinary(model, entries) -> dict:
+    """Returns what replaces the block-sparse layers that have no compact form, by id."""
+    compacted = {id(entry.layer) for entry in entries if entry.part is not None}
+    return {
+        id(layer): (lambda layer=layer: conversion.ordinary(layer))
+        for layer in conversion.replacements(model)
+        if id(layer) not in compacted
+    }

@@ -1,0 +1,85 @@
+"""`Part`: what the compact form of a layer needs to know of it, whatever its class is."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tf_rigl._base.keras_internals import nodes_of
+from tf_rigl.compaction.columns import Columns
+
+# Activations that work entry by entry: columns may apply them one by one.
+_NAMES = ("elu", "gelu", "leaky_relu", "linear", "relu", "relu6", "selu", "sigmoid", "silu")
+_NAMES += ("softplus", "softsign", "tanh", "hard_sigmoid", "hard_swish", "mish", "exponential")
+_ENTRYWISE = {getattr(keras.activations, name) for name in _NAMES}
+
+
+@dataclasses.dataclass
+class Part:
+    """A layer and its kernel in columns.
+
+    Attributes:
+        layer: the `keras.layers.Layer` to replace.
+        columns: `Columns` of its kernel.
+        bias: flat array of the outputs, or None.
+    """
+
+    layer: keras.layers.Layer
+    columns: Columns
+    bias: Any = None
+
+    @property
+    def name(self) -> str:
+        """The layer's name, which its compact form gets."""
+        return self.layer.name
+
+    @property
+    def options(self) -> dict:
+        """The arguments of the layers of the compact form, but for names and sizes."""
+        options = {
+            "use_bias": self.bias is not None,
+            "kernel_regularizer": self.layer.kernel_regularizer,
+            "activation": self.layer.activation if self.activates_entries else None,
+            "dtype": self.layer.dtype_policy,
+        }
+        if self.bias is not None:
+            options["bias_regularizer"] = self.layer.bias_regularizer
+        return options
+
+    @property
+    def activates_entries(self) -> bool:
+        """Whether the activation works entry by entry."""
+        return self.layer.activation in _ENTRYWISE
+
+    @property
+    def taps(self) -> tuple:
+        """The sizes of the kernel's spatial axes; empty for a matrix."""
+        return self.columns.columns[0].kernel.shape[:-2]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the layer is a convolution that multiplies the channels by a matrix."""
+        layer = self.layer
+        ones = (*self.taps, *getattr(layer, "strides", ()))
+        return bool(self.taps) and set(ones) == {1} and layer.data_format == "channels_last"
+
+    def activated(self, outputs):
+        """Applies an activation that needs all outputs together."""
+        if self.activates_entries:
+            return outputs
+        return keras.layers.Activation(
+            self.layer.activation, name=f"{self.name}_activation", dtype=self.layer.dtype_policy
+        )(outputs)
+
+    def input(self):
+        """Returns a symbolic input of the shape that the layer is called with."""
+        tensors = [keras.tree.flatten(node.input_tensors)[0] for node in nodes_of(self.layer)]
+        sizes = [tuple(tensor.shape) for tensor in tensors]
+        shape = [each[0] if len(set(each)) == 1 else None for each in zip(*sizes, strict=True)]
+        return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)
+
+
+def bias_of(layer):
+    """Returns the bias of a layer as a flat array, or None."""
+    bias = getattr(layer, "bias", None)
+    return None if bias is None else keras.ops.convert_to_numpy(bias).ravel()
