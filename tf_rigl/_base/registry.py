@@ -141,6 +141,8 @@ DISTRIBUTIONS = {
 
 # Of LiteRT files; float32 has no name.
 QUANTIZATIONS = ("float16", "dynamic", "int8")
+FORMS = ("auto", "matmul", "split", "grouped")  # Of compact layers.
+COMPUTE = ("auto", "compact", "dense", "encoded")  # Of exports; the last one is LiteRT's alone.
 
 
 def find(entries, name):

@@ -9,7 +9,6 @@ runs of inputs.
 
 from tf_rigl.compaction import convolutions, matrices
 
-FORMS = ("auto", "matmul", "split", "grouped")
 _SMALL = 2**12  # Entries below which the steps around a product cost more than it.
 
 

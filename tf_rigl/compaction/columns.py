@@ -45,10 +45,14 @@ class Columns:
         return sum(column.outputs for column in self.columns)
 
     @property
+    def stored(self) -> int:
+        """How many entries of the kernel the columns hold."""
+        return sum(column.kernel.size for column in self.columns)
+
+    @property
     def density(self) -> float:
         """The stored entries, over those of the dense kernel."""
-        stored = sum(len(column.inputs) * column.outputs for column in self.columns)
-        return stored / (self.inputs * self.outputs)
+        return self.stored / self.size
 
     @property
     def width(self) -> int:
@@ -100,7 +104,7 @@ def of_blocks(layer) -> Columns:
         layer: a built layer of `tf_rigl.block_sparse`.
     """
     geometry, taps = layer.geometry, layer.taps
-    values, places = (np.asarray(v) for v in (layer.values, layer.places))
+    values, places = (v.numpy() for v in (layer.values, layer.places))
     height, channels = geometry.rows // taps, geometry.inputs // taps
     columns = []
     for number in range(geometry.across):

@@ -2,10 +2,10 @@
 
 import keras
 
-from tf_rigl._base import tables
+from tf_rigl._base import registry, tables
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl._base.keras_internals import Functional, all_layers
-from tf_rigl.compaction import choosing, examining
+from tf_rigl.compaction import examining
 from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
@@ -51,34 +51,58 @@ def compact(model, *, form="auto", verbose=False, products=True):
     >>> small.get_layer("hidden").count_params() < 0.3 * 64 * 128 + 128
     True
     """
-    if form not in choosing.FORMS:
-        raise unknown_name("form", form, choosing.FORMS, or_object=False)
+    if form not in registry.FORMS:
+        raise unknown_name("form", form, registry.FORMS, or_object=False)
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Argument `model` must be a `keras.Model`. "
             f"Received: model={model!r} (of type {type(model)})"
         )
+    small, entries = attempt(model, form, products)
+    if verbose:
+        print(table(entries))
+    if small is None:
+        raise ValueError(
+            "Argument `model` has no layer of which a compact form is faster. Train it with "
+            "blocks, such as `pattern='channels_1x32'` or 'block_32x32', at a sparsity of 0.7 "
+            f"or more.\n{table(entries)}"
+        )
+    return small
+
+
+def attempt(model, form="auto", products=True):
+    """Returns the compact model, or None if no layer gains; and the `Entry` of each layer.
+
+    Args:
+        model, form, products: as in `compact`.
+
+    Raises:
+        ValueError: as in `compact`, but not if no layer gains.
+    """
     masks.check_strays(masks.find(model), "compacted")
     with model.distribute_strategy.scope():
         graph = _graph(model)
         entries = examining.examine(graph, form, products)
-        if verbose:
-            print(table(entries))
         if all(entry.part is None for entry in entries):
-            raise ValueError(
-                "Argument `model` has no layer of which a compact form is faster. Train it with "
-                "blocks, such as `pattern='channels_1x32'` or 'block_32x32', at a sparsity of 0.7 "
-                f"or more.\n{table(entries)}"
-            )
+            return None, entries
         makers = {id(entry.layer): entry.make for entry in entries if entry.part is not None}
         makers |= examining.ordinary(graph, entries)
         try:
-            return copies.try_copy(graph, makers, exact=False)
+            return copies.try_copy(graph, makers, exact=False), entries
         except copies.CannotCopyError as error:
             raise ValueError(
                 f"{model.name!r} cannot be made compact: Keras cannot clone a model or layer in "
                 f"it. Give it `get_config` and `from_config`. ({error})"
             ) from error
+
+
+def can_be_tried(model) -> bool:
+    """Returns whether a model is a graph of layers, so that `attempt` can look for blocks."""
+    try:
+        _graph(model)
+    except ValueError:
+        return False
+    return True
 
 
 def _graph(model):

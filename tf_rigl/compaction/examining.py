@@ -3,7 +3,6 @@
 import dataclasses
 
 import keras
-import numpy as np
 
 from tf_rigl._base.keras_internals import all_layers, carries_mask, nodes_of
 from tf_rigl.block_sparse import conversion, layers
@@ -45,7 +44,7 @@ def examine(graph, form="auto", products=True) -> list[Entry]:
 
     Args:
         graph: `keras.Model` that is a graph of layers.
-        form: str, one of `choosing.FORMS`.
+        form: str, one of `tf_rigl._base.registry.FORMS`.
         products: bool, see `choosing.fastest`.
     """
     return [_entry(path, layer, form, products) for path, layer in _layers(graph)]
@@ -122,7 +121,7 @@ def _part(layer):
     bias = parts.bias_of(layer)
     if isinstance(layer, layers.BlockSparseLayer):
         return parts.Part(layer, columns.of_blocks(layer), bias)
-    kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
+    kernel = layer.kernel.numpy()
     return parts.Part(layer, columns.of_zeros(kernel), bias)
 
 

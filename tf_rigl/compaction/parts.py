@@ -82,4 +82,4 @@ class Part:
 def bias_of(layer):
     """Returns the bias of a layer as a flat array, or None."""
     bias = getattr(layer, "bias", None)
-    return None if bias is None else keras.ops.convert_to_numpy(bias).ravel()
+    return None if bias is None else bias.numpy().ravel()

@@ -132,6 +132,14 @@ def _parser():
         "Prints parameters, FLOPs and size of a model file, layer by layer.",
     )
     add(
+        "compact",
+        commands.compact,
+        _add_compact,
+        "write a model that stores and computes only its blocks",
+        "Writes an ordinary Keras model that stores and computes only the blocks that a sparse\n"
+        "model keeps, and prints the form of each layer. It loads without tf_rigl.",
+    )
+    add(
         "export",
         commands.export,
         _add_export,
@@ -217,6 +225,19 @@ def _add_report(report):
     _add_import(report)
 
 
+def _add_compact(compact):
+    add = compact.add_argument
+    add("file", help="a .keras file")
+    add("path", help="the .keras file to write")
+    add(
+        "--form",
+        metavar="NAME",
+        default="auto",
+        help=f"form of the layers: {', '.join(registry.FORMS)} (default: auto, the fastest)",
+    )
+    _add_import(compact)
+
+
 def _add_export(export):
     add = export.add_argument
     add("file", help="a .keras file")
@@ -234,6 +255,13 @@ def _add_export(export):
     )
     add("--batch-size", type=int, help="fixed batch size of the .tflite file (default: free)")
     add("--unpacked", action="store_true", help="store zeros too")
+    add(
+        "--compute",
+        metavar="NAME",
+        default="auto",
+        help="auto (default), compact (only the blocks that are there, by ordinary operators), "
+        "encoded (sparse weights of a .tflite file) or dense",
+    )
     _add_import(export)
     _add_data_dir(export)
 

@@ -189,9 +189,33 @@ def report(options):
     return 0
 
 
+def compact(options):
+    """Writes the compact form of a model file."""
+    if options.form not in registry.FORMS:
+        raise unknown_name("form", options.form, registry.FORMS, or_object=False)
+    if not options.path.endswith(".keras"):
+        raise ValueError(f"The path must end in .keras. Received: {options.path!r}")
+    files.check_place(options.path)
+    model_files.check_file(options.file)
+    model_files.check_imports(options.imports)
+
+    import tf_rigl
+
+    model = model_files.load(options.file, options.imports)
+    small = tf_rigl.compact(model, form=options.form, verbose=True)
+    with files.beside(files.check_place(options.path)) as scratch:
+        small.save(scratch)
+    before, after = (os.path.getsize(path) for path in (options.file, options.path))
+    print(f"Written to {options.path}: {after:,} bytes, the given file has {before:,}.")
+    return 0
+
+
 def export(options):
     """Exports a model file to LiteRT or to a SavedModel."""
     to_litert = options.path.lower().endswith(".tflite")
+    allowed = registry.COMPUTE if to_litert else registry.COMPUTE[:-1]
+    if options.compute not in allowed:
+        raise unknown_name("compute", options.compute, allowed, or_object=False)
     if to_litert:
         _check_litert(options)
     else:
@@ -204,7 +228,7 @@ def export(options):
 
     model = model_files.load(options.file, options.imports)
     if not to_litert:
-        print(tf_rigl.export_saved_model(model, options.path, packed=not options.unpacked))
+        print(_saved_model(model, options))
         return 0
     images = None
     if options.representative_dataset is not None:
@@ -217,9 +241,18 @@ def export(options):
         representative_dataset=images,
         batch_size=options.batch_size,
         packed=not options.unpacked,
+        compute=options.compute,
     )
     print(info)
     return 0
+
+
+def _saved_model(model, options):
+    import tf_rigl
+
+    return tf_rigl.export_saved_model(
+        model, options.path, packed=not options.unpacked, compute=options.compute
+    )
 
 
 def _check_litert(options):

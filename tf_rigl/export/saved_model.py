@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import files, keras_internals
+from tf_rigl._base import files, keras_internals, registry
 from tf_rigl._base.arguments import check_flag
-from tf_rigl.export import _source
+from tf_rigl.export import _compact, _source
 from tf_rigl.export.info import ExportInfo
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")  # The types of weights that can be packed.
@@ -23,7 +23,7 @@ _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorde
 _SPREAD = _SPREAD.view(np.int64).reshape(-1)
 
 
-def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportInfo:
+def export_saved_model(model, path, *, packed=True, check_data=None, compute="auto") -> ExportInfo:
     """Writes a model as a SavedModel that loads without tf_rigl and Keras.
 
     Use it like a SavedModel of `keras.Model.export`, with `tf.saved_model.load` or TensorFlow
@@ -39,6 +39,9 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
             other SavedModel.
         check_data: a batch on which the outputs are compared (a tuple if the model's `call`
             has several arguments). Defaults to random inputs.
+        compute: str, "compact": the model of `tf_rigl.compact`, which computes only blocks that
+            are there, or an error that says why there is none; "dense": zeros are computed;
+            "auto": compact if a layer gains by it, otherwise dense.
 
     Returns:
         A `tf_rigl.export.ExportInfo`.
@@ -58,13 +61,17 @@ def export_saved_model(model, path, *, packed=True, check_data=None) -> ExportIn
     """
     place = _check_folder(path)
     packed = check_flag("packed", packed)
-    model = _source.ordinary(model)
+    wanted = compute if packed or compute != "auto" else "dense"
+    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE[:-1])
+    if small is None:
+        model = _source.ordinary(model)
+    given, model = model, small or model
     batch = _inputs(model, check_data)
     with _beside(place) as scratch:
         saved, names = _write(model, scratch, packed, _source.signature(model, check_data))
-        error = _check(model, scratch, batch, names)
+        error = _check(given, scratch, batch, names)
         size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
-    return ExportInfo(str(path), size, size + saved, error)
+    return ExportInfo(str(path), size, size + saved + 4 * left_out, error)
 
 
 def _check_folder(path) -> pathlib.Path:

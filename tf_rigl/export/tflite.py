@@ -15,8 +15,10 @@ import tensorflow as tf
 from tf_rigl._base import files, registry
 from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl._base.keras_internals import all_layers
-from tf_rigl.export import _source
+from tf_rigl.export import _compact, _source
 from tf_rigl.export.info import ExportInfo
+
+_BYTES = {None: 4, "float16": 2, "dynamic": 1, "int8": 1}  # Of an entry of a weight.
 
 # Allowed difference from the outputs of the Keras model, as a fraction of their largest magnitude.
 _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 0.2, "int8": 0.3}
@@ -36,10 +38,15 @@ def export_tflite(
     batch_size=None,
     packed=True,
     check_data=None,
+    compute="auto",
 ) -> ExportInfo:
-    """Writes a LiteRT (TFLite) file that stores weights with zeros sparse.
+    """Writes a LiteRT (TFLite) file that does without the zeros of a model.
 
-    The layer, the pattern and the quantization decide how a weight is stored and run:
+    Where zeros form blocks of 16 outputs or more ("channels_1x32", "block_32x32"), the file
+    holds the compact model of `tf_rigl.compact`: ordinary dense operators over the blocks that
+    are there, which are fast on every processor. Other weights with zeros are stored sparse
+    ("encoded"). The layer, the pattern and the quantization then decide how a weight is stored
+    and run:
 
     - Weights of `Dense`, `EinsumDense`, attention and recurrent layers run on sparse kernels in
       float32 if they have blocks of 4 or 16 inputs ("block_4x1", "block_16x1", "litert") and at
@@ -77,6 +84,9 @@ def export_tflite(
         check_data: inputs for the check against the Keras model, as an array or a structure
             of arrays. Defaults to the first examples of `representative_dataset`, or random
             numbers.
+        compute: str, "compact": the compact model, or an error that says why there is none;
+            "encoded": sparse weights; "dense": zeros are stored, as with `packed=False`;
+            "auto": compact if a layer gains by it, otherwise encoded.
 
     Returns:
         An `ExportInfo`. Its `dense_bytes` is the size of the same file with all zeros.
@@ -117,8 +127,10 @@ def export_tflite(
         )
     if batch_size is not None:
         batch_size = check_integer("batch_size", batch_size, 1)
-    packed = check_flag("packed", packed)
-    model = _source.ordinary(model)
+    packed = check_flag("packed", packed) and compute != "dense"
+    wanted = compute if packed or compute != "auto" else "dense"
+    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE, quantization != "int8")
+    given, model = model, small or _source.ordinary(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would crash the process.
         raise ValueError(
@@ -133,16 +145,18 @@ def export_tflite(
     with tempfile.TemporaryDirectory() as folder:
         call.save(folder)
         dense = _convert(folder, quantization, call.batches(samples))
-    expected = [call.outputs(batch) for batch in batches]
+    whole = call if small is None else _Call(given, batch_size, check_data)
+    expected = [whole.outputs(batch) for batch in batches]
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
     content, received = dense, outputs
-    if packed:
+    if packed and small is None:
         content, received = _sparse(model, dense, batches, outputs, quantization)
     error = _check(expected, received, _TOLERANCE[quantization])
     with files.beside(place) as scratch:
         scratch.write_bytes(content)
-    return ExportInfo(str(path), len(content), len(dense), error)
+    unstored = left_out * _BYTES[quantization]
+    return ExportInfo(str(path), len(content), len(dense) + unstored, error)
 
 
 class _Call:

@@ -1,0 +1,90 @@
+"""Exports and the command line use the compact form where blocks allow it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_rigl
+from tests.compaction.test_compacting import L, pruned
+from tf_rigl.experiments import cli
+
+
+@pytest.fixture(autouse=True)
+def fresh_start():
+    """Replaces that of conftest.py: names of layers are given here."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", name="sparse")
+def make_sparse():
+    inputs = keras.Input((8, 8, 32), name="pictures")
+    x = L.Conv2D(64, 3, padding="same", activation="relu", name="first")(inputs)
+    x = L.GlobalAveragePooling2D()(L.Conv2D(64, 3, use_bias=False, name="second")(x))
+    model = keras.Model(inputs, L.Dense(5, name="head")(x))
+    return tf_rigl.sparsify(
+        model, sparsity=0.875, pattern="channels_1x32", distribution="uniform_all",
+        exclude=["head"], seed=0,
+    )  # fmt: skip
+
+
+def data(size=8):
+    return np.random.default_rng(0).normal(size=(size, 8, 8, 32)).astype("float32")
+
+
+@pytest.mark.parametrize("quantization", [None, "dynamic", "int8"])
+def test_a_litert_file_is_about_as_small_as_the_density(sparse, quantization, tmp_path):
+    more = {} if quantization != "int8" else {"representative_dataset": data(20)}
+    options = {"quantization": quantization, "check_data": data(), **more}
+    infos = {
+        compute: tf_rigl.export_tflite(sparse, tmp_path / compute, compute=compute, **options)
+        for compute in ("auto", "dense")
+    }
+    assert infos["auto"].bytes < 0.4 * infos["dense"].bytes
+    assert infos["auto"].dense_bytes == pytest.approx(infos["dense"].dense_bytes, rel=0.15)
+
+
+def test_encoded_files_are_those_of_before(sparse, tmp_path):
+    info = tf_rigl.export_tflite(sparse, tmp_path / "encoded", compute="encoded", check_data=data())
+    dense = tf_rigl.export_tflite(sparse, tmp_path / "dense", packed=False, check_data=data())
+    assert info.dense_bytes == dense.bytes
+
+
+def test_a_saved_model_is_compact_too(sparse, tmp_path):
+    tf_rigl.export_saved_model(sparse, tmp_path / "compact", check_data=data())
+    dense = tf_rigl.export_saved_model(
+        sparse, tmp_path / "dense", compute="dense", packed=False, check_data=data()
+    )
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
+    np.testing.assert_allclose(loaded.serve(data()), sparse(data()), atol=1e-5)
+    count = sum(int(tf.size(variable)) for variable in loaded.variables)
+    assert count < 0.2 * sparse.count_params()
+    assert dense.bytes > 4 * 0.9 * 9 * 64 * 96
+
+
+def test_what_cannot_be_compact_is_told_or_stays_dense(tmp_path):
+    inputs = keras.Input((80,))
+    model = keras.Model(inputs, L.Dense(64, name="single")(inputs))
+    sparse = tf_rigl.sparsify(model, sparsity=0.8, seed=0)
+    with pytest.raises(ValueError, match=r"no layer of which .*\n.*\n.*\n.*single"):
+        tf_rigl.export_tflite(sparse, tmp_path / "a.tflite", compute="compact")
+    with pytest.raises(ValueError, match=r"`compute` must be.*Received: compute='encoded'"):
+        tf_rigl.export_saved_model(sparse, tmp_path / "a", compute="encoded")
+    assert not list(tmp_path.iterdir())
+    info = tf_rigl.export_tflite(sparse, tmp_path / "a.tflite")
+    assert info.bytes < info.dense_bytes
+
+
+def test_the_command_line_makes_models_compact(tmp_path, capsys):
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, L.Dense(128, name="wide")(inputs))
+    pruned(model.get_layer("wide"), 8, 32, 0.2)
+    model.save(tmp_path / "model.keras")
+    small = tmp_path / "small.keras"
+    assert cli.main(["compact", str(tmp_path / "model.keras"), str(small)]) == 0
+    assert "wide" in capsys.readouterr().out
+    x = np.ones((2, 64), "float32")
+    np.testing.assert_allclose(keras.models.load_model(small)(x), model(x), atol=1e-5)
+    arguments = ["export", str(tmp_path / "model.keras"), str(tmp_path / "m.tflite")]
+    assert cli.main([*arguments, "--compute", "compact"]) == 0
+    assert "outputs within" in capsys.readouterr().out
