@@ -7,7 +7,9 @@ import tensorflow as tf
 
 import tf_rigl
 from tests.compaction.test_compacting import L, pruned
+from tf_rigl.compaction import examining
 from tf_rigl.experiments import cli
+from tf_rigl.patterns import Block
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +34,9 @@ def data(size=8):
     return np.random.default_rng(0).normal(size=(size, 8, 8, 32)).astype("float32")
 
 
-@pytest.mark.parametrize("quantization", [None, "dynamic", "int8"])
+@pytest.mark.parametrize("quantization", [None, "float16"])
 def test_a_litert_file_is_about_as_small_as_the_density(sparse, quantization, tmp_path):
-    more = {} if quantization != "int8" else {"representative_dataset": data(20)}
-    options = {"quantization": quantization, "check_data": data(), **more}
+    options = {"quantization": quantization, "check_data": data()}
     infos = {
         compute: tf_rigl.export_tflite(sparse, tmp_path / compute, compute=compute, **options)
         for compute in ("auto", "dense")
@@ -72,6 +73,30 @@ def test_what_cannot_be_compact_is_told_or_stays_dense(tmp_path):
         tf_rigl.export_saved_model(sparse, tmp_path / "a", compute="encoded")
     assert not list(tmp_path.iterdir())
     info = tf_rigl.export_tflite(sparse, tmp_path / "a.tflite")
+    assert info.bytes < info.dense_bytes
+
+
+@pytest.mark.parametrize(
+    ("quantization", "rows", "forms"),
+    [("dynamic", 32, {"wide": "matmul", "taps": "dense"}),
+     ("int8", 32, {"wide": "split", "taps": "split"}),
+     ("int8", 8, {"wide": "split", "taps": "dense"})],
+)  # fmt: skip
+def test_where_quantized_kernels_are_slow_layers_stay_dense(quantization, rows, forms, tmp_path):
+    inputs = keras.Input((4, 4, 128))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(64, 2, name="taps")(inputs))
+    model = keras.Model(inputs, L.Dense(128, name="wide")(x))
+    columns = {"taps": (rows, 32), "wide": (8, 64)}
+    for name, (height, width) in columns.items():
+        pattern = Block(height, width, constant_fan_in=True, taps="all")
+        kernel = model.get_layer(name).kernel
+        scores = np.random.default_rng(0).random(kernel.shape)
+        kernel.assign(kernel * pattern.select(scores, pattern.units(kernel.shape) // 4))
+    entries = examining.examine(model, quantization=quantization)
+    assert {entry.path: entry.form for entry in entries} == forms
+    x = np.random.default_rng(0).normal(size=(16, 4, 4, 128)).astype("float32")
+    more = {"representative_dataset": x} if quantization == "int8" else {"check_data": x}
+    info = tf_rigl.export_tflite(model, tmp_path / "a", quantization=quantization, **more)
     assert info.bytes < info.dense_bytes
 
 

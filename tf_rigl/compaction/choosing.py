@@ -27,27 +27,41 @@ def possible(part) -> dict:
     return forms
 
 
-def fastest(part, forms, products=True):
+def fastest(part, forms, quantization=None):
     """Returns the name of the form that is fastest, or None and the reason why none gains.
 
     Args:
         part: `Part`.
         forms: the result of `possible`.
-        products: bool, whether products of several matrices at once are fast; those of int8
-            are not.
+        quantization: str or None, what the model will become in LiteRT.
     """
     columns = part.columns
     if columns.size < _SMALL:
         return None, f"small: {columns.size} entries"
     if len(columns.columns) == 1 and len(columns.columns[0].inputs) == columns.inputs:
         return None, "no zeros that form blocks"
-    least = 16 if not part.is_pointwise else (32 if columns.rows >= 8 else 64)
+    least = _least_width(part, quantization)
+    if least is None:
+        return None, f"with quantization={quantization!r} no form of such a convolution gains"
     if columns.width < least:
         return None, f"its blocks have {columns.width} outputs; {least} or more gain"
     most = 0.3 if part.is_pointwise and columns.rows < 8 else 0.6
     if columns.density > most:
         return None, f"density {columns.density:.2f}; {most} or less gains"
-    if part.taps or "matmul" not in forms or not products:
+    # LiteRT has no fast kernel for several products of int8 matrices at once.
+    if part.taps or "matmul" not in forms or quantization == "int8":
         return "split", ""
     padded = max(len(column.inputs) for column in columns.columns) / columns.inputs
     return ("matmul" if padded <= 1.25 * columns.density else "split"), ""
+
+
+def _least_width(part, quantization):
+    """Returns the least outputs of blocks that pay; None if no blocks do."""
+    rows = part.columns.rows
+    if not part.taps:
+        return {None: 16, "float16": 16, "dynamic": 32, "int8": 64}[quantization]
+    if quantization == "dynamic" or (quantization == "int8" and (part.is_pointwise or rows < 32)):
+        return None  # Activations are quantized anew for each column, or gathered too slowly.
+    if quantization == "int8":
+        return 32
+    return 16 if not part.is_pointwise else (32 if rows >= 8 else 64)

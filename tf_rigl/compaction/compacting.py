@@ -12,7 +12,7 @@ from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import masks
 
 
-def compact(model, *, form="auto", verbose=False, products=True):
+def compact(model, *, form="auto", verbose=False, quantization=None):
     """Makes an ordinary Keras model that stores and computes only the blocks that are there.
 
     Where the zeros of a kernel form blocks of at least 16 outputs, each group of outputs needs
@@ -30,8 +30,8 @@ def compact(model, *, form="auto", verbose=False, products=True):
             with groups); or "auto", for each layer the one that is fastest.
         verbose: bool, whether to print a table of all layers: the form, or why a layer stays
             dense.
-        products: bool, whether batched products are fast where the model will run. Those of
-            int8 are not in LiteRT: pass False for a model that becomes int8.
+        quantization: None, "float16", "dynamic" or "int8": what the model will become in
+            LiteRT, where other forms are fast. It changes nothing but the choice.
 
     Returns:
         A `keras.Model` with the same outputs to float tolerance. Each compact layer is a small
@@ -51,6 +51,8 @@ def compact(model, *, form="auto", verbose=False, products=True):
     >>> small.get_layer("hidden").count_params() < 0.3 * 64 * 128 + 128
     True
     """
+    if quantization is not None and quantization not in registry.QUANTIZATIONS:
+        raise unknown_name("quantization", quantization, registry.QUANTIZATIONS, or_object=False)
     if form not in registry.FORMS:
         raise unknown_name("form", form, registry.FORMS, or_object=False)
     if not isinstance(model, keras.Model):
@@ -58,7 +60,7 @@ def compact(model, *, form="auto", verbose=False, products=True):
             "Argument `model` must be a `keras.Model`. "
             f"Received: model={model!r} (of type {type(model)})"
         )
-    small, entries = attempt(model, form, products)
+    small, entries = attempt(model, form, quantization)
     if verbose:
         print(table(entries))
     if small is None:
@@ -70,11 +72,11 @@ def compact(model, *, form="auto", verbose=False, products=True):
     return small
 
 
-def attempt(model, form="auto", products=True):
+def attempt(model, form="auto", quantization=None):
     """Returns the compact model, or None if no layer gains; and the `Entry` of each layer.
 
     Args:
-        model, form, products: as in `compact`.
+        model, form, quantization: as in `compact`.
 
     Raises:
         ValueError: as in `compact`, but not if no layer gains.
@@ -82,7 +84,7 @@ def attempt(model, form="auto", products=True):
     masks.check_strays(masks.find(model), "compacted")
     with model.distribute_strategy.scope():
         graph = _graph(model)
-        entries = examining.examine(graph, form, products)
+        entries = examining.examine(graph, form, quantization)
         if all(entry.part is None for entry in entries):
             return None, entries
         makers = {id(entry.layer): entry.make for entry in entries if entry.part is not None}

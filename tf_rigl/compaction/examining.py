@@ -39,15 +39,15 @@ class Entry:
         return new, fill
 
 
-def examine(graph, form="auto", products=True) -> list[Entry]:
+def examine(graph, form="auto", quantization=None) -> list[Entry]:
     """Decides the form of each layer with a kernel.
 
     Args:
         graph: `keras.Model` that is a graph of layers.
         form: str, one of `tf_rigl._base.registry.FORMS`.
-        products: bool, see `choosing.fastest`.
+        quantization: str or None, see `choosing.fastest`.
     """
-    return [_entry(path, layer, form, products) for path, layer in _layers(graph)]
+    return [_entry(path, layer, form, quantization) for path, layer in _layers(graph)]
 
 
 def _layers(graph, route=()):
@@ -72,7 +72,7 @@ class _Inside:
         self.layer = layer
 
 
-def _entry(path, layer, form, products):
+def _entry(path, layer, form, quantization):
     if isinstance(layer, _Inside):
         return Entry(path, layer.layer, reason="inside another layer")
     reason = _obstacle(layer)
@@ -80,7 +80,7 @@ def _entry(path, layer, form, products):
         return Entry(path, layer, reason=reason)
     part = _part(layer)
     forms = choosing.possible(part)
-    found, reason = choosing.fastest(part, forms, products)
+    found, reason = choosing.fastest(part, forms, quantization)
     if form != "auto" and (found or not reason.startswith("no zeros")):
         found = form if form in forms else None
         reason = "" if found else f"it has no form {form!r}, but {', '.join(sorted(forms))}"

@@ -6,14 +6,14 @@ from tf_rigl._base.arguments import unknown_name
 from tf_rigl.compaction import compacting
 
 
-def attempted(model, compute, allowed, products=True):
+def attempted(model, compute, allowed, quantization=None):
     """Returns the compact model to export, or None for the ordinary one.
 
     Args:
         model: the model that the user exports.
         compute: str, the user's argument.
         allowed: tuple of str, its values.
-        products: bool, see `tf_rigl.compact`.
+        quantization: str or None, see `tf_rigl.compact`.
 
     Returns:
         A `keras.Model` and the number of entries that it does not store, or (None, 0).
@@ -27,9 +27,9 @@ def attempted(model, compute, allowed, products=True):
     if compute not in ("auto", "compact") or not built:
         return None, 0
     if compute == "compact":
-        compacting.compact(model, products=products)  # It says why it cannot.
+        compacting.compact(model, quantization=quantization)  # It says why it cannot.
     elif not compacting.can_be_tried(model):
         return None, 0
-    small, entries = compacting.attempt(model, products=products)
+    small, entries = compacting.attempt(model, quantization=quantization)
     parts = [entry.part.columns for entry in entries if entry.part is not None]
     return small, sum(columns.size - columns.stored for columns in parts)

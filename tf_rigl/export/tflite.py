@@ -129,7 +129,7 @@ def export_tflite(
         batch_size = check_integer("batch_size", batch_size, 1)
     packed = check_flag("packed", packed) and compute != "dense"
     wanted = compute if packed or compute != "auto" else "dense"
-    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE, quantization != "int8")
+    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE, quantization)
     given, model = model, small or _source.ordinary(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would crash the process.
