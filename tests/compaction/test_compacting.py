@@ -198,6 +198,23 @@ def test_layers_that_cannot_be_replaced_stay_as_they_are():
     assert entries["last"].form in ("matmul", "split")
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (L.EinsumDense("abc,cd->abd", (5, 96), bias_axes="bd"), (5, 48), "bias has several axes"),
+        (L.EinsumDense("abc,cde->abde", (5, 4, 24)), (5, 48), "several input or output axes"),
+        (L.EinsumDense("abc,cd->adb", (96, 5)), (5, 48), "does not project the last axes"),
+        (L.Conv2D(64, 3, groups=2), (6, 6, 32), "2 groups"),
+        (L.Dense(96, kernel_constraint="non_neg"), (48,), "a kernel constraint"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_ways_to_use_a_kernel_are_left_alone(layer, shape, reason):
+    (entry,) = examining.examine(graph_of(layer, shape))
+    assert entry.form == "dense"
+    assert reason in entry.reason
+
+
 def test_mixed_precision_and_frozen_layers_stay_so():
     inputs = keras.Input((48,))
     layer = L.Dense(128, activation="relu", name="a", dtype="mixed_float16")
@@ -261,3 +278,28 @@ def test_columns_hold_the_kernel_and_nothing_else(data):
 def test_the_table_reads():
     text = compacting.table(examining.examine(network()))
     assert text.splitlines()[0].split() == ["layer", "form", "blocks", "density", "why"]
+
+
+def test_what_the_pattern_gives_each_layer_becomes_compact():
+    inputs = keras.Input((8, 8, 32))
+    x = L.Conv2D(64, 3, name="taps")(inputs)
+    x = L.Conv2D(128, 1, name="pointwise")(x)
+    x = L.DepthwiseConv2D(3, name="depthwise")(x)
+    x = L.Conv2D(128, 3, groups=2, name="groups")(x)
+    x = L.Dense(96, name="wide")(L.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, L.Dense(10, name="head")(x))
+    sparse = tf_rigl.sparsify(
+        model, sparsity=0.8, pattern="compact", distribution="uniform_all", seed=0
+    )
+    patterns = {item.path: str(item.pattern) for item in sparse.masked_weights}
+    assert patterns == {
+        "taps/kernel": "channels_1x32",
+        "pointwise/kernel": "channels_8x64",
+        "groups/kernel": "unstructured",
+        "wide/kernel": "block_1x32",
+        "head/kernel": "unstructured",
+    }
+    forms = {entry.path: entry.form for entry in examining.examine(tf_rigl.strip(sparse))}
+    assert forms == {
+        "taps": "split", "pointwise": "split", "groups": "dense", "wide": "matmul", "head": "dense"
+    }  # fmt: skip

@@ -10,7 +10,7 @@ from references import patterns_numpy, rigl_numpy
 
 from tf_rigl import maskable, patterns
 from tf_rigl._base.arguments import constructor_arguments
-from tf_rigl.patterns import NM, Block, LiteRT, Pattern, Unstructured
+from tf_rigl.patterns import NM, Block, Compact, LiteRT, Pattern, Unstructured
 
 
 @pytest.fixture(autouse=True)
@@ -372,6 +372,7 @@ AXES = ((-1,), (-2,))
 ALL = [
     Unstructured(),
     LiteRT(),
+    Compact(),
     Block(4, 1),
     Block(16, 1, "mean"),
     Block(16, 1, "max", AXES),

@@ -111,6 +111,11 @@ PATTERNS = {
         examples=("2:4",),
         also=("n:m",),
     ),
+    "compact": Entry(
+        "tf_rigl.patterns.compact",
+        "Compact",
+        "for each layer the finest blocks of which `tf_rigl.compact` makes a fast layer",
+    ),
     "litert": Entry(
         "tf_rigl.patterns.litert",
         "LiteRT",

@@ -8,8 +8,7 @@ runs of inputs.
 """
 
 from tf_rigl.compaction import convolutions, matrices
-
-_SMALL = 2**12  # Entries below which the steps around a product cost more than it.
+from tf_rigl.patterns.compact import SMALL
 
 
 def possible(part) -> dict:
@@ -36,7 +35,7 @@ def fastest(part, forms, quantization=None):
         quantization: str or None, what the model will become in LiteRT.
     """
     columns = part.columns
-    if columns.size < _SMALL:
+    if columns.size < SMALL:
         return None, f"small: {columns.size} entries"
     if len(columns.columns) == 1 and len(columns.columns[0].inputs) == columns.inputs:
         return None, "no zeros that form blocks"

@@ -98,6 +98,8 @@ def _obstacle(layer):
         return f"the equation {layer.equation!r} does not project the last axes"
     if isinstance(layer, keras.layers.EinsumDense) and len(layer.kernel.shape) != 2:
         return "its kernel has several input or output axes"
+    if getattr(layer, "bias", None) is not None and layer.bias.shape[:-1] != ():
+        return "its bias has several axes"
     if getattr(layer, "groups", 1) != 1:
         return f"it has {layer.groups} groups"
     if getattr(layer, "kernel_constraint", None) is not None:
