@@ -72,7 +72,7 @@ def plot(rows, path):
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     widths = [row["width"] for row in rows]
-    axes.loglog(widths, [row["dense_gb"] for row in rows], "--", color="gray", label="dense")
+    axes.loglog(widths, [row["dense_gb"] for row in rows], "--", color="gray", label="dense weights, gradients, slots")
     axes.loglog(widths, [row["peak_gb"] for row in rows], "o-", label="block-sparse, whole process")
     needed = [row["weights_and_slots_gb"] for row in rows]
     axes.loglog(widths, needed, ":", color="tab:blue", label="block-sparse, weights and slots")
@@ -98,8 +98,8 @@ def main():
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         row = rows[-1]
         print(
-            f"{width:7} units: {row['peak_gb']:.2f} GB at the peak ({row['imported_gb']:.2f} before "
-            f"training), dense {row['dense_gb']:.1f} GB, {row['seconds']:.0f} s",
+            f"{width:7} units: {row['peak_gb']:.2f} GB at the peak (before training "
+            f"{row['imported_gb']:.2f}), dense {row['dense_gb']:.1f} GB, {row['seconds']:.0f} s",
             flush=True,
         )
     HERE.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
