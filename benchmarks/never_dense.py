@@ -3,7 +3,7 @@
     python benchmarks/never_dense.py
 
 trains two layers of N units at density 1/256 (blocks of 64) with Adam, for four batches of 16 with
-two updates of RigL, each width in a process of its own. It measures the peak memory of the process
+an update of RigL, each width in a process of its own. It measures the peak memory of the process
 beyond that of importing the library, and writes JSON and a plot next to this file. The dense line
 is what the kernels, their gradients and Adam's slots would take in float32.
 """
@@ -72,13 +72,19 @@ def plot(rows, path):
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     widths = [row["width"] for row in rows]
-    axes.loglog(widths, [row["dense_gb"] for row in rows], "--", color="gray", label="dense weights, gradients, slots")
+    axes.loglog(
+        widths,
+        [row["dense_gb"] for row in rows],
+        "--",
+        color="gray",
+        label="dense weights, gradients, slots",
+    )
     axes.loglog(widths, [row["peak_gb"] for row in rows], "o-", label="block-sparse, whole process")
     needed = [row["weights_and_slots_gb"] for row in rows]
     axes.loglog(widths, needed, ":", color="tab:blue", label="block-sparse, weights and slots")
     axes.set_xlabel("units of each of two layers")
     axes.set_ylabel("memory, GB")
-    axes.set_title("RigL at density 1/256 with Adam, updates included")
+    axes.set_title("RigL at density 1/256 with Adam, an update included")
     axes.legend()
     figure.savefig(path, dpi=120)
 
