@@ -4,7 +4,7 @@
 
 trains two layers of N units at density 1/256 (blocks of 64) with Adam, for four batches of 16 with
 an update of RigL, each width in a process of its own. It measures the peak memory of the process
-beyond that of importing the library, and writes JSON and a plot next to this file. The dense line
+and writes JSON and a plot next to this file. The dense line
 is what the kernels, their gradients and Adam's slots would take in float32.
 """
 

@@ -110,7 +110,8 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
 
     def __dir__(self):
         """Leaves out dense masks of weights that store none: Keras computes all that is listed."""
-        sparse = any(item.compute == "sparse" for item in self.masked_weights)
+        items = getattr(self, "masked_weights", ())  # None yet while the model is made.
+        sparse = any(item.compute == "sparse" for item in items)
         return [name for name in super().__dir__() if name != "masks" or not sparse]
 
     @property
