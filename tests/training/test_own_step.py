@@ -494,6 +494,42 @@ def test_a_weight_without_a_gradient_is_named():
     assert sum("applies no optimizer" in str(each.message) for each in seen) == 1
 
 
+@pytest.mark.filterwarnings("error:.*applies no optimizer")
+def test_pruning_by_magnitude_reaches_weights_without_a_gradient():
+    """It needs none, as in the library's own step."""
+    inputs = keras.Input((FEATURES,))
+    hidden = keras.layers.Dense(12, name="hidden")(inputs)
+    aside = keras.layers.Dense(6, name="aside")(hidden)
+    outputs = [keras.layers.Dense(CLASSES, name="head")(hidden), aside]
+    models = [
+        tf_rigl.sparsify(
+            cls(inputs, outputs), METHODS["magnitude"](), sparsity=0.6, exclude=["head"], seed=0
+        )
+        for cls in (OneOfTwo, OneOfTwoByHand)
+    ]
+    x, y = random_data(batches=9)
+    for model in models:
+        model.compile("adam")
+        model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+        for item in model.masked_weights:
+            assert item.active() == item.target_active(), item.path
+    for one, other in zip(*(model.masked_weights for model in models), strict=True):
+        np.testing.assert_array_equal(one.mask.numpy(), other.mask.numpy())
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OneOfTwo(keras.Model):
+    """Its loss takes the first of two outputs."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return LOSS(y, y_pred[0])
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OneOfTwoByHand(OneOfTwo, Handmade):
+    """The same, with a step of its own."""
+
+
 def test_the_wrapped_model_may_be_compiled_by_itself():
     sparse = fitted(handmade(mlp()), rigl())
     optimizer = keras.optimizers.SGD(0.1)

@@ -81,7 +81,9 @@ class OwnStep:
                 stack.enter_context(intercepted(optimizer, applying))
             outputs = function(*arguments, **(by_name or {}))
         # At an update, a step that leaves all to `SparseModel.train_step` applies nothing.
-        if not applying.elsewhere and (applying.reached or moment.counts is None):
+        # Pruning by magnitude has changed all masks before the step, and needs no gradient.
+        needs_it = self.method.order != "before"
+        if needs_it and not applying.elsewhere and (applying.reached or moment.counts is None):
             self._note_unreached({number for number, _ in self._sparse} - applying.reached)
         return outputs
 
