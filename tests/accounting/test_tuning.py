@@ -49,6 +49,16 @@ def test_each_block_size_is_measured_beside_the_dense_model(jit_compile):
         np.testing.assert_array_equal(weight, now)
 
 
+def test_convolutions_are_measured_with_blocks_over_all_taps():
+    inputs = keras.Input((6, 6, 8))
+    x = keras.layers.Conv2D(16, 3, name="wide")(inputs)
+    network = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+    tuning = block_sparse.tune(network, 2, density=0.25, block_sizes=(4, (1, 8)), **SHORT)
+    assert [row.pattern for row in tuning.rows] == [None, "channels_4x4", "channels_1x8"]
+    assert all(row.layers == ["wide/kernel"] for row in tuning.rows[1:])
+    assert "1x8" in str(tuning)
+
+
 def test_integers_and_several_inputs_and_outputs():
     tokens, numbers = keras.Input((3,), dtype="int32"), keras.Input((16,))
     x = keras.layers.Flatten()(keras.layers.Embedding(5, 4)(tokens))
@@ -73,8 +83,8 @@ def test_inputs_of_unknown_shape_must_be_given():
 def test_the_best_is_the_fastest_and_the_table_says_so():
     rows = [
         Measurement(None, 40.0, 1.0, 0.0, []),
-        Measurement(16, 20.0, 2.0, 0.9, ["a/kernel"]),
-        Measurement(32, 10.0, 4.0, 0.9, [f"{name}/kernel" for name in "abcde"]),
+        Measurement(16, 20.0, 2.0, 0.9, ["a/kernel"], "block_16x16"),
+        Measurement(32, 10.0, 4.0, 0.9, [f"{name}/kernel" for name in "abcde"], "block_32x32"),
     ]
     tuning = Tuning(rows)
     assert tuning.best == 32

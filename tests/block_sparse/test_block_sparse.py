@@ -1,6 +1,7 @@
 """Block-sparse layers and models: what they compute, and that they train as masked ones do."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -37,6 +38,21 @@ LAYERS = {
     "EinsumDense abcd,cde->abe": (lambda **k: einsum("abcd,cde->abe", (4, 13), **k), (4, 3, 7)),
     "EinsumDense abc,dc->abd": (lambda **k: einsum("abc,dc->abd", (4, 13), **k), (4, 21)),
     "Conv2D": (lambda **k: block_sparse.Conv2D(13, 1, activation="relu", **k), (3, 2, 21)),
+    **{
+        f"{kind} {arguments}": (
+            functools.partial(getattr(block_sparse, kind), 13, **arguments),
+            shape,
+        )
+        for kind, shape, arguments in [
+            ("Conv1D", (6, 9), {"kernel_size": 3, "padding": "causal", "dilation_rate": 2}),
+            ("Conv1D", (9, 6), {"kernel_size": 2, "data_format": "channels_first"}),
+            ("Conv2D", (5, 6, 9), {"kernel_size": (3, 2), "padding": "same", "strides": 2}),
+            ("Conv2D", (5, 6, 9), {"kernel_size": 1, "strides": 2, "use_bias": False}),
+            ("Conv2D", (9, 5, 6), {"kernel_size": 3, "data_format": "channels_first"}),
+            ("Conv2D", (7, 7, 9), {"kernel_size": 3, "dilation_rate": 2, "activation": "softmax"}),
+            ("Conv3D", (3, 4, 5, 9), {"kernel_size": 2, "padding": "same"}),
+        ]
+    },
 }
 
 
@@ -152,14 +168,14 @@ def network(sizes="rest"):
     return keras.Sequential([keras.Input((features,)), *layers, keras.layers.Dense(3, name="head")])
 
 
-def made(compute, method="rigl", model=None, blocks=BLOCKS, sparsity=0.7, **kwargs):
+def made(compute, method="rigl", model=None, blocks=BLOCKS, sparsity=0.7, pattern=None, **kwargs):
     """A model and its twin differ in `compute` alone."""
     return tf_rigl.sparsify(
         network() if model is None else model,
         METHODS[method]() if isinstance(method, str) else method,
         sparsity=sparsity,
         distribution=uniform,
-        pattern=Block(*blocks, constant_fan_in=True),
+        pattern=pattern or Block(*blocks, constant_fan_in=True),
         seed=3,
         compute=compute,
         **kwargs,
@@ -619,7 +635,7 @@ def test_a_table_says_why_a_layer_is_masked():
     lines = str(tf_rigl.report(model)).splitlines()
     assert lines[0].endswith("compute")
     said = {line.split()[0]: line for line in lines if "/" in line}
-    assert said["wide/kernel"].endswith("masked (not a plain 1x1 convolution)")
+    assert said["wide/kernel"].endswith("'channels_4x5' has none)")
     assert said["pointwise/kernel"].endswith("constant_fan_in_4x5  sparse")
     assert said["every/each/kernel"].endswith("masked (inside another layer)")
     assert said["head/kernel"].endswith("masked (smaller than a block)")
@@ -764,9 +780,7 @@ def test_a_model_that_is_sparse_already_is_refused():
         (lambda: block_sparse.Dense(8, kernel_constraint="non_neg"), "`kernel_constraint`"),
         (lambda: einsum("abc,bd->adc", (8, 8)).build((None, 8, 8)), "`equation`.*abc,bd->adc"),
         (lambda: einsum("abc,acd->abd", (8, 8)).build((2, 8, 8)), "`equation`.*abc,acd->abd"),
-        (lambda: block_sparse.Conv2D(8, 3).build((None, 8, 8, 8)), "`kernel_size=1`"),
-        (lambda: block_sparse.Conv2D(8, 1, strides=2).build((None, 8, 8, 8)), "`strides=1`"),
-        (lambda: block_sparse.Conv2D(8, 1, groups=2).build((None, 8, 8, 8)), "`groups=1`"),
+        (lambda: block_sparse.Conv2D(8, 1, groups=2), "`groups` must be 1.*groups=2"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(make, message):
@@ -850,22 +864,23 @@ def test_a_layer_with_a_constraint_stays_masked():
 
 # Logical devices have to be made before TensorFlow starts: hence a process of its own.
 SCRIPT = """
-import json
+import json, sys
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from tests.helpers import compiled, random_data
 from tf_rigl.block_sparse.weight import BlockSparseWeight
-from tests.block_sparse.test_block_sparse import made, network
+from tests.block_sparse.test_block_sparse import made, network, of_images
 
 MIRRORED = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-x, y = random_data((21,), batches=25)
+make = {"dense": lambda: made("sparse", "rigl", network()), "images": of_images}[sys.argv[1]]
+x, y = random_data(make().input_shape[1:], batches=25)
 
 
 def train(strategy):
     with strategy.scope():
-        model = compiled(made("sparse", "rigl", network()), keras.optimizers.Adam(0.003))
+        model = compiled(make(), keras.optimizers.Adam(0.003))
     before = model.masks
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     model.fit(data, epochs=2, verbose=0)
@@ -888,16 +903,38 @@ print(json.dumps({
 """
 
 
-def test_two_replicas_have_the_blocks_of_one_device():
+def of_images():
+    """A block-sparse model of convolutions, one of several taps."""
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((6, 6, 8)),
+        keras.layers.Conv2D(12, 3, activation="relu", name="taps"),
+        keras.layers.Conv2D(12, 1, activation="relu", name="point"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, name="head"),
+    ]
+    pattern = Block(2, 3, taps="all", constant_fan_in=True)
+    return made("sparse", "rigl", keras.Sequential(layers), pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moving"),
+    [("dense", {"l26/kernel", "l13/kernel"}), ("images", {"taps/kernel", "point/kernel"})],
+)
+def test_two_replicas_have_the_blocks_of_one_device(kind, moving):
     root = pathlib.Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "tests")])
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, kind],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert {"l26/kernel", "l13/kernel"} <= {*result["moved"]}
+    assert moving <= {*result["moved"]}
     assert result["equal"]
     assert result["difference"] < 1e-3
 

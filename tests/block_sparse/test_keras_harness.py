@@ -37,6 +37,21 @@ LAYERS = {
         {},
     ),
     "Conv2D": ("Conv2D", {"filters": 8, "kernel_size": 1}, (2, 5, 5, 6), (2, 5, 5, 8), {}),
+    "Conv1D": (
+        "Conv1D",
+        {"filters": 8, "kernel_size": 3, "padding": "causal", "kernel_regularizer": "l2"},
+        (2, 5, 6),
+        (2, 5, 8),
+        {"expected_num_losses": 1},
+    ),
+    "Conv2D-3x3": (
+        "Conv2D",
+        {"filters": 7, "kernel_size": 3, "strides": 2, "padding": "same"},
+        (2, 5, 5, 6),
+        (2, 3, 3, 7),
+        {},
+    ),
+    "Conv3D": ("Conv3D", {"filters": 8, "kernel_size": 2}, (2, 3, 4, 3, 6), (2, 2, 3, 2, 8), {}),
     "MultiHeadAttention": (
         "MultiHeadAttention",
         {"num_heads": 2, "key_dim": 4, "blocks": ATTENTION},

@@ -41,7 +41,8 @@ def test_a_network_of_convolutions_that_is_not_reached_is_told():
     assert left / report.dense_flops > 0.9
     figure = f"about {left / report.dense_flops:.3g} of its multiplications are left, 0.25 were"
     assert figure in text
-    assert "second/kernel (not a plain 1x1 convolution), first/kernel" in text
+    assert "second/kernel (blocks of single taps; pattern 'channels_8x8' has none), first/" in text
+    assert made(cnn(3), pattern="channels_8x8")[1] == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import warnings
 
 import keras
@@ -21,18 +22,20 @@ class Measurement:
     """The speed of a model with one block size.
 
     Attributes:
-        block_size: int, or None for the dense model.
+        block_size: int, or two integers; None for the dense model.
         milliseconds: float, the median time of a training step.
         times_faster: float, the dense model's time divided by this one.
         sparsity: float, the fraction of zeros that the model has.
         layers: list of str, the paths of the weights that are stored as blocks.
+        pattern: str, the argument of `sparsify`, or None for the dense model.
     """
 
-    block_size: int | None
+    block_size: int | tuple[int, int] | None
     milliseconds: float
     times_faster: float
     sparsity: float
     layers: list[str]
+    pattern: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +49,24 @@ class Tuning:
     rows: list[Measurement]
 
     @property
-    def best(self) -> int | None:
+    def best(self) -> int | tuple[int, int] | None:
         """Returns the fastest block size, or None if the dense model is fastest."""
-        return min(self.rows, key=lambda row: row.milliseconds).block_size
+        return self._fastest.block_size
+
+    @property
+    def pattern(self) -> str | None:
+        """Returns the pattern with the fastest blocks, or None if the dense model is fastest."""
+        return self._fastest.pattern
+
+    @property
+    def _fastest(self):
+        return min(self.rows, key=lambda row: row.milliseconds)
 
     def __str__(self):
         header = ("block size", "ms", "times faster", "sparsity", "layers")
         cells = [
             (
-                str(row.block_size or "dense"),
+                "x".join(map(str, np.atleast_1d(row.block_size or "dense"))),
                 f"{row.milliseconds:.2f}",
                 f"{row.times_faster:.2f}",
                 "" if row.block_size is None else f"{row.sparsity:.3f}",
@@ -63,9 +75,7 @@ class Tuning:
             for row in self.rows
         ]
         lines = tables.text(header, cells, left={4}, rule=False)
-        best = (
-            "the dense model" if self.best is None else f"pattern='block_{self.best}x{self.best}'"
-        )
+        best = "the dense model" if self.pattern is None else f"pattern={self.pattern!r}"
         return "\n".join([*lines, f"Fastest: {best}"])
 
 
@@ -94,8 +104,9 @@ def tune(
         model: a built `keras.Model`, functional or Sequential. It is not changed.
         batch_size: int, the number of examples in a step.
         density: float in (0, 1), the fraction of active entries.
-        block_sizes: tuple of int, sizes of square blocks. Sizes larger than every kernel
-            are skipped.
+        block_sizes: tuple of int, sizes of square blocks, or of pairs of int, such as `(1, 32)`:
+            the inputs and the outputs of a block. Blocks of convolutions cover all taps. Sizes
+            larger than every kernel are skipped.
         distribution, exclude: as in `tf_rigl.sparsify`.
         optimizer: str or `keras.optimizers.Optimizer`.
         jit_compile: bool, whether XLA compiles the steps.
@@ -120,8 +131,7 @@ def tune(
              4 ... hidden/kernel...
              8 ... hidden/kernel...
     Fastest: ...
-    >>> block = tuning.best or 8  # None: the dense model was the fastest.
-    >>> pattern = f"block_{block}x{block}"
+    >>> pattern = tuning.pattern or "block_8x8"  # None: the dense model was the fastest.
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.5, pattern=pattern, compute="sparse")
     """
     is_model = isinstance(model, keras.Model)
@@ -137,11 +147,11 @@ def tune(
     )
     if not isinstance(block_sizes, (tuple, list)):
         raise ValueError(
-            "Argument `block_sizes` must be a tuple or list of integers. "
+            "Argument `block_sizes` must be a tuple or list of integers, or of pairs of them. "
             f"Received: block_sizes={block_sizes!r}"
         )
-    sizes = [check_integer("block_sizes", size, 1) for size in block_sizes]
-    possible = [size for size in sizes if _fits(model, size)]
+    sizes = {size: _blocks(model, size) for size in map(_checked, block_sizes)}
+    possible = {size: blocks for size, blocks in sizes.items() if _fits(model, blocks)}
     if not possible:
         raise ValueError(
             "Argument `block_sizes` has no size that fits a kernel of the model. "
@@ -161,7 +171,7 @@ def tune(
     with warnings.catch_warnings():
         # The table shows the sparsity that each model has.
         warnings.filterwarnings("ignore", "The density differs from the requested one")
-        models |= {size: make(pattern=patterns.Block(size, size)) for size in possible}
+        models |= {size: make(pattern=blocks) for size, blocks in possible.items()}
     if inputs is None:
         # A Sequential model has no `input` before it is called.
         symbolic = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
@@ -178,14 +188,30 @@ def tune(
                 times_faster=times[None] / times[size],
                 sparsity=0.0 if size is None else each.sparsity,
                 layers=[item.path for item in weights if item.compute == "sparse"],
+                pattern=None if size is None else str(possible[size]),
             )
         )
     return Tuning(rows)
 
 
-def _fits(model, size) -> bool:
+def _checked(size):
+    """Returns an integer, or a tuple of two."""
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        return tuple(check_integer("block_sizes", each, 1) for each in size)
+    return check_integer("block_sizes", size, 1)
+
+
+def _blocks(model, size):
+    """Returns blocks of a size; they cover all taps if the model has convolutions of several."""
+    rows, cols = size if isinstance(size, tuple) else (size, size)
+    found = (getattr(each.layer, "kernel_size", ()) for each in maskable.find(model))
+    several = any(math.prod(taps) > 1 for taps in found)
+    return patterns.Block(rows, cols, taps="all" if several else "each")
+
+
+def _fits(model, blocks) -> bool:
     """Returns whether some kernel has several rows of blocks and can be stored as blocks."""
-    pattern = patterns.Block(size, size, constant_fan_in=True)
+    pattern = patterns.Block(**{**blocks.get_config(), "constant_fan_in": True})
     for found in maskable.find(model):
         fitted, shape = targets.fit(pattern, found), tuple(found.weight.shape)
         several = fitted.units(shape) > fitted.step(shape)

@@ -5,9 +5,10 @@ from tf_rigl._base import (
     old_names,
 )
 from tf_rigl.block_sparse.attention import MultiHeadAttention
-from tf_rigl.block_sparse.layers import Conv2D, Dense, EinsumDense
+from tf_rigl.block_sparse.convolutions import Conv1D, Conv2D, Conv3D
+from tf_rigl.block_sparse.layers import Dense, EinsumDense
 
-__all__ = ["Conv2D", "Dense", "EinsumDense", "MultiHeadAttention", "tune"]
+__all__ = ["Conv1D", "Conv2D", "Conv3D", "Dense", "EinsumDense", "MultiHeadAttention", "tune"]
 
 
 def __getattr__(name):

@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from tf_rigl._base import keras_internals
 from tf_rigl._base.keras_internals import all_layers
-from tf_rigl.block_sparse import layers, reach
+from tf_rigl.block_sparse import convolutions, layers, reach
 from tf_rigl.block_sparse.attention import PROJECTIONS, MultiHeadAttention
 from tf_rigl.block_sparse.weight import check_method
 from tf_rigl.patterns.block import Block
+from tf_rigl.patterns.compact import Compact
 from tf_rigl.weights import maskable, targets
 from tf_rigl.weights.masks import MaskedWeight
 
@@ -18,7 +19,9 @@ from tf_rigl.weights.masks import MaskedWeight
 _BLOCK_SPARSE = {
     keras.layers.Dense: layers.Dense,
     keras.layers.EinsumDense: layers.EinsumDense,
-    keras.layers.Conv2D: layers.Conv2D,
+    keras.layers.Conv1D: convolutions.Conv1D,
+    keras.layers.Conv2D: convolutions.Conv2D,
+    keras.layers.Conv3D: convolutions.Conv3D,
 }
 # Regularizers that sum over entries: zeros add nothing, so they need not be stored.
 _ENTRYWISE_REGULARIZERS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
@@ -30,15 +33,19 @@ def obstacle(layer, shape, pattern):
     Args:
         layer: `keras.layers.Layer`.
         shape: tuple of int, the shape of the kernel.
-        pattern: `tf_rigl.patterns.Block`, the pattern of the kernel.
+        pattern: `tf_rigl.patterns.Pattern`, that of the kernel.
     """
+    if not isinstance(pattern, Block):
+        return f"pattern '{pattern}', which has no blocks"
     # Subclasses are left out: their `call` may use the kernel in another way.
     if type(layer) not in _BLOCK_SPARSE:
         return f"no block-sparse form of {type(layer).__name__}"
     if isinstance(layer, keras.layers.EinsumDense) and not layers.projects_last_axes(layer):
         return "it does not project last axes"
-    if isinstance(layer, keras.layers.Conv2D) and not layers.is_pointwise(layer):
-        return "not a plain 1x1 convolution"
+    if getattr(layer, "groups", 1) > 1:
+        return "its channels are in groups"
+    if math.prod(getattr(layer, "kernel_size", ())) > 1 and pattern.taps == "each":
+        return f"blocks of single taps; pattern 'channels_{pattern.rows}x{pattern.cols}' has none"
     if getattr(layer, "kernel_constraint", None) is not None:
         return "a kernel constraint"
     # Other regularizers may need the whole kernel.
@@ -48,7 +55,7 @@ def obstacle(layer, shape, pattern):
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return "LoRA or quantization"
     matrix = pattern.layout(shape).size
-    if matrix[1] < pattern.rows or matrix[2] < pattern.cols:
+    if matrix[1] < pattern.height(shape) or matrix[2] < pattern.cols:
         return "smaller than a block"
     return None
 
@@ -60,7 +67,7 @@ def obstacle_in_place(found, pattern, attentions):
 
     Args:
         found: `tf_rigl.maskable.Maskable`.
-        pattern: `tf_rigl.patterns.Block`, the pattern of the weight.
+        pattern: `tf_rigl.patterns.Pattern`, that of the weight.
         attentions: the result of `by_projection` for the model.
     """
     inside = found.layers[:-1] if id(found.layer) in attentions else found.layers
@@ -71,10 +78,11 @@ def obstacle_in_place(found, pattern, attentions):
 
 def check(pattern, method):
     """Returns the pattern with a constant fan-in; raises if `compute="sparse"` is impossible."""
-    if not isinstance(pattern, Block):
+    if not isinstance(pattern, (Block, Compact)):
         raise ValueError(
             "Argument `compute='sparse'` needs a pattern of blocks, such as "
-            f"pattern='block_32x32'. Received: pattern={pattern!r}"
+            "pattern='block_32x32', 'channels_1x32' or 'compact'. "
+            f"Received: pattern={pattern!r}"
         )
     check_method(method, "Argument `compute='sparse'` needs a method")
     return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})

@@ -68,6 +68,7 @@ class BlockSparseLayer(StoresSparse):
         self._check()
         _, inputs, outputs = self._layout.size
         rows, cols = self.block_size
+        rows *= self.taps
         down = -(-inputs // rows)
         active = min(down, max(1, round(self.density * down)))
         if rows > inputs or cols > outputs:
@@ -96,7 +97,8 @@ class BlockSparseLayer(StoresSparse):
 
     @property
     def _layout(self):
-        return Layout(self.kernel_shape, maskable.axes(self, self.kernel_shape))
+        axes = maskable.axes(self, self.kernel_shape)
+        return Layout(self.kernel_shape, axes, joined=bool(self.tap_shape))
 
     @property
     def tap_shape(self) -> tuple[int, ...]:
@@ -292,36 +294,6 @@ class EinsumDense(BlockSparseLayer, keras.layers.EinsumDense):
         return self._multiply(inputs, len(summed), [self.kernel_shape[axis] for axis in made])
 
 
-@keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")
-class Conv2D(BlockSparseLayer, keras.layers.Conv2D):
-    """A 1x1 `keras.layers.Conv2D` that stores and computes only its active blocks.
-
-    Args:
-        *args, **kwargs: arguments of `keras.layers.Conv2D`, with a 1x1 kernel, no strides, no
-            groups, and channels last.
-        block_size, density, seed: as for `Dense`.
-
-    Raises:
-        ValueError: at build, for any other kernel, strides, groups or data format.
-    """
-
-    @property
-    def tap_shape(self):
-        """The sizes of the kernel's spatial axes."""
-        return self.kernel_shape[:-2]
-
-    def _check(self):
-        if not is_pointwise(self):
-            raise ValueError(
-                "A block-sparse Conv2D must have `kernel_size=1`, `strides=1`, `groups=1` and "
-                f"`data_format='channels_last'`. Received: kernel_size={self.kernel_size}, "
-                f"strides={self.strides}, groups={self.groups}, data_format={self.data_format!r}"
-            )
-
-    def call(self, inputs):
-        return self._multiply(inputs, 1, [self.filters])
-
-
 def _keras_class(cls):
     """Returns the class of Keras that a block-sparse one stands for."""
     return next(base for base in cls.__mro__ if base.__module__.startswith("keras."))
@@ -343,9 +315,3 @@ def projects_last_axes(layer) -> bool:
         and inputs.endswith(summed)
         and output == inputs[: -len(summed)] + made
     )
-
-
-def is_pointwise(layer) -> bool:
-    """Returns True if a `Conv2D` multiplies the channels by one matrix."""
-    ones = math.prod((*layer.kernel_size, *layer.strides, layer.groups))
-    return ones == 1 and layer.data_format == "channels_last"

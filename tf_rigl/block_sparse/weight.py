@@ -63,7 +63,8 @@ class BlockSparseWeight(SparseWeight):
         """The pattern: blocks, the same number in each column of blocks."""
         rows, cols = self.layer.block_size
         axes = maskable.axes(self.layer, self.shape)
-        return Block(rows, cols, axes=axes, constant_fan_in=True)
+        taps = "all" if self.layer.taps > 1 else "each"
+        return Block(rows, cols, axes=axes, constant_fan_in=True, taps=taps)
 
     def target_active(self) -> int:
         """Returns the number of active blocks, which never changes."""

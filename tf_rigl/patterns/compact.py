@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from tf_rigl._base.arguments import check_flag
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.layout import Layout
@@ -26,12 +27,18 @@ class Compact(Pattern):
     those without a compact form. The rule is from measurements in LiteRT. `tf_rigl.report` shows
     the pattern of each weight.
 
+    Args:
+        constant_fan_in: bool, as for `Block`. `compute="sparse"` sets it.
+
     Example:
 
     >>> layer = keras.layers.Conv2D(64, 3)
     >>> str(Compact().fitted(layer, (3, 3, 32, 64), ((2,), (3,))))
     'channels_1x32'
     """
+
+    def __init__(self, constant_fan_in=False):
+        self.constant_fan_in = check_flag("constant_fan_in", constant_fan_in)
 
     def fitted(self, layer, shape, axes):
         """Returns a `Block` or `Unstructured` for one weight; see `Pattern.fitted`."""
@@ -43,7 +50,12 @@ class Compact(Pattern):
         plain |= isinstance(layer, _CONVOLUTIONS) and layer.groups == 1 and len(shape) > 2
         if not plain or math.prod(shape) < SMALL or outputs < cols or inputs < 2 * rows:
             return Unstructured()
-        return Block(rows, cols, taps="all").fitted(layer, shape, axes)
+        blocks = Block(rows, cols, taps="all", constant_fan_in=self.constant_fan_in)
+        return blocks.fitted(layer, shape, axes)
+
+    def get_config(self):
+        """Returns the arguments of the constructor, for serialisation."""
+        return {"constant_fan_in": True} if self.constant_fan_in else {}
 
     def __str__(self):
-        return "compact"
+        return "constant_fan_in_compact" if self.constant_fan_in else "compact"
