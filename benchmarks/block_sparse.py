@@ -53,6 +53,30 @@ def transformer(width=512, heads=8, feed_forward=4096, length=64, blocks=4):
     return keras.Model(inputs, keras.layers.Dense(10, name=HEAD)(x))
 
 
+def residual(size=28, widths=(128, 256, 512)):
+    """3x3 convolutions with shortcuts; each stage has twice the channels at half the size."""
+    same = {"padding": "same", "use_bias": False}
+    inputs = keras.Input((size, size, 3))
+    x = keras.layers.Conv2D(widths[0], 3, activation="relu", name="stem", **same)(inputs)
+    for stage, width in enumerate(widths):
+        for unit in range(2):
+            strides = 2 if stage and not unit else 1
+            y = keras.layers.Conv2D(width, 3, strides=strides, **same)(x)
+            y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+            y = keras.layers.Conv2D(width, 3, **same)(y)
+            y = keras.layers.BatchNormalization()(y)
+            if strides == 2:
+                x = keras.layers.Conv2D(width, 1, strides=2, **same)(x)
+            x = keras.layers.ReLU()(keras.layers.Add()([x, y]))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name=HEAD)(x))
+
+
+def resnet50():
+    """ResNet-50 of `keras.applications`."""
+    return keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
+
+
 def pair(width):
     """Two hidden layers, each with as many units as inputs."""
     hidden = [keras.layers.Dense(width, activation="relu") for _ in range(2)]
@@ -105,7 +129,7 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
     Args:
         make: function that makes the dense model.
         batch_size: int.
-        cases: list of (density, block size).
+        cases: list of (density, block size or pattern).
         jit_compile: bool.
         rounds, steps: int, see `in_turns`.
 
@@ -120,8 +144,8 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
             tf_rigl.methods.RigL(update_interval=INTERVAL, end_step=10**9),
             sparsity=1 - density,
             distribution="uniform_all",
-            pattern=f"block_{size}x{size}",
-            exclude=[HEAD],
+            pattern=f"channels_{size}x{size}" if isinstance(size, int) else size,
+            exclude=[HEAD, "stem", "conv1_conv", "predictions"],
             seed=0,
             compute="sparse",
         )
@@ -202,6 +226,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
     parser.add_argument("--quick", action="store_true", help="density 0.1, two sizes, few rounds")
+    parser.add_argument("--only", default="", help="models with this text in their name")
     options = parser.parse_args()
     output = pathlib.Path(options.output)
 
@@ -215,6 +240,12 @@ def main():
         "MLP 3x2048": (mlp, 256, every, 3 if options.quick else 9, 3),
         "Transformer 4x(512, 4096)": (transformer, 16, some, 3 if options.quick else 5, 1),
     }
+    narrow = ["channels_32x32", "channels_1x32", "channels_1x64"]
+    convolutions = [(0.125, pattern) for pattern in narrow]
+    models["ResNet-like, 3x3"] = (residual, 16, convolutions, 3 if options.quick else 5, 1)
+    models["ResNet50 at 64x64"] = (resnet50, 16, [(0.2, "compact")], 3 if options.quick else 5, 1)
+    models = {name: row for name, row in models.items() if options.only in name}
+    widths = widths if options.only in "Two layers" else ()
     result = {"cores": os.cpu_count(), "load": os.getloadavg(), "models": [], "widths": {}}
     for name, (make, batch_size, cases, rounds, steps) in models.items():
         for jit_compile in (False, True):
@@ -227,7 +258,8 @@ def main():
         result["widths"][width] = compare(make, 256, cases, False, 3 if options.quick else 5, 2)
         show(f"Two layers of {width} units, plain", result["widths"][width])
     output.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result["widths"], output.with_suffix(".png"))
+    if widths:
+        plot(result["widths"], output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,18 @@ def test_inputs_that_four_does_not_divide_are_named():
     assert "30" in row.change
 
 
+def test_what_compact_would_gain_is_told():
+    stack = [keras.Input((8, 8, 32)), layers.Conv2D(64, 3, name="a"), layers.Flatten()]
+    model = keras.Sequential([*stack, layers.Dense(10, name="b")])
+    for compute in ("masked", "sparse"):
+        advice = advise(sparse(model, pattern="channels_1x32", sparsity=0.875, compute=compute))
+        rows = {row.name: row for row in advice.layers}
+        assert (rows["a/kernel"].compact, rows["b/kernel"].compact) == ("split", "")
+        assert rows["a/kernel"].products == pytest.approx(0.125)
+        assert "a/kernel (split, 0.12)" in str(advice)
+    assert "no layer gains" in str(advise(sparse(mlp())))
+
+
 def test_few_zeros_are_not_stored_sparse():
     assert by_name(sparse(mlp(), sparsity=0.2))["a/kernel"].runs == "dense"
 
@@ -185,8 +197,8 @@ def test_embeddings_are_stored_smaller():
 def test_it_is_printed_as_a_table_and_written_as_json():
     advice = advise(sparse(mlp(), pattern="litert"))
     lines = str(advice).splitlines()
-    assert len(lines) == 6 + len(advice.layers)
-    assert "float32" in lines[-3]
+    assert len(lines) == 7 + len(advice.layers)
+    assert "float32" in lines[-4]
     assert f"int8 {advice.sizes['int8']:,}" in lines[-2]
     assert lines[-1].startswith("Smallest: quantization=")
     assert lines[0].split()[:3] == ["weight", "shape", "sparsity"]

@@ -107,6 +107,11 @@ def can_be_tried(model) -> bool:
     return True
 
 
+def forms(model) -> list:
+    """Returns the `Entry` of each layer, without making anything; none if it cannot be tried."""
+    return examining.examine(_graph(model)) if can_be_tried(model) else []
+
+
 def _graph(model):
     """Returns a model as a plain graph of layers."""
     inner = model.model if isinstance(model, SparsifiedModel) else model

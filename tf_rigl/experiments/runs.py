@@ -101,6 +101,7 @@ def build(settings: Settings, dataset: data.Data) -> keras.Model:
             distribution=settings.distribution,
             pattern=settings.pattern,
             seed=settings.seed,
+            compute=settings.compute,
         )
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
     model.compile(

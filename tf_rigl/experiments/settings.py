@@ -44,6 +44,7 @@ class Settings:
         options: dict of further arguments of the method, with JSON values, such as
             `{"scope": "global"}`. For "magnitude" also the arguments of its schedule.
         seed: int, for weights, masks, and the order of the examples.
+        compute: str, "masked" or "sparse", see `tf_rigl.sparsify`.
 
     Raises:
         ValueError: if a value is out of range, or the method has no such option.
@@ -85,6 +86,11 @@ class Settings:
     )
     options: dict = dataclasses.field(default_factory=dict, hash=False)
     seed: int = setting(0, "seed of weights, masks and the order of the data", fields.integer(0))
+    compute: str = setting(
+        "masked",
+        "masked, or sparse: store and compute only blocks, for a pattern of blocks",
+        fields.one_of(("masked", "sparse")),
+    )
 
     def __post_init__(self):
         fields.check_all(self)

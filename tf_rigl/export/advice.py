@@ -1,4 +1,4 @@
-"""Predicts which layers LiteRT will run sparse, and advises what to change in the others."""
+"""Predicts which layers LiteRT will run sparse or compact, and advises what to change in others."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from keras import layers
 from tf_rigl._base import tables
 from tf_rigl._base.keras_internals import graph_of, history, nodes_of
 from tf_rigl.block_sparse import conversion
+from tf_rigl.compaction import compacting
 from tf_rigl.export import _encoding, _source, sizes
 from tf_rigl.patterns.block import Block
 from tf_rigl.patterns.litert import MATRICES
@@ -31,6 +32,8 @@ class LayerAdvice:
             stored dense.
         why: str, the reason.
         change: str, a change that would make it run sparse, or "".
+        compact: str, the form that `tf_rigl.compact` gives the layer, or "".
+        products: float, the fraction of products that the compact form computes; 1 without one.
     """
 
     name: str
@@ -39,6 +42,8 @@ class LayerAdvice:
     runs: str
     why: str
     change: str
+    compact: str = ""
+    products: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +73,8 @@ class Advice:
             for row in self.layers
         ]
         lines = tables.text(header, rows, left={0, 1, 3, 4, 5})
-        note = (
-            "For float32 and a batch of one. Sparsity counts all zeros, also those of active "
-            "entries."
-        )
-        lines += ["", note]
+        note = "For compute='encoded', float32 and a batch of one. Sparsity counts all zeros."
+        lines += ["", note, self._on_compact()]
         if self.sizes:
             listed = ", ".join(f"{name} {size:,}" for name, size in self.sizes.items())
             best = sizes.spelled(min(self.sizes, key=self.sizes.get))
@@ -80,14 +82,25 @@ class Advice:
             lines.append(f"Smallest: {best}.")
         return "\n".join(lines)
 
+    def _on_compact(self):
+        """Returns a line on the layers that have a compact form."""
+        found = [row for row in self.layers if row.compact]
+        if not found:
+            return "Compact: no layer gains. Blocks of outputs would, such as pattern='compact'."
+        listed = ", ".join(f"{r.name} ({r.compact}, {r.products:.2f})" for r in found)
+        return f"Compact, by compute='auto', and the products left: {listed}."
+
 
 def advise(model) -> Advice:
     """Predicts which weights LiteRT will run sparse after `tf_rigl.export_tflite`.
 
     The prediction depends on the zeros in the weights, as the export does, and is for float32.
-    LiteRT has sparse kernels for layers that multiply by a matrix with blocks of zeros. XNNPACK,
-    which LiteRT uses by default, has sparse kernels for 1x1 convolutions between a certain stem
-    and a global average. (On x86 with LiteRT 2.3, these were measured to be no faster.)
+    Layers with a compact form (see `tf_rigl.compact`) run as ordinary dense operators on the
+    blocks that are there, everywhere. The rest is for `compute="encoded"`: LiteRT has sparse
+    kernels for layers that multiply by a matrix with blocks of zeros. XNNPACK, which LiteRT uses
+    by default, has sparse kernels for 1x1 convolutions between a certain stem and a global
+    average, but **not on x86 processors with AVX**, where it switches them off; and it decides for
+    all operators in a row together, so a dense head can keep the whole from running sparse.
 
     Args:
         model: a built `keras.Model`, sparse or not.
@@ -107,7 +120,8 @@ def advise(model) -> Advice:
     hidden/kernel  16x32    0.9258  smaller  zeros not in blocks of inputs  pattern='litert'
     output/kernel  32x4     0.7812  smaller  zeros not in blocks of inputs  pattern='litert'
     <BLANKLINE>
-    For float32 and a batch of one. Sparsity counts all zeros, also those of active entries.
+    For compute='encoded', float32 and a batch of one. Sparsity counts all zeros.
+    Compact: no layer gains. Blocks of outputs would, such as pattern='compact'.
     Bytes of all weights, about: float32 512, float16 308, dynamic 784, int8 784.
     Smallest: quantization='float16'.
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern="litert", seed=0)
@@ -122,6 +136,7 @@ def advise(model) -> Advice:
         raise ValueError(
             f"Argument `model` must be a built `keras.Model`. Received: model={model!r}"
         )
+    compact = {entry.path: entry for entry in compacting.forms(model) if entry.part is not None}
     if conversion.replacements(model):
         model = _source.ordinary(model)
     items = {id(item.weight): item for item in masks.find(model)}
@@ -133,7 +148,9 @@ def advise(model) -> Advice:
         item = items.get(id(found.weight))
         runs, why, change = _judge(found, values, sparsity, graph, item and item.pattern)
         path = item.path if item else found.path
-        rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change))
+        entry = compact.get(found.path.rpartition("/")[0])
+        gain = (entry.form, float(entry.part.columns.density)) if entry else ()
+        rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change, *gain))
     return Advice(rows, sizes.weight_bytes(model))
 
 
@@ -193,7 +210,7 @@ def _convolution(layer, sparsity, graph):
         return "smaller", *problem
     if sparsity < _XNNPACK_FROM:
         return "smaller", "fewer than 2/3 zeros", "a sparsity above 2/3"
-    return "xnnpack", "1x1 convolution between stem and average", ""
+    return "xnnpack", "1x1 convolution between stem and average, without AVX", ""
 
 
 class _Graph:
