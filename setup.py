@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "tf_rigl" / "__init__.py")
 DATA = ["tensorflow-datasets>=4.9.7", "importlib_resources", "scikit-learn>=1.3"]
 PLOTS = ["matplotlib>=3.7"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.9", "ipykernel>=6.25"]
+RUNTIMES = ["onnxruntime>=1.20", "onnx>=1.17", "tf2onnx>=1.16", "openvino>=2025.0"]
 TESTS = [
     "pytest>=8",
     "pytest-xdist>=3.5",
@@ -43,6 +44,7 @@ setup(
     extras_require={
         "plots": PLOTS,
         "examples": [*PLOTS, *NOTEBOOKS],
+        "runtimes": RUNTIMES,  # For benchmarks/compact.py.
         "tests": [*PLOTS, *NOTEBOOKS, *TESTS],
     },
     entry_points={"console_scripts": ["tf-rigl=tf_rigl.experiments.cli:main"]},

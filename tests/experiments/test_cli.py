@@ -157,6 +157,20 @@ def test_dense_and_convolutional_runs(in_empty_folder):
     ]
 
 
+def test_blocks_that_compute_sparse_are_trained_and_made_compact(in_empty_folder, capsys):
+    arguments = ["--epochs", "1", "--batch-size", "512", "--model", "small-cnn"]
+    arguments += ["--pattern", "channels_1x32", "--compute", "sparse"]
+    assert cli.main(["train", *arguments]) == 0
+    (path,) = in_empty_folder.glob("runs/*channels_1x32*computesparse/model.keras")
+    model = keras.models.load_model(path)
+    computes = {item.path: item.compute for item in model.masked_weights}
+    assert computes["conv_2/kernel"] == computes["conv_3/kernel"] == "sparse"
+    assert cli.main(["compact", str(path), "small.keras"]) == 0
+    assert "conv_3  split" in capsys.readouterr().out
+    assert cli.main(["train", *arguments, "--method", "magnitude"]) == 2
+    assert "begins sparse" in capsys.readouterr().err
+
+
 def test_options_reach_the_method_and_the_name(in_empty_folder):
     options = ["--option", "end_step=0.5", "--option", "grow_initializer=random_normal"]
     assert cli.main([*QUICK, "--epochs", "1", "--beside-dense", *options]) == 0
