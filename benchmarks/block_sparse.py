@@ -77,6 +77,12 @@ def resnet50():
     return keras.applications.ResNet50(weights=None, input_shape=(64, 64, 3), classes=10)
 
 
+def ends(model):
+    """Returns the names of the first convolution and the last layer, which stay dense."""
+    names = {layer.name for layer in model.layers}
+    return sorted(names & {HEAD, "stem", "conv1_conv", "predictions"})
+
+
 def pair(width):
     """Two hidden layers, each with as many units as inputs."""
     hidden = [keras.layers.Dense(width, activation="relu") for _ in range(2)]
@@ -145,7 +151,7 @@ def compare(make, batch_size, cases, jit_compile, rounds, steps):
             sparsity=1 - density,
             distribution="uniform_all",
             pattern=f"channels_{size}x{size}" if isinstance(size, int) else size,
-            exclude=[HEAD, "stem", "conv1_conv", "predictions"],
+            exclude=ends(dense),
             seed=0,
             compute="sparse",
         )

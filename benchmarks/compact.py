@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_rigl
-from benchmarks.block_sparse import HEAD, residual, resnet50
+from benchmarks.block_sparse import HEAD, ends, residual, resnet50
 from tf_rigl._base import tables
 from tf_rigl._base.timing import in_turns
 from tf_rigl.export import latency
@@ -54,11 +54,15 @@ def pointwise(widths=(128, 128, 256, 256, 512, 512)):
 
 # Name: function that makes the dense network, sparsity, patterns.
 NETWORKS = {
-    "MLP, 4 x 1024 units": (mlp, 0.9, ("channels_32x32", "channels_4x64", "channels_1x32")),
+    "MLP, 4 x 1024 units": (
+        mlp,
+        0.9,
+        ("channels_32x32", "channels_64x64", "channels_4x64", "channels_1x32"),
+    ),
     "3x3 convolutions, 128 to 512 channels": (
         functools.partial(residual, 14),
         0.875,
-        ("channels_32x32", "channels_1x64", "channels_1x32"),
+        ("channels_64x64", "channels_32x32", "channels_1x64", "channels_1x32"),
     ),
     "1x1 convolutions, 128 to 512 channels": (
         pointwise,
@@ -79,7 +83,7 @@ def sparse(model, pattern, sparsity):
             sparsity,
             distribution="uniform_all",
             pattern=pattern,
-            exclude=[HEAD, "stem", "conv1_conv", "predictions"],
+            exclude=ends(model),
             seed=0,
         )
 
