@@ -138,8 +138,8 @@ def litert_rows(sources, rounds, quantizations=QUANTIZATIONS):
 
 def _tensorflow(model, folder):
     model.export(folder, format="tf_saved_model", verbose=False)
-    serve = tf.saved_model.load(folder).serve
-    return lambda x: serve(tf.constant(x)).numpy()
+    loaded = tf.saved_model.load(folder)
+    return lambda x: loaded.serve(tf.constant(x)).numpy()
 
 
 def _onnx(model, folder):
