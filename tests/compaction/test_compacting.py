@@ -303,3 +303,12 @@ def test_what_the_pattern_gives_each_layer_becomes_compact():
     assert forms == {
         "taps": "split", "pointwise": "split", "groups": "dense", "wide": "matmul", "head": "dense"
     }  # fmt: skip
+
+
+def test_blocks_that_hold_some_zeros_are_found():
+    """Training leaves zeros in blocks: new ones begin at zero, and units can be dead."""
+    rng = np.random.default_rng(0)
+    kept = rng.random((256, 8)) < 0.1
+    kernel = np.where(kept.repeat(32, axis=1), rng.normal(size=(256, 256)), 0)
+    kernel[:, rng.random(256) < 0.05] = 0
+    assert columns.of_zeros(kernel).width == 32

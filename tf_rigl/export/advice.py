@@ -148,7 +148,7 @@ def advise(model) -> Advice:
         item = items.get(id(found.weight))
         runs, why, change = _judge(found, values, sparsity, graph, item and item.pattern)
         path = item.path if item else found.path
-        entry = compact.get(found.path.rpartition("/")[0])
+        entry = compact.get(path.rpartition("/")[0])
         gain = (entry.form, float(entry.part.columns.density)) if entry else ()
         rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change, *gain))
     return Advice(rows, sizes.weight_bytes(model))
