@@ -202,8 +202,8 @@ def test_unknown_arguments_of_layers_and_models(make, message):
         (lambda: tf_rigl.export_saved_model(mlp(), "."), "`path` must not be the current folder"),
         (lambda: tf_rigl.export.latency([], xnnpack=0), "`xnnpack` must be True or False"),
         (
-            lambda: tf_rigl.block_sparse.Conv2D(4, 3)(np.ones((1, 4, 4, 1), "float32")),
-            r"must have `kernel_size=1`.*Received: kernel_size=\(3, 3\), strides=",
+            lambda: tf_rigl.block_sparse.Conv2D(4, 3, groups=2),
+            "`groups` must be 1: each column of blocks .*Received: groups=2",
         ),
         (
             lambda: tf_rigl.block_sparse.MultiHeadAttention(2, 4, blocks={"querry": {}}),

@@ -55,7 +55,7 @@ class Compact(Pattern):
 
     def get_config(self):
         """Returns the arguments of the constructor, for serialisation."""
-        return {"constant_fan_in": True} if self.constant_fan_in else {}
+        return {"constant_fan_in": self.constant_fan_in}
 
     def __str__(self):
         return "constant_fan_in_compact" if self.constant_fan_in else "compact"
