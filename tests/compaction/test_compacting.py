@@ -312,3 +312,16 @@ def test_blocks_that_hold_some_zeros_are_found():
     kernel = np.where(kept.repeat(32, axis=1), rng.normal(size=(256, 256)), 0)
     kernel[:, rng.random(256) < 0.05] = 0
     assert columns.of_zeros(kernel).width == 32
+
+
+def test_the_mask_tells_of_blocks_where_there_is_one():
+    """Whatever has become zero within them: here nine tenths of the entries."""
+    model = keras.Sequential([keras.Input((128,)), L.Dense(128, name="wide")])
+    sparse = tf_rigl.sparsify(model, sparsity=0.75, pattern="channels_1x32", seed=0)
+    weight = sparse.masked_weights[0].weight
+    kept = np.random.default_rng(0).random((128, 128)) < 0.1
+    weight.assign(np.where(kept, weight.numpy(), 0))
+    (entry,) = compacting.forms(sparse)
+    assert (entry.part.columns.width, entry.part.columns.stored) == (32, 32 * 128)
+    x = np.random.default_rng(1).normal(size=(4, 128)).astype("float32")
+    np.testing.assert_allclose(tf_rigl.compact(sparse)(x), sparse(x), atol=1e-5)

@@ -71,14 +71,17 @@ class Columns:
         return math.prod(self.columns[0].kernel.shape[:-2]) * self.inputs * self.outputs
 
 
-def of_zeros(kernel) -> Columns:
+def of_zeros(kernel, mask=None) -> Columns:
     """Finds the columns of a kernel by its zeros: the widest that store hardly more than needed.
 
     Args:
         kernel: array of shape (*taps, inputs, outputs).
+        mask: boolean array of this shape, where entries may be other than zero; None if only the
+            kernel tells. Training leaves zeros where a mask is 1, too.
     """
     inputs, outputs = kernel.shape[-2:]
-    used = np.any(kernel != 0, axis=tuple(range(kernel.ndim - 2)))
+    mask = kernel != 0 if mask is None else mask
+    used = np.any(mask, axis=tuple(range(kernel.ndim - 2)))
     stored = {width: _stored(used, width) for width in _WIDTHS if width <= outputs}
     least = min(stored.values())
     width = next(w for w, n in stored.items() if n <= _SLACK * least)

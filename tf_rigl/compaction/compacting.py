@@ -81,10 +81,11 @@ def attempt(model, form="auto", quantization=None):
     Raises:
         ValueError: as in `compact`, but not if no layer gains.
     """
-    masks.check_strays(masks.find(model), "compacted")
+    weights = masks.find(model)
+    masks.check_strays(weights, "compacted")
     with model.distribute_strategy.scope():
         graph = _graph(model)
-        entries = examining.examine(graph, form, quantization)
+        entries = examining.examine(graph, form, quantization, weights)
         if all(entry.part is None for entry in entries):
             return None, entries
         makers = {id(entry.layer): entry.make for entry in entries if entry.part is not None}
@@ -109,7 +110,9 @@ def can_be_tried(model) -> bool:
 
 def forms(model) -> list:
     """Returns the `Entry` of each layer, without making anything; none if it cannot be tried."""
-    return examining.examine(_graph(model)) if can_be_tried(model) else []
+    if not can_be_tried(model):
+        return []
+    return examining.examine(_graph(model), weights=masks.find(model))
 
 
 def _graph(model):

@@ -39,15 +39,17 @@ class Entry:
         return new, fill
 
 
-def examine(graph, form="auto", quantization=None) -> list[Entry]:
+def examine(graph, form="auto", quantization=None, weights=()) -> list[Entry]:
     """Decides the form of each layer with a kernel.
 
     Args:
         graph: `keras.Model` that is a graph of layers.
         form: str, one of `tf_rigl._base.registry.FORMS`.
         quantization: str or None, see `choosing.fastest`.
+        weights: list of `SparseWeight` whose masks tell of blocks.
     """
-    return [_entry(path, layer, form, quantization) for path, layer in _layers(graph)]
+    masks = {id(item.weight): item.mask for item in weights if item.compute == "masked"}
+    return [_entry(path, layer, form, quantization, masks) for path, layer in _layers(graph)]
 
 
 def _layers(graph, route=()):
@@ -72,13 +74,13 @@ class _Inside:
         self.layer = layer
 
 
-def _entry(path, layer, form, quantization):
+def _entry(path, layer, form, quantization, masks):
     if isinstance(layer, _Inside):
         return Entry(path, layer.layer, reason="inside another layer")
     reason = _obstacle(layer)
     if reason:
         return Entry(path, layer, reason=reason)
-    part = _part(layer)
+    part = _part(layer, masks)
     forms = choosing.possible(part)
     found, reason = choosing.fastest(part, forms, quantization)
     if form != "auto" and (found or not reason.startswith("no zeros")):
@@ -119,12 +121,13 @@ def _inputs(layer):
     return [t for node in nodes_of(layer) for t in keras.tree.flatten(node.input_tensors)]
 
 
-def _part(layer):
+def _part(layer, masks=None):
     bias = parts.bias_of(layer)
     if isinstance(layer, layers.BlockSparseLayer):
         return parts.Part(layer, columns.of_blocks(layer), bias)
-    kernel = layer.kernel.numpy()
-    return parts.Part(layer, columns.of_zeros(kernel), bias)
+    mask = (masks or {}).get(id(layer.kernel))
+    mask = None if mask is None else mask.numpy()
+    return parts.Part(layer, columns.of_zeros(layer.kernel.numpy(), mask), bias)
 
 
 def ordinary(model, entries) -> dict:
