@@ -14,7 +14,7 @@ from tests.block_sparse.test_block_sparse_properties import FIXED
 from tests.block_sparse.test_strips import whole_numbers
 from tests.helpers import equal_masks, random_data
 from tf_rigl import block_sparse, methods
-from tf_rigl.block_sparse import strips
+from tf_rigl.block_sparse import convolution, strips
 from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns import Block
 
@@ -54,11 +54,17 @@ def runs_in_keras(layer):
 
 
 @some
-@given(convolutions())
-def test_outputs_and_gradients_are_those_of_the_dense_layer(case):
+@given(convolutions(), st.sampled_from([0, 256]))
+def test_outputs_and_gradients_are_those_of_the_dense_layer(case, few):
     layer, x = case
     if not runs_in_keras(layer):
         return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_FEW", few)  # Gradients are summed by a product, or by index.
+        check_dense(layer, x)
+
+
+def check_dense(layer, x):
     dense, x = layer.ordinary(), tf.constant(x, tf.float32)
     dense.build(x.shape)
     dense.kernel.assign(layer.kernel)

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from tf_rigl._base.keras_internals import in_xla
 
+_FEW = 256  # Channels up to which a product with zeros and ones is faster than a sum by index.
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -120,8 +122,8 @@ def _channels(images, places, geometry, height):
         def gradient(dy):
             parts = tf.reshape(dy, [-1, count * height])
             order = tf.range(height) + tf.reshape(places, [-1, 1]) * height
-            total = _sums(tf.transpose(parts), tf.reshape(order, [-1]), geometry.down * height)
-            return tf.reshape(tf.transpose(total)[:, :channels], tf.shape(images))
+            total = _sums(parts, tf.reshape(order, [-1]), geometry.down * height)
+            return tf.reshape(total[:, :channels], tf.shape(images))
 
         return found, gradient
 
@@ -129,11 +131,15 @@ def _channels(images, places, geometry, height):
 
 
 def _sums(parts, channels, count):
-    """Sums rows by the channel that each belongs to; returns `count` rows."""
+    """Sums columns by the channel that each belongs to; returns `count` columns."""
+    if count <= _FEW:
+        return tf.matmul(parts, tf.one_hot(channels, count, dtype=parts.dtype))
+    parts = tf.transpose(parts)
     if in_xla():
-        return tf.math.unsorted_segment_sum(parts, channels, count)
+        return tf.transpose(tf.math.unsorted_segment_sum(parts, channels, count))
     order = tf.argsort(channels, stable=True)
-    return tf.sparse.segment_sum(parts, order, tf.gather(channels, order), num_segments=count)
+    sums = tf.sparse.segment_sum(parts, order, tf.gather(channels, order), num_segments=count)
+    return tf.transpose(sums)
 
 
 def _padded(tensor, size):
