@@ -77,10 +77,9 @@ def transformer(width=128, blocks=3):
 
 
 MATRICES = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "4x64", "32x32")]
-CONVOLUTIONS = [
-    ("RigL", p) for p in ("unstructured", "1x16", "1x32", "1x64", "4x32", "8x32", "16x16", "32x32")
-]
-CONVOLUTIONS += [("SET", "1x32"), ("pruning", "1x32")]
+CONVOLUTIONS = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "32x32")]
+CONVOLUTIONS += [("pruning", "1x32"), *(("RigL", p) for p in ("16x16", "8x32", "4x32", "1x16"))]
+CONVOLUTIONS += [("SET", "1x32")]
 # Name: function that makes it, learning rate, pairs of method and pattern.
 NETWORKS = {
     "residual": (residual, 0.1, CONVOLUTIONS),
@@ -185,10 +184,12 @@ class Study:
             "sparsity": getattr(model, "sparsity", 0.0),
         }
 
-    def all(self):
-        """Does all trainings for the epochs of dense; returns results by label."""
+    def all(self, stored=False):
+        """Does all trainings for the epochs of dense, or takes the stored ones; by label."""
         labels = [("dense", "", 0.0)]
         labels += [(*v, s) for s, v in itertools.product(SPARSITIES, self.variants)]
+        if stored:
+            labels = [label for label in labels if self.file(label, SEEDS - 1).exists()]
         return {label: [self.run(label, seed) for seed in range(SEEDS)] for label in labels}
 
     def ratios(self, sparsity, rounds=7):
@@ -323,6 +324,7 @@ def main():
     parser.add_argument("--output", default="runs/block_accuracy", type=pathlib.Path)
     parser.add_argument("--only", default="", help="networks with this text in their name")
     parser.add_argument("--train", action="store_true", help="train only, measure nothing")
+    parser.add_argument("--stored", action="store_true", help="train nothing")
     parser.add_argument("--equal-time", action="store_true", help="at the first sparsity")
     options = parser.parse_args()
     studies = {}
@@ -330,7 +332,7 @@ def main():
         if options.only not in name:
             continue
         study = Study(name, options.output)
-        results = study.all()
+        results = study.all(options.stored)
         timed = study.in_equal_time(SPARSITIES[0]) if options.equal_time else {}
         if not options.train:
             studies[name] = rows(results, timed, study.latencies(list(results)))
