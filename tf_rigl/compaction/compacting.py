@@ -35,7 +35,7 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
 
     Returns:
         A `keras.Model` with the same outputs to float tolerance. Each compact layer is a small
-        model of the layer's name.
+        model of the layer's name, and so is attention with compact projections.
 
     Raises:
         ValueError: if `model` is no graph of layers, no layer has blocks that pay (the message
@@ -88,8 +88,7 @@ def attempt(model, form="auto", quantization=None):
         entries = examining.examine(graph, form, quantization, weights)
         if all(entry.part is None for entry in entries):
             return None, entries
-        makers = {id(entry.layer): entry.make for entry in entries if entry.part is not None}
-        makers |= examining.ordinary(graph, entries)
+        makers = examining.makers(graph, entries)
         try:
             return copies.try_copy(graph, makers, exact=False), entries
         except copies.CannotCopyError as error:

@@ -3,10 +3,11 @@
 import dataclasses
 
 import keras
+import numpy as np
 
-from tf_rigl._base.keras_internals import all_layers, carries_mask, nodes_of
+from tf_rigl._base.keras_internals import all_layers, carries_mask, nodes_of, projection
 from tf_rigl.block_sparse import conversion, layers
-from tf_rigl.compaction import choosing, columns, parts
+from tf_rigl.compaction import attention, choosing, columns, parts
 from tf_rigl.convert import copies
 from tf_rigl.weights.masked_layer import MaskedLayer
 
@@ -24,6 +25,8 @@ class Entry:
         part: `tf_rigl.compaction.parts.Part`, or None if the layer stays as it is.
         form: str, "dense" if the layer stays as it is.
         reason: str, why it stays as it is; else "".
+        around: the attention layer whose projection the layer stands for, and the graph that
+            computes the same with it; or None.
     """
 
     path: str
@@ -31,6 +34,7 @@ class Entry:
     part: parts.Part | None = None
     form: str = "dense"
     reason: str = ""
+    around: tuple | None = None
 
     def make(self):
         """Returns what replaces the layer, and a function that sets its weights."""
@@ -49,7 +53,11 @@ def examine(graph, form="auto", quantization=None, weights=()) -> list[Entry]:
         weights: list of `SparseWeight` whose masks tell of blocks.
     """
     masks = {id(item.weight): item.mask for item in weights if item.compute == "masked"}
-    return [_entry(path, layer, form, quantization, masks) for path, layer in _layers(graph)]
+    entries = []
+    for path, layer in _layers(graph):
+        examined = _attention if attention.is_attention(layer) else _plain
+        entries += examined(path, layer, form, quantization, masks)
+    return entries
 
 
 def _layers(graph, route=()):
@@ -59,7 +67,7 @@ def _layers(graph, route=()):
         path = (*route, layer.name)
         if isinstance(layer, keras.Model) and copies.is_graph(layer):
             yield from _layers(layer, path)
-        elif isinstance(layer, _KINDS):
+        elif isinstance(layer, _KINDS) or attention.is_attention(layer):
             yield "/".join(path), layer
         else:
             for inner in all_layers(layer, include_self=False):
@@ -74,9 +82,30 @@ class _Inside:
         self.layer = layer
 
 
-def _entry(path, layer, form, quantization, masks):
+def _plain(path, layer, form, quantization, masks):
     if isinstance(layer, _Inside):
-        return Entry(path, layer.layer, reason="inside another layer")
+        return [Entry(path, layer.layer, reason="inside another layer")]
+    return [_entry(path, layer, form, quantization, masks)]
+
+
+def _attention(path, layer, form, quantization, masks):
+    """Returns the entries of the projections of an attention layer."""
+    reason = attention.obstacle(layer)
+    if reason:
+        projections = [(name, projection(layer, name)) for name in attention.NAMES]
+        return [Entry(f"{path}/{name}", each, reason=reason) for name, each in projections]
+    graph, pairs = attention.unfolded(layer)
+    known = [(new, masks.get(id(getattr(old, "kernel", None)))) for old, new in pairs]
+    masks = {
+        id(new.kernel): np.reshape(mask.numpy(), new.kernel.shape)
+        for new, mask in known
+        if mask is not None
+    }
+    entries = [_entry(f"{path}/{old.name}", new, form, quantization, masks) for old, new in pairs]
+    return [dataclasses.replace(entry, around=(layer, graph)) for entry in entries]
+
+
+def _entry(path, layer, form, quantization, masks):
     reason = _obstacle(layer)
     if reason:
         return Entry(path, layer, reason=reason)
@@ -126,15 +155,28 @@ def _part(layer, masks=None):
     if isinstance(layer, layers.BlockSparseLayer):
         return parts.Part(layer, columns.of_blocks(layer), bias)
     mask = (masks or {}).get(id(layer.kernel))
-    mask = None if mask is None else mask.numpy()
+    mask = None if mask is None else np.asarray(mask, bool)
     return parts.Part(layer, columns.of_zeros(layer.kernel.numpy(), mask), bias)
 
 
-def ordinary(model, entries) -> dict:
-    """Returns what replaces the block-sparse layers that have no compact form, by id."""
-    compacted = {id(entry.layer) for entry in entries if entry.part is not None}
+def makers(model, entries) -> dict:
+    """Returns what replaces each layer in a copy, by its id, as `copies.copied` takes it.
+
+    Compact forms, attention as a graph around them, and ordinary layers in place of the
+    block-sparse ones that have no compact form.
+    """
+    compact = {id(entry.layer): entry.make for entry in entries if entry.part is not None}
+    around = {id(e.around[0]): e.around for e in entries if e.around and e.part is not None}
+    for number, (layer, graph) in around.items():
+        compact[number] = lambda layer=layer, graph=graph: _in_graph(layer, graph, compact)
     return {
         id(layer): (lambda layer=layer: conversion.ordinary(layer))
         for layer in conversion.replacements(model)
-        if id(layer) not in compacted
-    }
+    } | compact
+
+
+def _in_graph(layer, graph, compact):
+    """Returns the graph that replaces an attention layer; its weights are set already."""
+    new = copies.try_copy(graph, compact, exact=False)
+    new.trainable = layer.trainable
+    return new, lambda: None

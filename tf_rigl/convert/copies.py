@@ -160,7 +160,7 @@ def _copy_graph(model, makers=None, exact=True):
             id(layer): functools.partial(conversion.ordinary, layer)
             for layer in conversion.replacements(model)
         }
-    pairs, weight_setters, twins = [], [], {}
+    pairs, weight_setters, twins, graphs = [], [], {}, set()
 
     def copy_operation(operation):
         if id(operation) in twins:
@@ -171,6 +171,8 @@ def _copy_graph(model, makers=None, exact=True):
         if id(original) in makers:
             new, set_weights = makers[id(original)]()
             weight_setters.append(set_weights)
+            if isinstance(new, keras.Model) and len(new.inputs) > 1:
+                graphs.add(id(new))
             return new
         if any(id(layer) in makers for layer in all_layers(original)):
             # `sparsify` makes no such models; users can.
@@ -188,7 +190,9 @@ def _copy_graph(model, makers=None, exact=True):
             new = copy_operation(operation)
             twins[id(operation)] = new
             twins |= {id(layer): copy for layer, copy in paired(operation, new)}
-        copy = keras.models.clone_model(model, clone_function=copy_operation)
+        may_call = makers and not isinstance(model, keras.Sequential)
+        options = {"call_function": functools.partial(_call, graphs)} if may_call else {}
+        copy = keras.models.clone_model(model, clone_function=copy_operation, **options)
     for original, twin in pairs:
         copy_state(original, twin)
     for set_weights in weight_setters:
@@ -202,6 +206,14 @@ def _copy_graph(model, makers=None, exact=True):
             f"two models in {model.name!r} share a layer, which their copies would not do"
         )
     return copy
+
+
+def _call(graphs, layer, *args, **kwargs):
+    """Calls a layer; a graph in the place of attention gets its tensors as a list."""
+    if id(layer) not in graphs:
+        return layer(*args, **kwargs)
+    tensors = [*args, kwargs.get("value"), kwargs.get("key")]
+    return layer([tensor for tensor in tensors if tensor is not None])
 
 
 def _with_shared_layers(model):

@@ -1,0 +1,118 @@
+"""Attention as a graph of ordinary layers, whose projections can become compact."""
+
+import keras
+
+from tf_rigl._base.keras_internals import carries_mask, is_gated, nodes_of, projection
+from tf_rigl.block_sparse.attention import MultiHeadAttention
+
+NAMES = ("query", "key", "value", "attention_output")
+_KINDS = (keras.layers.MultiHeadAttention, MultiHeadAttention)
+_TENSORS = ("query", "value", "key")  # In the order of the arguments of `call`.
+
+
+def is_attention(layer) -> bool:
+    """Returns whether a layer is multi-head attention, of Keras or block-sparse."""
+    return type(layer) in _KINDS
+
+
+def obstacle(layer):
+    """Returns the reason why an attention layer of a graph cannot be unfolded, or None."""
+    config, calls = layer.get_config(), [_call(node) for node in nodes_of(layer)]
+    dense = [projection(layer, name) for name in NAMES]
+    if not calls or any(call != calls[0] for call in calls):
+        return "attention that is called in several ways, or not at all"
+    tensors, options = calls[0]
+    if set(options) - {"use_causal_mask"} or len(tensors) < 2:
+        return "attention with a mask, or whose scores are wanted"
+    if options and (config["dropout"] or layer.value_dim != layer.key_dim):
+        return "causal attention with dropout, or with values of another size than keys"
+    if any(carries_mask(t) for node in nodes_of(layer) for t in _flat(node)):
+        return "a mask of timesteps passes through it"
+    if is_gated(layer) or config.get("sliding_window") is not None:
+        return "attention with a gate or a window"
+    if {len(t.shape) for node in nodes_of(layer) for t in _flat(node)} != {3}:
+        return "attention over several axes"
+    if len(projection(layer, "attention_output").kernel.shape) != 3:
+        return "attention with several output axes"
+    if any(getattr(d, "lora_enabled", False) or d.quantization_mode for d in dense):
+        return "LoRA or quantization"
+    if config["kernel_constraint"] is not None:
+        return "a kernel constraint"
+    return None
+
+
+def _flat(node):
+    return keras.tree.flatten(node.input_tensors)
+
+
+def _call(node):
+    """Returns the names of the tensors that a call gets, and its other arguments."""
+    given = dict(zip(_TENSORS, node.arguments.args, strict=False)) | node.arguments.kwargs
+    given = {name: value for name, value in given.items() if value is not None}
+    options = {k: v for k, v in given.items() if k not in _TENSORS and v is not False}
+    options.pop("training", None)
+    flags = {k: v if v is True else "tensor" for k, v in options.items()}
+    too_many = len(node.arguments.args) > len(_TENSORS)
+    return [name for name in _TENSORS if name in given], flags | ({"more": 1} if too_many else {})
+
+
+def unfolded(layer):
+    """Returns a graph that computes what an attention layer does, with a `Dense` projection each.
+
+    Args:
+        layer: attention of which `obstacle` returns None.
+
+    Returns:
+        A `keras.Model` of the list of tensors that the layer is called with, and a list of pairs
+        of a projection of the layer and the `Dense` in its place.
+    """
+    config, (names, options) = layer.get_config(), _call(nodes_of(layer)[0])
+    heads, pairs = config["num_heads"], []
+
+    def project(name, x, shape):
+        old = projection(layer, name)
+        new = keras.layers.Dense(
+            int(old.kernel.shape[-1]) if shape is None else heads * shape[-1],
+            use_bias=old.bias is not None,
+            name=f"{layer.name}_{name}",
+            kernel_regularizer=config["kernel_regularizer"],
+            bias_regularizer=config["bias_regularizer"],
+            dtype=layer.dtype_policy,
+        )
+        y = new(x)
+        pairs.append((old, new))
+        return y if shape is None else keras.layers.Reshape((-1, *shape), dtype=y.dtype)(y)
+
+    inputs = {name: _input(layer, number) for number, name in enumerate(names)}
+    query = project("query", inputs["query"], (heads, config["key_dim"]))
+    key = project("key", inputs.get("key", inputs["value"]), (heads, config["key_dim"]))
+    value = project("value", inputs["value"], (heads, layer.value_dim))
+    y = _attended(layer, query, key, value, bool(options))
+    y = keras.layers.Reshape((-1, heads * layer.value_dim), dtype=y.dtype)(y)
+    outputs = project("attention_output", y, None)
+    model = keras.Model([inputs[name] for name in names], outputs, name=layer.name)
+    for old, new in pairs:
+        kernel = keras.ops.convert_to_numpy(old.kernel)
+        bias = [] if old.bias is None else [keras.ops.convert_to_numpy(old.bias).ravel()]
+        new.set_weights([kernel.reshape(new.kernel.shape), *bias])
+    return model, pairs
+
+
+def _input(layer, number):
+    """Returns a symbolic input of the shape that all calls have in common."""
+    tensors = [_flat(node)[number] for node in nodes_of(layer)]
+    sizes = zip(*[tensor.shape for tensor in tensors], strict=True)
+    shape = [each[0] if len(set(each)) == 1 else None for each in sizes]
+    return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)
+
+
+def _attended(layer, query, key, value, is_causal):
+    """Attends as the layer does; all tensors have the shape (batch, length, heads, size)."""
+    scale = 1 / layer.key_dim**0.5
+    if not layer.dropout and layer.value_dim == layer.key_dim:  # Keras takes their shapes as equal.
+        arguments = {"scale": scale, "is_causal": is_causal}
+        return keras.ops.dot_product_attention(query, key, value, **arguments)
+    scores = keras.ops.einsum("btnh,bsnh->bnts", query * scale, key)
+    weights = keras.layers.Softmax(dtype=layer.dtype_policy)(scores)
+    weights = keras.layers.Dropout(layer.dropout, dtype=layer.dtype_policy)(weights)
+    return keras.ops.einsum("bnts,bsnh->btnh", weights, value)
