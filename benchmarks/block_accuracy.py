@@ -29,7 +29,7 @@ from tf_rigl import data, methods, schedules
 from tf_rigl._base import files, tables
 from tf_rigl._base.timing import in_turns
 
-EXAMPLES, EPOCHS, SEEDS, BATCH = 8_000, 6, 3, 100
+EXAMPLES, SEEDS, BATCH = 8_000, 3, 100
 SPARSITIES = (0.875, 0.75)
 ENDS = ("stem", "head")  # They stay dense.
 SHAPE = (28, 28, 1)
@@ -80,11 +80,18 @@ MATRICES = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "4x64", "32x32
 CONVOLUTIONS = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "32x32")]
 CONVOLUTIONS += [("pruning", "1x32"), *(("RigL", p) for p in ("16x16", "8x32", "4x32", "1x16"))]
 CONVOLUTIONS += [("SET", "1x32")]
-# Name: function that makes it, learning rate, pairs of method and pattern.
+
+
+def momentum(rate):
+    """SGD for networks with batch normalisation."""
+    return keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=5.0)
+
+
+# Name: function that makes it, optimizer, learning rate, epochs, pairs of method and pattern.
 NETWORKS = {
-    "residual": (residual, 0.1, CONVOLUTIONS),
-    "MLP": (mlp, 0.05, MATRICES),
-    "Transformer": (transformer, 0.05, MATRICES),
+    "residual": (residual, momentum, 0.1, 6, CONVOLUTIONS),
+    "MLP": (mlp, keras.optimizers.Adam, 1e-3, 12, MATRICES),
+    "Transformer": (transformer, keras.optimizers.Adam, 1e-3, 6, MATRICES),
 }
 
 
@@ -119,11 +126,10 @@ def has(model, name):
     return any(layer.name == name for layer in model.layers)
 
 
-def compiled(model, rate, steps):
+def compiled(model, optimizer, rate, steps):
     """Compiles a model for so many steps."""
-    rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(
-        keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=5.0),
+        optimizer(keras.optimizers.schedules.CosineDecay(rate, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,
@@ -136,7 +142,7 @@ class Study:
 
     def __init__(self, name, folder):
         self.name, self.folder = name, folder / name
-        self.make, self.rate, self.variants = NETWORKS[name]
+        self.make, self.optimizer, self.rate, self.epochs, self.variants = NETWORKS[name]
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = data.arrays("fashion_mnist")
         self.test = arrays.test
@@ -150,9 +156,9 @@ class Study:
         """Returns the result of the dense network, and trains it if it must."""
         return self.run(("dense", "", 0.0), seed)
 
-    def run(self, label, seed, epochs=EPOCHS, kind=()):
+    def run(self, label, seed, epochs=None, kind=()):
         """Returns the result of a training, from its file if there is one."""
-        path = self.file((*label, *kind), seed)
+        path, epochs = self.file((*label, *kind), seed), epochs or self.epochs
         if not path.exists():
             began = time.perf_counter()
             result = self._trained(label, seed, epochs, kind)
@@ -173,7 +179,7 @@ class Study:
             rate = self.rate / 5
         if method != "dense":
             model = sparsified(model, method, pattern, sparsity, steps, seed)
-        compiled(model, rate, steps)
+        compiled(model, self.optimizer, rate, steps)
         model.fit(*self.train, batch_size=BATCH, epochs=epochs, verbose=0)
         accuracy = model.evaluate(*self.test, batch_size=500, verbose=0)[1]
         if not kind and (seed == 0 or method == "dense"):
@@ -203,7 +209,7 @@ class Study:
             model = self.make()
             if method != "dense":
                 model = sparsified(model, method, pattern, sparsity, 10**6, 0)
-            compiled(model, self.rate, 10**6)
+            compiled(model, self.optimizer, self.rate, 10**6)
             batch = [array[:BATCH] for array in self.train]
             model.train_on_batch(*batch)
             calls[method, pattern, sparsity] = lambda m=model, b=batch: m.train_on_batch(*b)
@@ -218,7 +224,7 @@ class Study:
             files.write_text(path, files.to_json(ratios))
         found = {}
         for label, ratio in json.loads(path.read_text()):
-            label, epochs = tuple(label), max(1, round(EPOCHS * ratio))
+            label, epochs = tuple(label), max(1, round(self.epochs * ratio))
             if label[0] != "dense":
                 runs = [self.run(label, seed, epochs, ("time",)) for seed in range(SEEDS)]
                 found[label] = [{**run, "ratio": ratio} for run in runs]

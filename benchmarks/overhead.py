@@ -6,7 +6,9 @@ prints the following, and writes it next to this file as JSON:
 
 - the time per training step of each method at 90% sparsity over dense, mask updates every
   100 steps included, plain and with `jit_compile=True`. All models take turns in many short
-  rounds, and the ratio is that of the medians;
+  rounds, and the ratio is that of the medians. With `--copies`, several models of each kind take
+  part, and the ratio is that of their means: where a model's variables happen to lie in memory
+  makes a step of one up to 5% slower than that of its equal;
 - the same for models whose class defines a `train_step`;
 - the time of one mask update of a 3x3x512x512 kernel, and that of an update by sorting
   (`tf.math.top_k` over all entries, twice, as in google-research/rigl);
@@ -17,6 +19,7 @@ import argparse
 import functools
 import json
 import pathlib
+import statistics
 
 import keras
 import numpy as np
@@ -94,25 +97,34 @@ def with_own_step(make):
     return made
 
 
-def step_ratios(make, batch_size, input_shape, rounds, jit_compile):
-    """Times rounds of a dense model and of a sparse one for each method, in turns."""
+def step_ratios(make, batch_size, input_shape, rounds, jit_compile, names, copies=1):
+    """Times rounds of dense models and of sparse ones for each method, in turns."""
     images = np.random.default_rng(0).random((8 * batch_size, *input_shape), np.float32)
     labels = np.random.default_rng(1).integers(0, 10, 8 * batch_size)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
     dataset = dataset.cache().repeat()
     dense = make(input_shape, 10)
-    runners = {"dense": compiled(dense, dataset, jit_compile)}
-    for name, method in all_methods(rounds).items():
-        sparse = tf_rigl.sparsify(dense, method=method, sparsity=0.9, seed=0)
-        runners[name] = compiled(sparse, dataset, jit_compile)
+    runners = {}
+    for copy in range(copies):
+        fresh = dense if copy == 0 else keras.models.clone_model(dense)
+        runners["dense", copy] = compiled(fresh, dataset, jit_compile)
+        for name in names:
+            method = all_methods(rounds)[name]
+            sparse = tf_rigl.sparsify(dense, method=method, sparsity=0.9, seed=copy)
+            runners[name, copy] = compiled(sparse, dataset, jit_compile)
     masks = sum(item.mask.numpy().nbytes for item in sparse.masked_weights)
     weights = sum(int(np.prod(item.weight.shape)) for item in sparse.masked_weights)
     functions = {
         name: functools.partial(train_function, iterator)
         for name, (train_function, iterator) in runners.items()
     }
-    medians = in_turns(functions, rounds, calls=STEPS, warm_up=0)
+    each = in_turns(functions, rounds, calls=STEPS, warm_up=0)
+    medians = {
+        name: statistics.mean(each[name, copy] for copy in range(copies))
+        for name in ("dense", *names)
+    }
     return {
+        "copies": copies,
         "milliseconds": {name: 1000 * value for name, value in medians.items()},
         "ratios": {name: value / medians["dense"] for name, value in medians.items()},
         "mask_bytes_per_weight": masks / weights,
@@ -159,6 +171,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
     parser.add_argument("--only", default="", help="models with this text in their name")
+    parser.add_argument("--methods", nargs="*", default=list(all_methods(1)))
+    parser.add_argument("--copies", type=int, default=1, help="models of each kind")
     options = parser.parse_args()
 
     result = {"steps": [], "update": update_ratio()}
@@ -170,7 +184,7 @@ def main():
         flush=True,
     )
     print("\nTime per training step over dense, 90% sparsity, masks changed every 100 steps:")
-    names, rows = list(all_methods(1)), []
+    names, rows = options.methods, []
     own = {
         f"{name}, own step": (with_own_step(make), *rest) for name, (make, *rest) in MODELS.items()
     }
@@ -178,7 +192,7 @@ def main():
         for model, arguments in {**MODELS, **own}.items():
             if options.only not in model:
                 continue
-            row = step_ratios(*arguments, jit_compile)
+            row = step_ratios(*arguments, jit_compile, names, options.copies)
             result["steps"].append({"model": model, "jit_compile": jit_compile, **row})
             ratios = [f"{row['ratios'][name]:.3f}" for name in names]
             mode = "jit_compile" if jit_compile else "plain"
