@@ -76,7 +76,7 @@ def transformer(width=128, blocks=3):
     return keras.Model(inputs, keras.layers.Dense(10, name="head")(x))
 
 
-MATRICES = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "4x64", "32x32")]
+MATRICES = [("RigL", p) for p in ("unstructured", "1x32", "4x64", "32x32")]
 CONVOLUTIONS = [("RigL", p) for p in ("unstructured", "1x32", "1x64", "32x32")]
 CONVOLUTIONS += [("pruning", "1x32"), *(("RigL", p) for p in ("16x16", "8x32", "4x32", "1x16"))]
 CONVOLUTIONS += [("SET", "1x32")]
@@ -91,7 +91,7 @@ def momentum(rate):
 NETWORKS = {
     "residual": (residual, momentum, 0.1, 6, CONVOLUTIONS),
     "MLP": (mlp, keras.optimizers.Adam, 1e-3, 12, MATRICES),
-    "Transformer": (transformer, keras.optimizers.Adam, 1e-3, 6, MATRICES),
+    "Transformer": (transformer, keras.optimizers.Adam, 1e-3, 4, MATRICES),
 }
 
 

@@ -85,6 +85,18 @@ def check_dense(layer, x):
     np.testing.assert_allclose(stored, packed, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("rank", "strides"), [(1, 3), (2, 2), (2, (1, 2)), (3, 2)])
+def test_strides_of_1x1_convolutions(rank, strides, padding):
+    """They leave places out before the product."""
+    layer = CLASSES[rank](7, 1, strides=strides, padding=padding, block_size=(2, 3), density=0.5)
+    shape = [2, *([6, 7, 8][:rank]), 5]
+    layer.build((None, *shape[1:]))
+    check_dense(layer, np.random.default_rng(0).normal(size=shape))
+    free = layer(keras.Input([None] * rank + [5]))
+    assert free.shape == (None, *[None] * rank, 7)
+
+
 @some
 @given(st.integers(1, 400), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99), st.data())
 def test_blocks_move_as_by_the_dense_gradient(entries, rows, cols, seed, data):

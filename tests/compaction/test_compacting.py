@@ -90,7 +90,16 @@ CONVOLUTIONS = {
     "strides": lambda: (L.Conv2D(32, (3, 2), strides=2, name="a"), (8, 7, 16)),
     "dilation": lambda: (L.Conv2D(32, 2, dilation_rate=(2, 1), name="a"), (8, 7, 16)),
     "free": lambda: (L.Conv2D(32, 3, padding="same", use_bias=False, name="a"), (None, None, 16)),
-    "strided 1x1": lambda: (L.Conv2D(64, 1, strides=2, name="a"), (6, 6, 48)),
+    "strided 1x1": lambda: (L.Conv2D(64, 1, strides=2, name="a"), (6, 7, 48)),
+    "free strided 1x1": lambda: (
+        L.Conv2D(64, 1, strides=2, padding="same", name="a"),
+        (None, 6, 48),
+    ),
+    "channels first": lambda: (
+        L.Conv2D(64, 1, strides=2, data_format="channels_first", name="a"),
+        (48, 6, 7),
+    ),
+    "1d strided": lambda: (L.Conv1D(64, 1, strides=3, padding="same", name="a"), (8, 48)),
     "3d": lambda: (L.Conv3D(32, 2, padding="same", name="a"), (3, 4, 3, 16)),
 }
 ALL = {**MATRICES, **CONVOLUTIONS}

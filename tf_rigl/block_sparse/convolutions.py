@@ -12,7 +12,7 @@ _ARGUMENTS = """
 
     A block covers all taps of the kernel: some input channels by some outputs, as in the pattern
     "channels_1x32". Each column of blocks computes as an ordinary convolution over the input
-    channels of its blocks; a 1x1 convolution without strides computes as `Dense` does.
+    channels of its blocks; a 1x1 convolution computes as `Dense` does.
 
     Args:
         *args, **kwargs: arguments of `keras.layers.{name}`, with `groups=1`. A
@@ -49,12 +49,11 @@ class Convolution(BlockSparseLayer):
     @property
     def is_product(self) -> bool:
         """Whether the layer multiplies the channels of each place by a matrix."""
-        ones = math.prod((*self.kernel_size, *self.strides))
-        return ones == 1 and self.data_format == "channels_last"
+        return math.prod(self.kernel_size) == 1 and self.data_format == "channels_last"
 
     def call(self, inputs):
         if self.is_product:
-            return self._multiply(inputs, 1, [self.filters])
+            return self._multiply(self._sampled(inputs), 1, [self.filters])
         rank = len(inputs.shape)
         first = self.data_format == "channels_first"
         x = tf.transpose(inputs, [0, *range(2, rank), 1]) if first else inputs
@@ -68,6 +67,12 @@ class Convolution(BlockSparseLayer):
         if first:
             y = tf.transpose(y, [0, rank - 1, *range(1, rank - 1)])
         return self.activation(y)
+
+    def _sampled(self, x):
+        """Leaves out the places that the strides of a 1x1 convolution pass over."""
+        if max(self.strides) == 1:
+            return x
+        return x[(slice(None), *(slice(None, None, stride) for stride in self.strides))]
 
     def _padded(self, x):
         """Pads for "causal", which no operation knows."""

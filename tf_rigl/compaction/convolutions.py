@@ -26,7 +26,7 @@ def grouped(part):
         outputs = slice(number * column.outputs, (number + 1) * column.outputs)
         kernel[..., : len(column.inputs), outputs] = column.kernel
     inputs = part.input()
-    x = keras.ops.take(inputs, places.ravel(), axis=axis)
+    x = keras.ops.take(part.sampled(inputs), places.ravel(), axis=axis)
     layer = _layer(part, "_blocks", part.columns.outputs, groups=len(columns))
     model = keras.Model(inputs, part.activated(layer(x)), name=part.name)
 
@@ -42,7 +42,7 @@ def _layer(part, suffix, filters, groups=1):
     return _class_of(layer)(
         filters,
         layer.kernel_size,
-        strides=layer.strides,
+        strides=1 if part.has_one_tap else layer.strides,
         padding=layer.padding,
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,

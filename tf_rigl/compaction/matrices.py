@@ -27,16 +27,17 @@ def matmul(part):
     for number, column in enumerate(columns):
         kernel[number, : len(column.inputs)] = column.kernel.reshape(-1, width)
     inputs = part.input()
-    lead = LETTERS[: len(inputs.shape) - 1]
-    x = _gathered(inputs, places, rows)
+    x = part.sampled(inputs)
+    lead, sizes = LETTERS[: len(x.shape) - 1], x.shape[1:-1]
+    x = _gathered(x, places, rows)
     layer = keras.layers.EinsumDense(
         f"{lead}nk,nkc->{lead}nc",
-        (*inputs.shape[1:-1], len(columns), width),
+        (*sizes, len(columns), width),
         name=f"{part.name}_blocks",
         bias_axes=None if part.bias is None else "nc",
         **{key: value for key, value in part.options.items() if key != "use_bias"},
     )
-    target = (*_sizes(inputs.shape[1:-1]), len(columns) * width)
+    target = (*_sizes(sizes), len(columns) * width)
     outputs = keras.layers.Reshape(target, dtype=part.layer.dtype_policy)(layer(x))
     model = keras.Model(inputs, part.activated(outputs), name=part.name)
 
@@ -91,7 +92,7 @@ def in_columns(part, make, axis):
     """
     inputs, columns = part.input(), part.columns.columns
     layers = [make(number, column) for number, column in enumerate(columns)]
-    take = _Taker(inputs, part.columns.rows, axis)
+    take = _Taker(part.sampled(inputs), part.columns.rows, axis)
     found = [layer(take(column.inputs)) for layer, column in zip(layers, columns, strict=True)]
     joined = keras.layers.Concatenate(axis=axis, dtype=part.layer.dtype_policy)
     outputs = found[0] if len(found) == 1 else joined(found)

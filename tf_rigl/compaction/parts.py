@@ -59,9 +59,20 @@ class Part:
     @property
     def is_pointwise(self) -> bool:
         """Whether the layer is a convolution that multiplies the channels by a matrix."""
-        layer = self.layer
-        ones = (*self.taps, *getattr(layer, "strides", ()))
-        return bool(self.taps) and set(ones) == {1} and layer.data_format == "channels_last"
+        return self.has_one_tap and self.layer.data_format == "channels_last"
+
+    @property
+    def has_one_tap(self) -> bool:
+        """Whether the layer is a 1x1 convolution; its strides only leave places out."""
+        return bool(self.taps) and set(self.taps) == {1}
+
+    def sampled(self, inputs):
+        """Leaves out the places that the strides of a 1x1 convolution pass over."""
+        if not self.has_one_tap or set(self.layer.strides) == {1}:
+            return inputs
+        places = [slice(None, None, stride) for stride in self.layer.strides]
+        last = self.layer.data_format == "channels_last"
+        return inputs[(slice(None), *places) if last else (slice(None), slice(None), *places)]
 
     def activated(self, outputs):
         """Applies an activation that needs all outputs together."""
