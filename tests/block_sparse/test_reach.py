@@ -65,3 +65,31 @@ def test_projections_of_attention_count_once_for_each_position():
     model = keras.Model(inputs, layers.Dense(512, name="head")(layers.Flatten()(x)))
     assert made(model)[1] == []  # The head holds most of the multiplications.
     assert len(made(keras.Model(inputs, x), exclude=["attention"])[1]) == 1  # No layer is reached.
+
+
+class Feed(keras.layers.Layer):
+    """Two layers that are named automatically, as in examples of keras.io."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = keras.layers.Dense(64), keras.layers.Dense(64)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x):
+        return self.second(keras.ops.relu(self.first(x)))
+
+
+def test_layers_that_a_copy_names_anew_keep_their_targets():
+    keras.layers.Dense(1)  # Takes a name.
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(64, name="wide")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="head")(Feed(name="feed")(x)))
+    first, second = (layer.name for layer in (model.layers[2].first, model.layers[2].second))
+    fixed = {f"feed/{first}": 0.25, f"feed/{second}": 0.75, "head": 0.0}
+    sparse, _ = made(model, sparsity=0.5, distribution="erk", pattern="block_16x16", fixed=fixed)
+    feed = next(layer for layer in sparse.layers if layer.name == "feed")
+    targets = {id(item.weight): item.target_sparsity for item in sparse.masked_weights}
+    assert [targets[id(each.kernel)] for each in (feed.first, feed.second)] == [0.25, 0.75]

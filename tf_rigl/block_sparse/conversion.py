@@ -99,14 +99,14 @@ def plan(model, recipe, method, seed):
 
     Returns:
         A dict of id(layer) to (layer, blocks) for each layer to replace, where `blocks` is the
-        argument of `replacement`; and a dict of path to (number, `Target`) for each weight to
-        mask.
+        argument of `replacement`; a dict of path to (number, `Target`) for each weight to mask;
+        and the path and the shape of all weights that stay as they are, in order.
     """
     found = maskable.find(model, include_self=False)
     wanted = targets.resolve(found, **recipe, scope=method.scope)
     by_path = {each.path: each for each in found}
     attentions = by_projection(model)
-    replaced, masked, parts = {}, {}, []
+    replaced, masked, parts, moved = {}, {}, [], set()
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
         asked = kept = 1 - target.sparsity
@@ -117,13 +117,35 @@ def plan(model, recipe, method, seed):
             mask = method.initial_mask(item, seed, number)
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
             blocks[each.layer.name] = (target.pattern, mask)
+            moved.add(path)
             kept = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
         else:
             masked[path] = (number, target)
         entries = math.prod(each.weight.shape)
         parts.append(reach.Part(path, reason, entries, reach.positions(holder), asked, kept))
     reach.warn(parts)
-    return replaced, masked
+    kept = [(each.path, tuple(each.weight.shape)) for each in found if each.path not in moved]
+    return replaced, masked, kept
+
+
+def renamed(masked, kept, model):
+    """Returns `masked` with the paths of a copy, whose inner layers may have new names.
+
+    Args:
+        masked, kept: what `plan` returns.
+        model: the copy.
+    """
+    found = [(each.path, tuple(each.weight.shape)) for each in maskable.find(model, False)]
+    if masked.keys() <= {path for path, _ in found}:
+        return masked
+    if [shape for _, shape in found] != [shape for _, shape in kept]:
+        missing = sorted(masked.keys() - {path for path, _ in found})
+        raise ValueError(
+            "Argument `compute='sparse'` needs layers whose weights have the same order in a "
+            f"copy of the model. Not found in the copy: {', '.join(map(repr, missing))}."
+        )
+    paths = {old: new for (old, _), (new, _) in zip(kept, found, strict=True)}
+    return {paths[old]: chosen for old, chosen in masked.items()}
 
 
 def by_projection(model):

@@ -206,7 +206,7 @@ def _block_sparse(model, arguments):
         )
     method, recipe = arguments["method"], arguments["recipe"]
     seed = resolve_seed(arguments["seed"])
-    replaced, masked = conversion.plan(model, recipe, method, seed)
+    replaced, masked, kept = conversion.plan(model, recipe, method, seed)
     makers = {
         key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
@@ -218,6 +218,7 @@ def _block_sparse(model, arguments):
             "have `get_config` and `from_config`, and no layer may be shared with a nested model. "
             f"Received: model={model!r} ({error})"
         ) from error
+    masked = conversion.renamed(masked, kept, keras.Model(inputs, outputs))
     arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
     return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
 
