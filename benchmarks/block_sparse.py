@@ -233,6 +233,7 @@ def main():
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
     parser.add_argument("--quick", action="store_true", help="density 0.1, two sizes, few rounds")
     parser.add_argument("--only", default="", help="models with this text in their name")
+    parser.add_argument("--plain", action="store_true", help="not with jit_compile=True")
     options = parser.parse_args()
     output = pathlib.Path(options.output)
 
@@ -254,7 +255,7 @@ def main():
     widths = widths if options.only in "Two layers" else ()
     result = {"cores": os.cpu_count(), "load": os.getloadavg(), "models": [], "widths": {}}
     for name, (make, batch_size, cases, rounds, steps) in models.items():
-        for jit_compile in (False, True):
+        for jit_compile in (False,) if options.plain else (False, True):
             row = compare(make, batch_size, cases, jit_compile, rounds, steps)
             result["models"].append({"model": name, "jit_compile": jit_compile, **row})
             show(f"{name}, {'jit_compile' if jit_compile else 'plain'}", row)

@@ -173,6 +173,7 @@ def main():
     parser.add_argument("--only", default="", help="models with this text in their name")
     parser.add_argument("--methods", nargs="*", default=list(all_methods(1)))
     parser.add_argument("--copies", type=int, default=1, help="models of each kind")
+    parser.add_argument("--plain", action="store_true", help="not with jit_compile=True")
     options = parser.parse_args()
 
     result = {"steps": [], "update": update_ratio()}
@@ -188,7 +189,7 @@ def main():
     own = {
         f"{name}, own step": (with_own_step(make), *rest) for name, (make, *rest) in MODELS.items()
     }
-    for jit_compile in (False, True):
+    for jit_compile in (False,) if options.plain else (False, True):
         for model, arguments in {**MODELS, **own}.items():
             if options.only not in model:
                 continue
@@ -197,7 +198,7 @@ def main():
             ratios = [f"{row['ratios'][name]:.3f}" for name in names]
             mode = "jit_compile" if jit_compile else "plain"
             rows.append([model, mode, f"{row['milliseconds']['dense']:.2f}", *ratios])
-            print(f"  {', '.join(rows[-1][:2])} measured", flush=True)
+            print(f"  {', '.join(rows[-1])}", flush=True)
     print("\n".join(tables.text(["model", "", "dense ms", *names], rows, left=(0, 1))))
     pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
 
