@@ -78,7 +78,8 @@ def test_what_cannot_be_compact_is_told_or_stays_dense(tmp_path):
 
 @pytest.mark.parametrize(
     ("quantization", "rows", "forms"),
-    [("dynamic", 32, {"wide": "matmul", "taps": "dense"}),
+    [("dynamic", 32, {"wide": "matmul", "taps": "split"}),
+     ("dynamic", 8, {"wide": "matmul", "taps": "dense"}),
      ("int8", 32, {"wide": "split", "taps": "split"}),
      ("int8", 8, {"wide": "split", "taps": "dense"})],
 )  # fmt: skip

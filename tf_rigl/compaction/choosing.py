@@ -71,9 +71,9 @@ def _least_width(part, quantization):
     """Returns the least outputs of blocks that pay; None if no blocks do."""
     rows = part.columns.rows
     if not part.taps:
-        return {None: 16, "float16": 16, "dynamic": 32, "int8": 64}[quantization]
-    if quantization == "dynamic" or (quantization == "int8" and (part.is_pointwise or rows < 32)):
-        return None  # Activations are quantized anew for each column, or gathered too slowly.
-    if quantization == "int8":
-        return 32
+        int8 = 32 if rows >= 8 else 64
+        return {None: 16, "float16": 16, "dynamic": 32, "int8": int8}[quantization]
+    if quantization in ("dynamic", "int8"):
+        # Activations are quantized anew for each column, or gathered too slowly.
+        return None if part.is_pointwise or rows < 32 else 32
     return 16 if not part.is_pointwise else (32 if rows >= 8 else 64)
