@@ -100,7 +100,7 @@ def plan(model, recipe, method, seed):
     Returns:
         A dict of id(layer) to (layer, blocks) for each layer to replace, where `blocks` is the
         argument of `replacement`; a dict of path to (number, `Target`) for each weight to mask;
-        and the path and the shape of all weights that stay as they are, in order.
+        and the `maskable.names` of all weights that stay as they are.
     """
     found = maskable.find(model, include_self=False)
     wanted = targets.resolve(found, **recipe, scope=method.scope)
@@ -124,28 +124,7 @@ def plan(model, recipe, method, seed):
         entries = math.prod(each.weight.shape)
         parts.append(reach.Part(path, reason, entries, reach.positions(holder), asked, kept))
     reach.warn(parts)
-    kept = [(each.path, tuple(each.weight.shape)) for each in found if each.path not in moved]
-    return replaced, masked, kept
-
-
-def renamed(masked, kept, model):
-    """Returns `masked` with the paths of a copy, whose inner layers may have new names.
-
-    Args:
-        masked, kept: what `plan` returns.
-        model: the copy.
-    """
-    found = [(each.path, tuple(each.weight.shape)) for each in maskable.find(model, False)]
-    if masked.keys() <= {path for path, _ in found}:
-        return masked
-    if [shape for _, shape in found] != [shape for _, shape in kept]:
-        missing = sorted(masked.keys() - {path for path, _ in found})
-        raise ValueError(
-            "Argument `compute='sparse'` needs layers whose weights have the same order in a "
-            f"copy of the model. Not found in the copy: {', '.join(map(repr, missing))}."
-        )
-    paths = {old: new for (old, _), (new, _) in zip(kept, found, strict=True)}
-    return {paths[old]: chosen for old, chosen in masked.items()}
+    return replaced, masked, maskable.names([m for m in found if m.path not in moved])
 
 
 def by_projection(model):

@@ -23,7 +23,10 @@ class _Sparsified:
     """
 
     def _create_masks(self, recipe):
+        recipe = dict(recipe)
+        names = recipe.pop("names", None)
         found = maskable.find(self, include_self=False)
+        found = maskable.named(found, names) if names else found
         by_path = {m.path: m for m in found}
         if "masked" in recipe:  # The caller has chosen the number and `Target` of each weight.
             numbered = recipe["masked"]

@@ -127,6 +127,8 @@ def sparsify(
         if compute == "sparse":
             sparse = _block_sparse(model, arguments)
         else:
+            if model.built:
+                recipe["names"] = maskable.names(maskable.find(model, include_self=False))
             sparse = _masked(_copy(model), model.name, arguments)
     trained.warn_of_random_masks(sparse, model)
     if compute == "sparse":  # In other models the masks come with the warning.
@@ -160,7 +162,8 @@ def with_masks(model, arrays) -> SparseModel:
             )
         sparsity = 1 - np.count_nonzero(mask) / mask.size
         numbered[path] = (number, targets.Target(sparsity, pattern))
-    arguments = {"method": methods.get("static"), "seed": 0, "recipe": {"masked": numbered}}
+    recipe = {"masked": numbered, "names": maskable.names(found.values())}
+    arguments = {"method": methods.get("static"), "seed": 0, "recipe": recipe}
     with model.distribute_strategy.scope():
         sparse = _masked(_copy(model), model.name, arguments)
     weights = {each.path: each.weight for each in found.values()}
@@ -206,7 +209,7 @@ def _block_sparse(model, arguments):
         )
     method, recipe = arguments["method"], arguments["recipe"]
     seed = resolve_seed(arguments["seed"])
-    replaced, masked, kept = conversion.plan(model, recipe, method, seed)
+    replaced, masked, names = conversion.plan(model, recipe, method, seed)
     makers = {
         key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
@@ -218,8 +221,7 @@ def _block_sparse(model, arguments):
             "have `get_config` and `from_config`, and no layer may be shared with a nested model. "
             f"Received: model={model!r} ({error})"
         ) from error
-    masked = conversion.renamed(masked, kept, keras.Model(inputs, outputs))
-    arguments = {"method": method, "seed": seed, "recipe": {"masked": masked}}
+    arguments = {"method": method, "seed": seed, "recipe": {"masked": masked, "names": names}}
     return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
 
 

@@ -35,6 +35,31 @@ class Maskable(NamedTuple):
         return not self.weight.trainable
 
 
+def names(found) -> list:
+    """Returns what names each of a list of `Maskable`, and its shape, for `named`."""
+    return [(m._replace(weight=None, layer=None), tuple(map(int, m.weight.shape))) for m in found]
+
+
+def named(found, names) -> list[Maskable]:
+    """Gives the weights of a copy the names that they have in the original.
+
+    Layers in custom layers that have no name of their own get a new one in each copy.
+
+    Args:
+        found: list of `Maskable`, of the copy.
+        names: the result of `names`, of the original.
+
+    Returns:
+        `found` as it is, if all paths are the same or the weights are not.
+    """
+    if {old.path for old, _ in names} == {m.path for m in found}:
+        return found
+    if [shape for _, shape in names] != [tuple(m.weight.shape) for m in found]:
+        return found
+    pairs = zip(names, found, strict=True)
+    return [old._replace(weight=m.weight, layer=m.layer) for (old, _), m in pairs]
+
+
 def own_weights(layer, adapted=False) -> list:
     """Returns the maskable variables of a layer itself, without those of its sublayers.
 
