@@ -351,3 +351,17 @@ def test_columns_as_wide_as_the_image_keep_their_bias(use_bias):
     assert (entry.form, "last axis" in entry.reason) == (
         ("dense", True) if use_bias else ("split", False)
     )
+
+
+def test_a_stripped_model_becomes_as_small():
+    """Its zeros tell of the blocks, though units are dead and what has grown is zero still."""
+    model = keras.Sequential([keras.Input((256,)), L.Dense(256, name="wide")])
+    sparse = tf_rigl.sparsify(
+        model, sparsity=0.9, pattern="channels_1x32", distribution="uniform_all", seed=0
+    )
+    rng = np.random.default_rng(0)
+    weight = sparse.masked_weights[0].weight
+    weight.assign(weight * (rng.random((256, 256)) < 0.8) * (rng.random(256) < 0.8))
+    small, again = tf_rigl.compact(sparse), tf_rigl.compact(tf_rigl.strip(sparse))
+    assert again.count_params() == pytest.approx(small.count_params(), rel=0.02)
+    check_same(sparse, again)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-_WIDTHS = (128, 64, 32, 16, 8, 4, 2, 1)
+_WIDTHS = (128, 64, 32, 16)  # Narrower columns are never fast.
 _HEIGHTS = (64, 32, 16, 8, 4, 2)
 _SLACK = 1.1  # Wider columns may store so many times the least: trained blocks hold zeros too.
 
@@ -82,7 +82,8 @@ def of_zeros(kernel, mask=None) -> Columns:
     inputs, outputs = kernel.shape[-2:]
     mask = kernel != 0 if mask is None else mask
     used = np.any(mask, axis=tuple(range(kernel.ndim - 2)))
-    stored = {width: _stored(used, width) for width in _WIDTHS if width <= outputs}
+    widths = [width for width in _WIDTHS if width <= outputs] or [outputs]
+    stored = {width: _stored(used, width) for width in widths}
     least = min(stored.values())
     width = next(w for w, n in stored.items() if n <= _SLACK * least)
     columns = []
