@@ -328,15 +328,13 @@ def draw(studies, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="runs/block_accuracy", type=pathlib.Path)
-    parser.add_argument("--only", default="", help="networks with this text in their name")
+    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--train", action="store_true", help="train only, measure nothing")
     parser.add_argument("--stored", action="store_true", help="train nothing")
     parser.add_argument("--equal-time", action="store_true", help="at the first sparsity")
     options = parser.parse_args()
     studies = {}
-    for name in NETWORKS:
-        if options.only not in name:
-            continue
+    for name in options.only:
         study = Study(name, options.output)
         results = study.all(options.stored)
         timed = study.in_equal_time(SPARSITIES[0]) if options.equal_time else {}

@@ -217,6 +217,11 @@ def show(rows, columns):
     print("\n".join(tables.text(header, cells, left=(0, 1))), flush=True)
 
 
+def write(result, path):
+    """Writes what is measured so far as JSON."""
+    pathlib.Path(path).write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
@@ -234,12 +239,14 @@ def main():
         print(f"\n{name}, sparsity {sparsity}, LiteRT:", flush=True)
         litert = litert_rows(sources, options.rounds, quantizations)
         show(litert, (("pattern", "quantization"), ("milliseconds", "times_faster", "size")))
+        result[name] = {"sparsity": sparsity, "litert": litert}
+        write(result, options.output)
         print(f"\n{name}, other runtimes, float32:", flush=True)
         others = runtime_rows(sources, options.rounds)
         show(others, (("runtime", "pattern"), ("milliseconds", "times_faster", "difference")))
-        result[name] = {"sparsity": sparsity, "litert": litert, "runtimes": others}
+        result[name]["runtimes"] = others
+        write(result, options.output)
         keras.backend.clear_session()
-    pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
