@@ -144,8 +144,9 @@ class Settings:
         cls = registry.METHODS[self.method].load()
         interval = self.update_interval
         if interval is None:
-            # Not shorter than the number of batches whose gradients are averaged.
-            interval = min(100, max(1, steps // 50))
+            # Weights are not trained where masks change: five steps, if there are as many. Not
+            # shorter than the number of batches whose gradients are averaged.
+            interval = min(100, max(steps // 50, min(5, steps // 4), 1))
             batches = self.options.get("gradient_batches", 1)
             interval = max(interval, check_integer("gradient_batches", batches, 1))
         given = {"drop_fraction": self.drop_fraction, "update_interval": interval, **self.options}
