@@ -533,3 +533,19 @@ def model_data(kind, batches=8, seed=0):
     elif kind == "multi-output":
         y = [y, (y + 1) % CLASSES]
     return x, y
+
+
+@keras.saving.register_keras_serializable("tests.helpers")
+class Feed(keras.layers.Layer):
+    """Two layers that are named automatically, as in examples of keras.io."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = keras.layers.Dense(64), keras.layers.Dense(64)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x):
+        return self.second(keras.ops.relu(self.first(x)))

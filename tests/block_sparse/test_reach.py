@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 import tf_rigl
+from tests.helpers import Feed
 
 
 def cnn(kernel_size, head=128):
@@ -65,21 +66,6 @@ def test_projections_of_attention_count_once_for_each_position():
     model = keras.Model(inputs, layers.Dense(512, name="head")(layers.Flatten()(x)))
     assert made(model)[1] == []  # The head holds most of the multiplications.
     assert len(made(keras.Model(inputs, x), exclude=["attention"])[1]) == 1  # No layer is reached.
-
-
-class Feed(keras.layers.Layer):
-    """Two layers that are named automatically, as in examples of keras.io."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.first, self.second = keras.layers.Dense(64), keras.layers.Dense(64)
-
-    def build(self, shape):
-        self.first.build(shape)
-        self.second.build(shape)
-
-    def call(self, x):
-        return self.second(keras.ops.relu(self.first(x)))
 
 
 def test_layers_that_a_copy_names_anew_keep_their_targets():

@@ -109,3 +109,61 @@ def test_what_cannot_be_unfolded_says_why():
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(2, 10, 64)).astype("float32"), rng.random((2, 10, 10)) < 0.5]
     np.testing.assert_allclose(small(x), sparse(x), atol=1e-5)
+
+
+def called(call, **options):
+    """Attention that is called in some way, on three tensors of different sizes."""
+    x, z, w = (keras.Input((8, size)) for size in (64, 48, 32))
+    layer = L.MultiHeadAttention(4, 32, name="attention", **options)
+    sparse = tf_rigl.sparsify(
+        keras.Model([x, z, w], call(layer, x, z, w)),
+        sparsity=0.8,
+        pattern="channels_1x32",
+        distribution="uniform_all",
+        seed=0,
+    )
+    return sparse
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda layer, x, z, w: layer(query=x, value=z, key=w),
+        lambda layer, x, z, w: layer(x, key=w, value=z),
+        lambda layer, x, z, w: layer(x, z, w),
+        lambda layer, x, z, w: layer(value=z, key=w, query=x, training=True),
+    ],
+)
+def test_tensors_are_known_by_name(call, tmp_path):
+    sparse = called(call)
+    x = data_for(sparse)
+    small = tf_rigl.compact(sparse)
+    np.testing.assert_allclose(small(x), sparse(x), atol=1e-5)
+    assert small.count_params() < 0.5 * tf_rigl.strip(sparse).count_params()
+    tf_rigl.export_tflite(sparse, tmp_path / "a.tflite", check_data=x)
+    assert tf_rigl.export.advise(sparse).layers[0].compact
+
+
+def test_dropout_that_always_acts_stays():
+    sparse = called(lambda layer, x, z, w: layer(x, z, w, training=True), dropout=0.5)
+    reasons = {entry.path: entry.reason for entry in compacting.forms(sparse)}
+    assert "`training`" in reasons["attention/query"]
+
+
+def test_a_projection_that_is_frozen_by_itself_stays_so():
+    sparse = called(lambda layer, x, z, w: layer(x, z, w))
+    sparse.get_layer("attention").query_dense.trainable = False
+    assert {entry.reason for entry in compacting.forms(sparse)} == {
+        "a variable that is frozen by itself"
+    }
+
+
+def test_block_sparse_projections_keep_blocks_that_hold_zeros():
+    sparse = sparse_one("sparse")
+    before = tf_rigl.compact(sparse).count_params()
+    rng = np.random.default_rng(0)
+    for item in sparse.masked_weights:
+        item.weight.assign(item.weight * (rng.random(item.weight.shape) < 0.3))
+    small, x = tf_rigl.compact(sparse), data_for(sparse)
+    assert small.count_params() == before
+    np.testing.assert_allclose(small(x), sparse(x), atol=1e-5)

@@ -116,7 +116,7 @@ def test_outputs_are_those_of_the_dense_kernel(data):
     density = data.draw(st.sampled_from([0.05, 0.2, 0.4]))
     pruned(layer, rows, cols, density, data.draw(st.integers(0, 9)), data.draw(st.booleans()))
     entries = examining.examine(model)
-    forms = examining.choosing.possible(examining._part(layer))
+    forms = examining.choosing.possible(examining._part(layer, {}))
     for form in forms:
         if entries[0].reason.startswith("no zeros"):
             continue

@@ -5,22 +5,7 @@ import numpy as np
 import pytest
 
 import tf_rigl
-
-
-@keras.saving.register_keras_serializable("tests.names")
-class Feed(keras.layers.Layer):
-    """Two layers that are named automatically, as in examples of keras.io."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.first, self.second = keras.layers.Dense(64), keras.layers.Dense(64)
-
-    def build(self, shape):
-        self.first.build(shape)
-        self.second.build(shape)
-
-    def call(self, x):
-        return self.second(keras.ops.relu(self.first(x)))
+from tests.helpers import Feed
 
 
 class Wrapped(keras.Model):

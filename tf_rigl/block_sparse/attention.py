@@ -8,6 +8,13 @@ from tf_rigl.block_sparse.layers import EinsumDense
 
 PROJECTIONS = tuple(keras_internals.PROJECTIONS)  # The names of the projections.
 _ARGUMENTS = ("block_size", "density", "seed")
+_TENSORS = ("query", "value", "key")  # In the order in which `call` takes them.
+
+
+def tensors_of_call(args, kwargs) -> dict:
+    """Returns the tensors that a call of attention gets, by name, in the order of `call`."""
+    given = {**dict(zip(_TENSORS, args, strict=False)), **kwargs}
+    return {name: given[name] for name in _TENSORS if given.get(name) is not None}
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl.block_sparse")

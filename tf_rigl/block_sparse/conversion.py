@@ -24,7 +24,7 @@ _BLOCK_SPARSE = {
     keras.layers.Conv3D: convolutions.Conv3D,
 }
 # Regularizers that sum over entries: zeros add nothing, so they need not be stored.
-_ENTRYWISE_REGULARIZERS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
+ENTRYWISE_REGULARIZERS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 
 
 def obstacle(layer, shape, pattern):
@@ -50,7 +50,7 @@ def obstacle(layer, shape, pattern):
         return "a kernel constraint"
     # Other regularizers may need the whole kernel.
     regularizer = getattr(layer, "kernel_regularizer", None)
-    if regularizer is not None and type(regularizer) not in _ENTRYWISE_REGULARIZERS:
+    if regularizer is not None and type(regularizer) not in ENTRYWISE_REGULARIZERS:
         return f"a kernel regularizer {type(regularizer).__name__}"
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         return "LoRA or quantization"

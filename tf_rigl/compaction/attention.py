@@ -3,11 +3,11 @@
 import keras
 
 from tf_rigl._base.keras_internals import carries_mask, is_gated, nodes_of, projection
-from tf_rigl.block_sparse.attention import MultiHeadAttention
+from tf_rigl.block_sparse.attention import MultiHeadAttention, tensors_of_call
+from tf_rigl.compaction import parts
 
 NAMES = ("query", "key", "value", "attention_output")
 _KINDS = (keras.layers.MultiHeadAttention, MultiHeadAttention)
-_TENSORS = ("query", "value", "key")  # In the order of the arguments of `call`.
 
 
 def is_attention(layer) -> bool:
@@ -17,43 +17,38 @@ def is_attention(layer) -> bool:
 
 def obstacle(layer):
     """Returns the reason why an attention layer of a graph cannot be unfolded, or None."""
-    config, calls = layer.get_config(), [_call(node) for node in nodes_of(layer)]
+    config, nodes = layer.get_config(), nodes_of(layer)
     dense = [projection(layer, name) for name in NAMES]
+    calls = [([*_tensors(node)], _options(layer, node)) for node in nodes]
     if not calls or any(call != calls[0] for call in calls):
         return "attention that is called in several ways, or not at all"
-    tensors, options = calls[0]
-    if set(options) - {"use_causal_mask"} or len(tensors) < 2:
-        return "attention with a mask, or whose scores are wanted"
-    if options and (config["dropout"] or layer.value_dim != layer.key_dim):
+    if calls[0][1] not in ({}, {"use_causal_mask": True}):
+        return "attention with a mask or `training`, or whose scores are wanted"
+    if calls[0][1] and (config["dropout"] or layer.value_dim != layer.key_dim):
         return "causal attention with dropout, or with values of another size than keys"
-    if any(carries_mask(t) for node in nodes_of(layer) for t in _flat(node)):
+    tensors = [tensor for node in nodes for tensor in _tensors(node).values()]
+    if any(map(carries_mask, tensors)):
         return "a mask of timesteps passes through it"
     if is_gated(layer) or config.get("sliding_window") is not None:
         return "attention with a gate or a window"
-    if {len(t.shape) for node in nodes_of(layer) for t in _flat(node)} != {3}:
+    if {len(tensor.shape) for tensor in tensors} != {3}:
         return "attention over several axes"
     if len(projection(layer, "attention_output").kernel.shape) != 3:
         return "attention with several output axes"
-    if any(getattr(d, "lora_enabled", False) or d.quantization_mode for d in dense):
-        return "LoRA or quantization"
-    if config["kernel_constraint"] is not None:
-        return "a kernel constraint"
-    return None
+    return next(filter(None, (parts.obstacle(each, layer.trainable) for each in dense)), None)
 
 
-def _flat(node):
-    return keras.tree.flatten(node.input_tensors)
+def _tensors(node):
+    """Returns the tensors that a call gets, by name."""
+    return tensors_of_call(node.arguments.args, node.arguments.kwargs)
 
 
-def _call(node):
-    """Returns the names of the tensors that a call gets, and its other arguments."""
-    given = dict(zip(_TENSORS, node.arguments.args, strict=False)) | node.arguments.kwargs
-    given = {name: value for name, value in given.items() if value is not None}
-    options = {k: v for k, v in given.items() if k not in _TENSORS and v is not False}
-    options.pop("training", None)
-    flags = {k: v if v is True else "tensor" for k, v in options.items()}
-    too_many = len(node.arguments.args) > len(_TENSORS)
-    return [name for name in _TENSORS if name in given], flags | ({"more": 1} if too_many else {})
+def _options(layer, node):
+    """Returns the other arguments of a call that change what it computes, and which are True."""
+    given = {**dict(enumerate(node.arguments.args[3:])), **node.arguments.kwargs}
+    idle = {*_tensors(node), *(() if layer.dropout else ("training",))}
+    given = {k: v for k, v in given.items() if k not in idle and v is not None}
+    return {k: v is True for k, v in given.items() if v is not False or k == "training"}
 
 
 def unfolded(layer):
@@ -66,7 +61,7 @@ def unfolded(layer):
         A `keras.Model` of the list of tensors that the layer is called with, and a list of pairs
         of a projection of the layer and the `Dense` in its place.
     """
-    config, (names, options) = layer.get_config(), _call(nodes_of(layer)[0])
+    config, first = layer.get_config(), nodes_of(layer)[0]
     heads, pairs = config["num_heads"], []
 
     def project(name, x, shape):
@@ -83,14 +78,14 @@ def unfolded(layer):
         pairs.append((old, new))
         return y if shape is None else keras.layers.Reshape((-1, *shape), dtype=y.dtype)(y)
 
-    inputs = {name: _input(layer, number) for number, name in enumerate(names)}
+    inputs = {name: _input(layer, name) for name in _tensors(first)}
     query = project("query", inputs["query"], (heads, config["key_dim"]))
     key = project("key", inputs.get("key", inputs["value"]), (heads, config["key_dim"]))
     value = project("value", inputs["value"], (heads, layer.value_dim))
-    y = _attended(layer, query, key, value, bool(options))
+    y = _attended(layer, query, key, value, bool(_options(layer, first)))
     y = keras.layers.Reshape((-1, heads * layer.value_dim), dtype=y.dtype)(y)
     outputs = project("attention_output", y, None)
-    model = keras.Model([inputs[name] for name in names], outputs, name=layer.name)
+    model = keras.Model([*inputs.values()], outputs, name=layer.name)
     for old, new in pairs:
         kernel = keras.ops.convert_to_numpy(old.kernel)
         bias = [] if old.bias is None else [keras.ops.convert_to_numpy(old.bias).ravel()]
@@ -98,9 +93,9 @@ def unfolded(layer):
     return model, pairs
 
 
-def _input(layer, number):
+def _input(layer, name):
     """Returns a symbolic input of the shape that all calls have in common."""
-    tensors = [_flat(node)[number] for node in nodes_of(layer)]
+    tensors = [_tensors(node)[name] for node in nodes_of(layer)]
     sizes = zip(*[tensor.shape for tensor in tensors], strict=True)
     shape = [each[0] if len(set(each)) == 1 else None for each in sizes]
     return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)

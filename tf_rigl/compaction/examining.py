@@ -9,6 +9,7 @@ from tf_rigl._base.keras_internals import all_layers, carries_mask, nodes_of, pr
 from tf_rigl.block_sparse import conversion, layers
 from tf_rigl.compaction import attention, choosing, columns, parts
 from tf_rigl.convert import copies
+from tf_rigl.weights import maskable
 from tf_rigl.weights.masked_layer import MaskedLayer
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -52,7 +53,7 @@ def examine(graph, form="auto", quantization=None, weights=()) -> list[Entry]:
         quantization: str or None, see `choosing.fastest`.
         weights: list of `SparseWeight` whose masks tell of blocks.
     """
-    masks = {id(item.weight): item.mask for item in weights if item.compute == "masked"}
+    masks = {id(item.weight): item for item in weights}
     entries = []
     for path, layer in _layers(graph):
         examined = _attention if attention.is_attention(layer) else _plain
@@ -95,12 +96,8 @@ def _attention(path, layer, form, quantization, masks):
         projections = [(name, projection(layer, name)) for name in attention.NAMES]
         return [Entry(f"{path}/{name}", each, reason=reason) for name, each in projections]
     graph, pairs = attention.unfolded(layer)
-    known = [(new, masks.get(id(getattr(old, "kernel", None)))) for old, new in pairs]
-    masks = {
-        id(new.kernel): np.reshape(mask.numpy(), new.kernel.shape)
-        for new, mask in known
-        if mask is not None
-    }
+    stored = [(masks.get(id(maskable.stored(old, "kernel")[0])), new) for old, new in pairs]
+    masks = {id(new.kernel): item for item, new in stored if item is not None}
     entries = [_entry(f"{path}/{old.name}", new, form, quantization, masks) for old, new in pairs]
     return [dataclasses.replace(entry, around=(layer, graph)) for entry in entries]
 
@@ -133,10 +130,8 @@ def _obstacle(layer):
         return "its bias has several axes"
     if getattr(layer, "groups", 1) != 1:
         return f"it has {layer.groups} groups"
-    if getattr(layer, "kernel_constraint", None) is not None:
-        return "a kernel constraint"
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        return "LoRA or quantization"
+    if reason := parts.obstacle(layer, layer.trainable):
+        return reason
     if not nodes_of(layer):
         return "no graph calls it"
     if len({len(node.output_tensors[0].shape) for node in nodes_of(layer)}) > 1:
@@ -150,13 +145,13 @@ def _inputs(layer):
     return [t for node in nodes_of(layer) for t in keras.tree.flatten(node.input_tensors)]
 
 
-def _part(layer, masks=None):
+def _part(layer, masks):
     bias = parts.bias_of(layer)
     if isinstance(layer, layers.BlockSparseLayer):
         return parts.Part(layer, columns.of_blocks(layer), bias)
-    mask = (masks or {}).get(id(layer.kernel))
-    mask = None if mask is None else np.asarray(mask, bool)
-    return parts.Part(layer, columns.of_zeros(layer.kernel.numpy(), mask), bias)
+    kernel, item = layer.kernel.numpy(), masks.get(id(layer.kernel))
+    mask = None if item is None else np.reshape(item.mask, kernel.shape).astype(bool)
+    return parts.Part(layer, columns.of_zeros(kernel, mask), bias)
 
 
 def makers(model, entries) -> dict:

@@ -6,7 +6,9 @@ from typing import Any
 import keras
 
 from tf_rigl._base.keras_internals import nodes_of
+from tf_rigl.block_sparse import conversion
 from tf_rigl.compaction.columns import Columns
+from tf_rigl.weights import maskable
 
 # Activations that work entry by entry: columns may apply them one by one.
 _NAMES = ("elu", "gelu", "leaky_relu", "linear", "relu", "relu6", "selu", "sigmoid", "silu")
@@ -88,6 +90,28 @@ class Part:
         sizes = [tuple(tensor.shape) for tensor in tensors]
         shape = [each[0] if len(set(each)) == 1 else None for each in zip(*sizes, strict=True)]
         return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)
+
+
+def obstacle(layer, trainable):
+    """Returns which setting of a layer its compact form would lose, or None.
+
+    Args:
+        layer: a built layer with a kernel.
+        trainable: bool, whether the compact form will be trainable.
+    """
+    for name in ("kernel_constraint", "bias_constraint", "activity_regularizer"):
+        if getattr(layer, name, None) is not None:
+            return f"a {name.replace('_', ' ')}"
+    for name in ("kernel_regularizer", "bias_regularizer"):
+        found = getattr(layer, name, None)
+        if found is not None and type(found) not in conversion.ENTRYWISE_REGULARIZERS:
+            return f"a {name.replace('_', ' ')} that is not a sum over entries"
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        return "LoRA or quantization"
+    variables = [maskable.stored(layer, "kernel")[0], getattr(layer, "bias", None)]
+    if any(v is not None and v.trainable != trainable for v in variables):
+        return "a variable that is frozen by itself"
+    return None
 
 
 def bias_of(layer):

@@ -13,6 +13,7 @@ from tf_rigl._base.keras_internals import (
     set_own_trainable,
 )
 from tf_rigl.block_sparse import conversion
+from tf_rigl.block_sparse.attention import tensors_of_call
 from tf_rigl.convert.own_training import own_parts
 from tf_rigl.convert.transfer import (
     CannotCopyError,
@@ -212,8 +213,7 @@ def _call(graphs, layer, *args, **kwargs):
     """Calls a layer; a graph in the place of attention gets its tensors as a list."""
     if id(layer) not in graphs:
         return layer(*args, **kwargs)
-    tensors = [*args, kwargs.get("value"), kwargs.get("key")]
-    return layer([tensor for tensor in tensors if tensor is not None])
+    return layer([*tensors_of_call(args, kwargs).values()])
 
 
 def _with_shared_layers(model):
