@@ -340,12 +340,13 @@ def test_the_mask_tells_of_blocks_where_there_is_one():
     np.testing.assert_allclose(tf_rigl.compact(sparse)(x), sparse(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [32, 128])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_columns_as_wide_as_the_image_keep_their_bias(use_bias):
+def test_columns_as_wide_as_the_image_keep_their_bias(use_bias, size):
     """Keras 3.15 adds it along the last axis of "channels_first" outputs of that width."""
     options = {"padding": "same", "data_format": "channels_first", "use_bias": use_bias}
     convolution = L.Conv2D(128, 3, bias_initializer="normal", **options)
-    model = keras.Sequential([keras.Input((64, 32, 32)), convolution])
+    model = keras.Sequential([keras.Input((64, size, size)), convolution])
     sparse = tf_rigl.sparsify(model, sparsity=0.9, pattern="channels_1x32", seed=0)
     (entry,) = compacting.forms(sparse)
     assert (entry.form, "last axis" in entry.reason) == (

@@ -62,10 +62,13 @@ class Convolution(BlockSparseLayer):
         values = tf.convert_to_tensor(self.values)
         y = convolution.convolve(x, values, places, self.geometry, self._window)
         y = self._heard(x, y)
-        if self.bias is not None:
-            y += tf.convert_to_tensor(self.bias)
         if first:
             y = tf.transpose(y, [0, rank - 1, *range(1, rank - 1)])
+        if self.bias is not None:
+            # By Keras's own addition: where the last axis of "channels_first" outputs is as long as
+            # the channels, Keras 3.15 adds along that one, and a stripped model would differ.
+            shape = (1, -1, *[1] * (rank - 2)) if first else (*[1] * (rank - 1), -1)
+            y = keras.ops.add(y, keras.ops.reshape(self.bias, shape))
         return self.activation(y)
 
     def _sampled(self, x):

@@ -18,7 +18,9 @@ def possible(part) -> dict:
         forms = {"split": matrices.split}
         free = sum(size is None for size in part.input().shape[1:-1])
         return {"matmul": matrices.matmul, **forms} if same_width and free < 2 else forms
-    forms = {} if _confuses_axes(part) else {"split": convolutions.split}
+    if _confuses_axes(part):
+        return {}
+    forms = {"split": convolutions.split}
     if same_width:
         forms["grouped"] = convolutions.grouped
     if part.is_pointwise and same_width and None not in part.input().shape[1:-1]:
@@ -35,8 +37,8 @@ def fastest(part, forms, quantization=None):
         quantization: str or None, what the model will become in LiteRT.
     """
     columns = part.columns
-    if "split" not in forms:
-        return None, "Keras would add the columns' biases along the last axis, which is as long"
+    if not forms:
+        return None, "Keras adds its bias along the last axis, which is as long as the channels"
     if columns.size < SMALL:
         return None, f"small: {columns.size} entries"
     if len(columns.columns) == 1 and len(columns.columns[0].inputs) == columns.inputs:
@@ -57,14 +59,15 @@ def fastest(part, forms, quantization=None):
 
 
 def _confuses_axes(part):
-    """Whether Keras would take the last axis of a column's "channels_first" outputs for channels.
+    """Whether Keras takes the last axis of "channels_first" outputs for channels.
 
-    It does to add a bias, where the two are as long.
+    It does to add a bias, where the two are as long: in the layer, or in a column.
     """
     if part.bias is None or part.layer.data_format == "channels_last":
         return False
     last = part.layer.compute_output_shape(part.input().shape)[-1]
-    return last is None or last in {column.outputs for column in part.columns.columns}
+    widths = {part.columns.outputs, *(column.outputs for column in part.columns.columns)}
+    return last is None or last in widths
 
 
 def _least_width(part, quantization):
