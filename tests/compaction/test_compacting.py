@@ -314,7 +314,8 @@ def test_what_the_pattern_gives_each_layer_becomes_compact():
     }
     forms = {entry.path: entry.form for entry in examining.examine(tf_rigl.strip(sparse))}
     assert forms == {
-        "taps": "split", "pointwise": "split", "groups": "dense", "wide": "matmul", "head": "dense"
+        "taps": "split", "pointwise": "split", "groups": "dense", "depthwise": "dense",
+        "wide": "matmul", "head": "dense",
     }  # fmt: skip
 
 

@@ -10,6 +10,10 @@ runs of inputs.
 from tf_rigl.compaction import convolutions, matrices
 from tf_rigl.patterns.compact import SMALL
 
+# Columns of single entries are mostly zeros, and a sparse-encoded file is smaller. Columns of
+# trained blocks hold zeros too: units die, and what has grown begins at zero.
+_MOST_STORED = 2
+
 
 def possible(part) -> dict:
     """Returns the forms that a layer can have: name -> function of the `Part`."""
@@ -43,6 +47,9 @@ def fastest(part, forms, quantization=None):
         return None, f"small: {columns.size} entries"
     if len(columns.columns) == 1 and len(columns.columns[0].inputs) == columns.inputs:
         return None, "no zeros that form blocks"
+    if columns.stored > _MOST_STORED * columns.active:
+        times = columns.stored / max(1, columns.active)
+        return None, f"its zeros form no blocks: columns would store {times:.1f} times the rest"
     least = _least_width(part, quantization)
     if least is None:
         return None, f"with quantization={quantization!r} no form of such a convolution gains"

@@ -33,11 +33,13 @@ class Columns:
         columns: list of `Column`.
         inputs: int, how many input channels the layer has.
         rows: int, the largest number of which all runs of inputs are multiples.
+        active: int, how many entries of the kernel are not zero, or may become so.
     """
 
     columns: list[Column]
     inputs: int
     rows: int
+    active: int
 
     @property
     def outputs(self) -> int:
@@ -50,9 +52,20 @@ class Columns:
         return sum(column.kernel.size for column in self.columns)
 
     @property
+    def padded(self) -> int:
+        """The entries that columns would hold if all had as many inputs as the longest."""
+        most = max(len(column.inputs) for column in self.columns)
+        return math.prod(self.columns[0].kernel.shape[:-2]) * most * self.outputs
+
+    @property
     def density(self) -> float:
         """The stored entries, over those of the dense kernel."""
         return self.stored / self.size
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an entry."""
+        return self.columns[0].kernel.itemsize
 
     @property
     def width(self) -> int:
@@ -91,7 +104,7 @@ def of_zeros(kernel, mask=None) -> Columns:
         chosen = np.flatnonzero(used[:, first : first + width].any(axis=1))
         part = kernel[..., chosen, first : first + width]
         columns.append(Column(part.shape[-1], chosen, part))
-    return Columns(columns, inputs, _rows(columns, inputs))
+    return Columns(columns, inputs, _rows(columns, inputs), int(np.count_nonzero(mask)))
 
 
 def _stored(used, width):
@@ -118,7 +131,29 @@ def of_blocks(layer) -> Columns:
         inside = chosen < channels
         kernel = part[inside].transpose(1, 0, 2).reshape(*layer.tap_shape, inside.sum(), outputs)
         columns.append(Column(outputs, chosen[inside], kernel))
-    return Columns(columns, channels, _rows(columns, channels))
+    active = sum(column.kernel.size for column in columns)
+    columns = _joined(columns, -(-_WIDTHS[-1] // geometry.cols))
+    return Columns(columns, channels, _rows(columns, channels), active)
+
+
+def _joined(columns, number):
+    """Joins so many neighbours at a time: narrower columns are never fast."""
+    return [_one(columns[first : first + number]) for first in range(0, len(columns), number)]
+
+
+def _one(columns):
+    """Returns a column of the outputs of several, which uses the inputs of all."""
+    if len(columns) == 1:
+        return columns[0]
+    inputs = np.unique(np.concatenate([column.inputs for column in columns]))
+    outputs = sum(column.outputs for column in columns)
+    taps = columns[0].kernel.shape[:-2]
+    kernel, first = np.zeros((*taps, len(inputs), outputs), columns[0].kernel.dtype), 0
+    for column in columns:
+        places = np.searchsorted(inputs, column.inputs)
+        kernel[..., places, first : first + column.outputs] = column.kernel
+        first += column.outputs
+    return Column(outputs, inputs, kernel)
 
 
 def _rows(columns, inputs):

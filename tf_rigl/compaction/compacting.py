@@ -60,16 +60,36 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
             "Argument `model` must be a `keras.Model`. "
             f"Received: model={model!r} (of type {type(model)})"
         )
-    small, entries = attempt(model, form, quantization)
+    small, entries = required(model, form, quantization)
     if verbose:
         print(table(entries))
-    if small is None:
+    return small
+
+
+def required(model, form="auto", quantization=None):
+    """Returns what `attempt` does, but raises if no layer gains.
+
+    Args:
+        model, form, quantization: as in `compact`.
+
+    Raises:
+        ValueError: as in `compact`.
+    """
+    try:
+        small, entries = attempt(model, form, quantization)
+    except copies.CannotCopyError as error:
         raise ValueError(
-            "Argument `model` has no layer of which a compact form is faster. Train it with "
-            "blocks, such as `pattern='channels_1x32'` or 'block_32x32', at a sparsity of 0.7 "
+            f"{model.name!r} cannot be made compact: Keras cannot clone a model or layer in it. "
+            f"Give it `get_config` and `from_config`. ({error})"
+        ) from error
+    if small is None:
+        where = f" with quantization={quantization!r}" if quantization else ""
+        raise ValueError(
+            f"Argument `model` has no layer of which a compact form is faster{where}. Train it "
+            "with blocks, such as `pattern='channels_1x32'` or 'block_32x32', at a sparsity of 0.7 "
             f"or more.\n{table(entries)}"
         )
-    return small
+    return small, entries
 
 
 def attempt(model, form="auto", quantization=None):
@@ -80,6 +100,7 @@ def attempt(model, form="auto", quantization=None):
 
     Raises:
         ValueError: as in `compact`, but not if no layer gains.
+        CannotCopyError: if Keras cannot clone the model.
     """
     weights = masks.find(model)
     masks.check_strays(weights, "compacted")
@@ -88,14 +109,8 @@ def attempt(model, form="auto", quantization=None):
         entries = examining.examine(graph, form, quantization, weights)
         if all(entry.part is None for entry in entries):
             return None, entries
-        makers = examining.makers(graph, entries)
-        try:
-            return copies.try_copy(graph, makers, exact=False), entries
-        except copies.CannotCopyError as error:
-            raise ValueError(
-                f"{model.name!r} cannot be made compact: Keras cannot clone a model or layer in "
-                f"it. Give it `get_config` and `from_config`. ({error})"
-            ) from error
+        copies.check_sharing(graph)
+        return copies.try_copy(graph, examining.makers(graph, entries), exact=False), entries
 
 
 def can_be_tried(model) -> bool:

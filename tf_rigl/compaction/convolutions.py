@@ -19,7 +19,7 @@ def grouped(part):
     columns, axis = part.columns.columns, _axis(part)
     most = max(1, *(len(column.inputs) for column in columns))
     taps = columns[0].kernel.shape[:-2]
-    kernel = np.zeros((*taps, most, part.columns.outputs), "float32")
+    kernel = np.zeros((*taps, most, part.columns.outputs), columns[0].kernel.dtype)
     places = np.zeros((len(columns), most), int)
     for number, column in enumerate(columns):
         places[number, : len(column.inputs)] = column.inputs

@@ -14,6 +14,11 @@ from tf_rigl.weights.masked_layer import MaskedLayer
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _KINDS = (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)
+_OTHERS = tuple(
+    getattr(keras.layers, name)
+    for name in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "SeparableConv1D")
+    + ("SeparableConv2D", "DepthwiseConv1D", "DepthwiseConv2D")
+)
 
 
 @dataclasses.dataclass
@@ -36,6 +41,12 @@ class Entry:
     form: str = "dense"
     reason: str = ""
     around: tuple | None = None
+
+    @property
+    def stored(self) -> int:
+        """How many entries of the kernel the compact form stores."""
+        columns = self.part.columns
+        return columns.stored if self.form == "split" else columns.padded
 
     def make(self):
         """Returns what replaces the layer, and a function that sets its weights."""
@@ -68,7 +79,7 @@ def _layers(graph, route=()):
         path = (*route, layer.name)
         if isinstance(layer, keras.Model) and copies.is_graph(layer):
             yield from _layers(layer, path)
-        elif isinstance(layer, _KINDS) or attention.is_attention(layer):
+        elif isinstance(layer, (*_KINDS, *_OTHERS)) or attention.is_attention(layer):
             yield "/".join(path), layer
         else:
             for inner in all_layers(layer, include_self=False):
@@ -109,7 +120,7 @@ def _entry(path, layer, form, quantization, masks):
     part = _part(layer, masks)
     forms = choosing.possible(part)
     found, reason = choosing.fastest(part, forms, quantization)
-    if form != "auto" and (found or not reason.startswith("no zeros")):
+    if form != "auto" and forms and (found or not reason.startswith("no zeros")):
         found = form if form in forms else None
         reason = "" if found else f"it has no form {form!r}, but {', '.join(sorted(forms))}"
     if found is None:
@@ -119,6 +130,8 @@ def _entry(path, layer, form, quantization, masks):
 
 def _obstacle(layer):
     """Returns the reason why a layer has no compact form, or None."""
+    if isinstance(layer, _OTHERS):
+        return f"no compact form of {type(layer).__name__}"
     blocks = isinstance(layer, layers.BlockSparseLayer)
     if type(layer) not in _KINDS and not blocks:
         return f"{type(layer).__name__} may use its kernel in another way"

@@ -23,7 +23,7 @@ def matmul(part):
     places = np.stack(
         [_filled(column.inputs, most, rows, part.columns.inputs) for column in columns]
     )
-    kernel = np.zeros((len(columns), most, width), "float32")
+    kernel = np.zeros((len(columns), most, width), columns[0].kernel.dtype)
     for number, column in enumerate(columns):
         kernel[number, : len(column.inputs)] = column.kernel.reshape(-1, width)
     inputs = part.input()

@@ -230,6 +230,20 @@ def _with_shared_layers(model):
     ]
 
 
+def check_sharing(graph):
+    """Raises `CannotCopyError` if two models in a graph share a layer, which copies would not."""
+    seen = set()
+    for inner in [layer for layer in graph.layers if isinstance(layer, keras.Model)]:
+        held = {id(each) for each in own_layers(inner) if each.weights}
+        if held & seen:
+            raise CannotCopyError(
+                f"{inner.name!r} shares a layer with another model in {graph.name!r}"
+            )
+        seen |= held
+        if is_graph(inner):
+            check_sharing(inner)
+
+
 @contextlib.contextmanager
 def _not_compiled(model):
     """Keeps Keras from compiling a clone: it would have to clone losses and metrics."""

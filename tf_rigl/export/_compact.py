@@ -4,6 +4,7 @@ import keras
 
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.compaction import compacting
+from tf_rigl.convert.transfer import CannotCopyError
 
 
 def attempted(model, compute, allowed, quantization=None):
@@ -16,7 +17,7 @@ def attempted(model, compute, allowed, quantization=None):
         quantization: str or None, see `tf_rigl.compact`.
 
     Returns:
-        A `keras.Model` and the number of entries that it does not store, or (None, 0).
+        A `keras.Model`, and the `Entry` of each layer that is compact in it; or None and [].
 
     Raises:
         ValueError: if `compute` is unknown, or is "compact" and no layer can be.
@@ -25,11 +26,19 @@ def attempted(model, compute, allowed, quantization=None):
         raise unknown_name("compute", compute, allowed, or_object=False)
     built = isinstance(model, keras.Model) and model.built
     if compute not in ("auto", "compact") or not built:
-        return None, 0
+        return None, []
     if compute == "compact":
-        compacting.compact(model, quantization=quantization)  # It says why it cannot.
+        small, entries = compacting.required(model, quantization=quantization)
     elif not compacting.can_be_tried(model):
-        return None, 0
-    small, entries = compacting.attempt(model, quantization=quantization)
-    parts = [entry.part.columns for entry in entries if entry.part is not None]
-    return small, sum(columns.size - columns.stored for columns in parts)
+        return None, []
+    else:
+        try:
+            small, entries = compacting.attempt(model, quantization=quantization)
+        except CannotCopyError:  # Other forms need no copy.
+            return None, []
+    return small, [entry for entry in entries if entry.part is not None]
+
+
+def left_out(entry) -> int:
+    """Returns how many entries of a layer's kernel its compact form does not store."""
+    return entry.part.columns.size - entry.stored

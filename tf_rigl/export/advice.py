@@ -149,7 +149,7 @@ def advise(model) -> Advice:
         runs, why, change = _judge(found, values, sparsity, graph, item and item.pattern)
         path = item.path if item else found.path
         entry = compact.get(path.rpartition("/")[0])
-        gain = (entry.form, float(entry.part.columns.density)) if entry else ()
+        gain = (entry.form, entry.stored / entry.part.columns.size) if entry else ()
         rows.append(LayerAdvice(path, values.shape, float(sparsity), runs, why, change, *gain))
     return Advice(rows, sizes.weight_bytes(model))
 

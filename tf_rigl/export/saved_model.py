@@ -62,7 +62,7 @@ def export_saved_model(model, path, *, packed=True, check_data=None, compute="au
     place = _check_folder(path)
     packed = check_flag("packed", packed)
     wanted = compute if packed or compute != "auto" else "dense"
-    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE[:-1])
+    small, entries = _compact.attempted(model, wanted, registry.COMPUTE[:-1])
     if small is None:
         model = _source.ordinary(model)
     given, model = model, small or model
@@ -71,7 +71,8 @@ def export_saved_model(model, path, *, packed=True, check_data=None, compute="au
         saved, names = _write(model, scratch, packed, _source.signature(model, check_data))
         error = _check(given, scratch, batch, names)
         size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
-    return ExportInfo(str(path), size, size + saved + 4 * left_out, error)
+    sizes = [_compact.left_out(each) * each.part.columns.itemsize for each in entries]
+    return ExportInfo(str(path), size, size + saved + sum(sizes), error)
 
 
 def _check_folder(path) -> pathlib.Path:

@@ -129,7 +129,7 @@ def export_tflite(
         batch_size = check_integer("batch_size", batch_size, 1)
     packed = check_flag("packed", packed) and compute != "dense"
     wanted = compute if packed or compute != "auto" else "dense"
-    small, left_out = _compact.attempted(model, wanted, registry.COMPUTE, quantization)
+    small, entries = _compact.attempted(model, wanted, registry.COMPUTE, quantization)
     given, model = model, small or _source.ordinary(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would crash the process.
@@ -150,12 +150,13 @@ def export_tflite(
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
     content, received = dense, outputs
-    if packed and small is None:
-        content, received = _sparse(model, dense, batches, outputs, quantization)
+    # Other weights of a compact model are stored sparse too, where LiteRT can unpack them.
+    if packed and (small is None or (wanted == "auto" and quantization in (None, "float16"))):
+        content, received = _sparse(model, dense, batches, outputs, quantization, small is not None)
     error = _check(expected, received, _TOLERANCE[quantization])
     with files.beside(place) as scratch:
         scratch.write_bytes(content)
-    unstored = left_out * _BYTES[quantization]
+    unstored = sum(map(_compact.left_out, entries)) * _BYTES[quantization]
     return ExportInfo(str(path), len(content), len(dense) + unstored, error)
 
 
@@ -342,7 +343,7 @@ def _run(content, batch) -> dict:
         raise ValueError(f"LiteRT cannot run the file: {error}") from error
 
 
-def _sparse(model, dense, batches, outputs, quantization):
+def _sparse(model, dense, batches, outputs, quantization, is_compact):
     """Returns a file with sparse weights and its outputs, or the dense file if that is better."""
     from tf_rigl.export import _encoding, sizes  # They import LiteRT, which is slow.
 
@@ -355,7 +356,7 @@ def _sparse(model, dense, batches, outputs, quantization):
             stacklevel=3,
         )
     if len(content) >= len(dense):
-        if not number_dense and _source.has_zeros(model):
+        if not number_dense and not is_compact and _source.has_zeros(model):
             warnings.warn(
                 "The weights are stored dense: they have so few zeros that a sparse file would not "
                 "be smaller.",
