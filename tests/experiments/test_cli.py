@@ -169,6 +169,26 @@ def test_blocks_that_compute_sparse_are_trained_and_made_compact(in_empty_folder
     assert "conv_3  split" in capsys.readouterr().out
     assert cli.main(["train", *arguments, "--method", "magnitude"]) == 2
     assert "begins sparse" in capsys.readouterr().err
+    size = path.stat().st_size
+    assert cli.main(["compact", str(path), str(path)]) == 0
+    assert f"the given file has {size:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--compute", "sparse"], "needs a pattern of blocks"),
+        (["train", "--compute", "sparse", "--method", "dense"], "`compute` must be 'masked'"),
+        (["compare", "--methods", "dense", "rigl(compute=sparse)"], "needs a pattern of blocks"),
+        (["compare", "--methods", "dense(compute=sparse)"], "'dense' has no 'compute'"),
+    ],
+)
+def test_what_cannot_compute_sparse_is_told_before_anything_is_trained(
+    arguments, message, in_empty_folder, capsys
+):
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(in_empty_folder.glob("runs/*"))
 
 
 def test_options_reach_the_method_and_the_name(in_empty_folder):

@@ -34,7 +34,10 @@ class Factors(tensors.InFactors):
         def gathered(tensor):
             shape = tensor.shape.as_list()
             shape[axis] = None
-            return tf.ensure_shape(context.all_gather(tensor, axis), shape)
+            # Not every way to gather takes bfloat16, whose numbers float32 holds exactly.
+            half = tensor.dtype == tf.bfloat16
+            found = context.all_gather(tf.cast(tensor, tf.float32) if half else tensor, axis)
+            return tf.ensure_shape(tf.cast(found, tensor.dtype), shape)
 
         passes = [type(each)(*map(gathered, each)) for each in self.passes]
         whole = self.whole

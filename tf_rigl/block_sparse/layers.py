@@ -165,6 +165,8 @@ class BlockSparseLayer(StoresSparse):
             summed: int, how many of its last axes are the kernel's inputs.
             made: list of int, the sizes of the last axes of the result.
         """
+        if not inputs.dtype.is_floating:  # Layers of Keras take integers too.
+            inputs = tf.cast(inputs, self.compute_dtype)
         rank = len(inputs.shape) - summed
         lead = [n or tf.shape(inputs)[axis] for axis, n in enumerate(inputs.shape[:rank])]
         # TensorFlow's optimizers cancel the last transpose of a layer against the first one of

@@ -33,7 +33,7 @@ def train(options):
     dense = None
     if options.beside_dense and settings.method != "dense":
         print(f"Training dense, {settings.model} on {settings.dataset}", flush=True)
-        twin = dataclasses.replace(settings, method="dense", options={})
+        twin = dataclasses.replace(settings, method="dense", options={}, compute="masked")
         _, dense = runs.run(twin, data_dir=options.data_dir, verbose=verbose)
     print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -201,11 +201,12 @@ def compact(options):
 
     import tf_rigl
 
+    before = os.path.getsize(options.file)  # The small one may replace it.
     model = model_files.load(options.file, options.imports)
     small = tf_rigl.compact(model, form=options.form, verbose=True)
     with files.beside(files.check_place(options.path)) as scratch:
         small.save(scratch)
-    before, after = (os.path.getsize(path) for path in (options.file, options.path))
+    after = os.path.getsize(options.path)
     print(f"Written to {options.path}: {after:,} bytes, the given file has {before:,}.")
     return 0
 

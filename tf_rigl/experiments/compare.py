@@ -62,7 +62,7 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
                 # "dense" ignores these: equal values make its runs equal.
                 place = {"sparsity": sparsity or 0.0, "distribution": distribution or "erk"}
                 if spec.method == "dense":
-                    place["pattern"] = "unstructured"
+                    place |= {"pattern": "unstructured", "compute": "masked"}
                 runs = tuple(spec.settings(base, **place, seed=seed) for seed in seeds)
                 times = runs[0].epochs / base.epochs if runs else 1
                 result[Cell(str(spec), sparsity, distribution, times, runs)] = None

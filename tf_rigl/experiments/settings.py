@@ -97,10 +97,16 @@ class Settings:
         object.__setattr__(self, "options", _json_values(self.options))
         from tf_rigl import patterns  # From here on, with Keras.
 
-        patterns.get(self.pattern)
+        pattern = patterns.get(self.pattern)
         self._check_options()
         if self.method != "dense":
-            self.make_method(steps=5_000)  # The true number is unknown here.
+            method = self.make_method(steps=5_000)  # The true number is unknown here.
+        if self.compute == "sparse":
+            if self.method == "dense":
+                raise ValueError("Argument `compute` must be 'masked' for method 'dense'.")
+            from tf_rigl.block_sparse import conversion
+
+            conversion.check(pattern, method)
 
     def _check_options(self):
         """Raises if the method has no such option."""

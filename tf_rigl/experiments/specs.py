@@ -92,7 +92,7 @@ def parse(text) -> Spec:
         if key == "seed":
             raise _unreadable(text, "seeds are the same for all methods")
         if (key in OF_METHODS and key not in method_arguments(name)) or (
-            name == "dense" and key in ("sparsity", "distribution", "pattern")
+            name == "dense" and key in ("sparsity", "distribution", "pattern", "compute")
         ):
             raise _unreadable(text, f"{name!r} has no {key!r}")
     return spec
