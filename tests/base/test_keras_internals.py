@@ -15,11 +15,11 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "tf_rigl"
 
 
 def read_names():
-    """Returns `NAMES` from the source: the import of the door fails where a name is gone."""
-    for node in ast.parse((PACKAGE / house.DOOR).read_text()).body:
+    """Returns `NAMES` from the source: the import of the package may fail where a name is gone."""
+    for node in ast.parse((PACKAGE / house.TABLE).read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NAMES":
             return ast.literal_eval(node.value)
-    raise AssertionError(f"{house.DOOR} has no NAMES")
+    raise AssertionError(f"{house.TABLE} has no NAMES")
 
 
 NAMES = read_names()

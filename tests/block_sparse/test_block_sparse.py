@@ -24,6 +24,7 @@ from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.experiments import runs
 from tf_rigl.patterns import Block
 from tf_rigl.training.slots import find_slots
+from tf_rigl.weights import maskable
 
 # What the layers compute.
 
@@ -974,3 +975,15 @@ def test_layers_made_by_hand_have_blocks_in_other_places():
     again = block_sparse.Dense.from_config(layers[0].get_config())
     again.build((None, 64))
     np.testing.assert_array_equal(again.places.numpy(), places[0])
+
+
+def test_weights_of_the_dense_model_go_into_the_blocks(tmp_path):
+    dense, sparse = network(), made("sparse")
+    before = sparse.masks
+    dense.save_weights(tmp_path / "dense.weights.h5")
+    sparse.load_weights(tmp_path / "dense.weights.h5")
+    for found, item in zip(maskable.find(dense), sparse.masked_weights, strict=True):
+        np.testing.assert_array_equal(item.mask, before[item.path])
+        np.testing.assert_array_equal(item.dense(), found.weight.numpy() * before[item.path])
+    for layer in dense.layers:
+        np.testing.assert_array_equal(sparse.get_layer(layer.name).bias, layer.bias)

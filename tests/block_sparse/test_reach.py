@@ -79,3 +79,14 @@ def test_layers_that_a_copy_names_anew_keep_their_targets():
     feed = next(layer for layer in sparse.layers if layer.name == "feed")
     targets = {id(item.weight): item.target_sparsity for item in sparse.masked_weights}
     assert [targets[id(each.kernel)] for each in (feed.first, feed.second)] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("compute", ["masked", "sparse"])
+def test_blocks_too_large_for_the_sparsity_are_told(compute):
+    sizes = [keras.layers.Dense(size) for size in (128, 128, 10)]
+    model = keras.Sequential([keras.Input((64,)), *sizes])
+    with pytest.warns(UserWarning, match=r"density differs .* times the requested number"):
+        sparse = tf_rigl.sparsify(
+            model, "rigl", 0.9, "uniform_all", "block_64x64", seed=0, compute=compute
+        )
+    assert sparse.sparsity < 0.7

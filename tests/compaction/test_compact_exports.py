@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 import tf_rigl
 from tests.compaction.test_compacting import L, pruned
@@ -114,3 +115,41 @@ def test_the_command_line_makes_models_compact(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "model.keras"), str(tmp_path / "m.tflite")]
     assert cli.main([*arguments, "--compute", "compact"]) == 0
     assert "outputs within" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("compute", ["compact", "dense"])
+def test_models_in_half_precision_compute_in_float32_in_litert(policy, compute, tmp_path):
+    inputs = keras.Input((8, 8, 32))
+    x = L.Conv2D(64, 3, padding="same", name="conv", dtype=policy)(inputs)
+    x = L.Activation("relu", dtype=policy)(L.BatchNormalization(dtype=policy)(x))
+    x = L.Dense(64, name="dense", dtype=policy)(L.GlobalAveragePooling2D(dtype=policy)(x))
+    model = keras.Model(inputs, L.Dense(5, name="head", dtype="float32")(x))
+    sparse = tf_rigl.sparsify(
+        model, sparsity=0.8, pattern="channels_1x32", distribution="uniform_all",
+        exclude=["head"], seed=0,
+    )  # fmt: skip
+    given = [sparse, tf_rigl.compact(sparse)] if compute == "compact" else [sparse]
+    for number, each in enumerate(given):
+        path = str(tmp_path / f"{number}.tflite")
+        info = tf_rigl.export_tflite(each, path, compute="auto" if number else compute)
+        assert info.max_abs_error < 1e-5  # Of the model in float32.
+        run = Interpreter(path).get_signature_runner()
+        (output,) = run(input_0=data()[:1]).values()
+        np.testing.assert_allclose(output, each(data()[:1]), atol=2e-2)
+        assert {layer.dtype_policy.name for layer in each.layers} == {"float32", policy}
+
+
+def test_weights_in_half_precision_have_no_litert_file(tmp_path):
+    model = keras.Sequential([keras.Input((8,)), L.Dense(4, dtype="float16", name="half")])
+    with pytest.raises(ValueError, match=r"layer 'half' of dtype 'float16'.*'mixed_float16'"):
+        tf_rigl.export_tflite(model, tmp_path / "file")
+    assert model.layers[0].dtype_policy.name == "float16"
+    assert not list(tmp_path.iterdir())
+
+
+def test_zeros_are_either_removed_or_not(sparse, tmp_path):
+    for compute in ("compact", "encoded"):
+        with pytest.raises(ValueError, match="`packed` must be True with compute"):
+            tf_rigl.export_tflite(sparse, tmp_path / "file", packed=False, compute=compute)
+    assert not list(tmp_path.iterdir())

@@ -444,6 +444,8 @@ def test_how_patterns_read():
         ("block_16x1", Block(16, 1)),
         ("block_12x345", Block(12, 345)),
         ("constant_fan_in_32x16", Block(32, 16, constant_fan_in=True)),
+        ("constant_fan_in_channels_1x32", Block(1, 32, taps="all", constant_fan_in=True)),
+        ("constant_fan_in_compact", Compact(constant_fan_in=True)),
         ("2:4", NM(2, 4)),
         ("1:16", NM(1, 16)),
     ],

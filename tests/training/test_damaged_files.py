@@ -372,6 +372,24 @@ def test_a_sparse_model_is_not_written_to_hdf5(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_keras_saves_by_itself_is_refused_where_it_could_not_be_read(inside, tmp_path):
+    """`keras.saving.save_model` does not call `save`, nor does a model around a sparse one."""
+    sparse = sparsify(mlp())
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, sparse(inputs)) if inside else sparse
+    with pytest.raises(ValueError, match=r"`filepath` must end in `.keras`"):
+        keras.saving.save_model(model, tmp_path / "model.h5")
+    keras.saving.save_model(model, tmp_path / "model.keras")
+    keras.models.load_model(tmp_path / "model.keras")
+    item = sparse.masked_weights[0]
+    item.weight.assign(np.ones(item.shape))
+    with pytest.raises(ValueError, match=f"cannot be saved.*{item.path}"):
+        keras.saving.save_model(model, tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=f"cannot be saved.*{item.path}"):
+        model.save_weights(tmp_path / "other.weights.h5")
+
+
 def test_weights_skipped_at_loading_leave_zeros_under_masks(tmp_path):
     path = tmp_path / "model.weights.h5"
     other = keras.Sequential(

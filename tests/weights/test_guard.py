@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tf_rigl
-from tests.helpers import BATCH, CLASSES, FEATURES, mlp, random_data, rigl, sparsify
+from tests.helpers import BATCH, CLASSES, FEATURES, compiled, mlp, random_data, rigl, sparsify
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 WARNING = "are trained by a loop that does not move masks"
@@ -138,3 +138,18 @@ def test_training_goes_on_from_where_another_loop_left_off():
     sparse.fit(*random_data(), batch_size=BATCH, verbose=0)
     zeros_stay(sparse)
     assert any((before[path] != mask).any() for path, mask in sparse.masks.items())
+
+
+def test_blocks_that_do_not_move_are_told_too():
+    sparse = tf_rigl.sparsify(
+        mlp(), rigl(), 0.4, "uniform_all", "block_4x4", ["head"], seed=0, compute="sparse"
+    )
+    assert {item.compute for item in sparse.masked_weights} == {"sparse"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=f".*{WARNING}")
+        compiled(sparse).fit(*random_data(batches=2), batch_size=BATCH, verbose=0)
+    outer = around(sparse)
+    outer.compile("adam", loss=LOSS)
+    with pytest.warns(UserWarning, match=WARNING) as caught:
+        outer.fit(*random_data(), batch_size=BATCH, verbose=0)
+    assert sum(WARNING in str(each.message) for each in caught) == 1

@@ -104,6 +104,13 @@ PATTERNS = {
         options={"taps": "all"},
         also=("channels",),
     ),
+    "constant_fan_in_channels_ROWSxCOLS": Entry(
+        "tf_rigl.patterns.block",
+        "Block",
+        "such blocks of channels, with the same number in each column of blocks",
+        examples=("constant_fan_in_channels_1x32",),
+        options={"taps": "all", "constant_fan_in": True},
+    ),
     "N:M": Entry(
         "tf_rigl.patterns.nm",
         "NM",
@@ -115,6 +122,12 @@ PATTERNS = {
         "tf_rigl.patterns.compact",
         "Compact",
         "for each layer the finest blocks of which `tf_rigl.compact` makes a fast layer",
+    ),
+    "constant_fan_in_compact": Entry(
+        "tf_rigl.patterns.compact",
+        "Compact",
+        "such blocks, with the same number in each column of blocks",
+        options={"constant_fan_in": True},
     ),
     "litert": Entry(
         "tf_rigl.patterns.litert",

@@ -211,8 +211,17 @@ class BlockSparseLayer(StoresSparse):
         keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store):
-        """Restores values, bias and places, and checks the places first."""
+        """Restores values, bias and places, and checks the places first.
+
+        Of the file of the dense layer it takes what its blocks hold: their places stay.
+        """
         variables = keras_internals.own_variables(self)
+        if len(store.keys()) == len(variables) - 1 and store["0"].shape == self.kernel_shape:
+            kernel = self.as_matrix(tf.convert_to_tensor(np.asarray(store["0"], self.values.dtype)))
+            self.values.assign(self.geometry.pack(kernel, tf.convert_to_tensor(self.places)))
+            if self.bias is not None:
+                self.bias.assign(store["1"])
+            return
         key = str(next(n for n, variable in enumerate(variables) if variable is self.places))
         if key in store.keys():  # noqa: SIM118, not a dict. Keras reports a missing key itself.
             places = np.asarray(store[key])

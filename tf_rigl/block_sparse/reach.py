@@ -7,8 +7,8 @@ import keras
 
 from tf_rigl._base import notices
 from tf_rigl._base.keras_internals import nodes_of
+from tf_rigl.weights import targets
 
-_FAR = 1.25  # Kept entries, over those asked for, above which the density is far off.
 _LITTLE = 0.5  # Multiplications left above which little of the model is reached.
 _SHOWN = 3
 
@@ -63,19 +63,12 @@ def warn(parts):
 def _on_density(parts):
     """Returns a warning if columns of blocks cannot have the density asked for, or None."""
     far = [
-        f"{part.path} {part.kept:.3g} for {part.asked:.3g}"
+        part.path
         for part in parts
         if part.obstacle is None and not part.asked / 2 <= part.kept <= 2 * part.asked
     ]
-    kept, asked = (sum(p.entries * getattr(p, name) for p in parts) for name in ("kept", "asked"))
-    if not far and kept <= _FAR * asked:
-        return None
-    layers = f": {', '.join(far)}" if far else ""
-    return (
-        f"The density differs from the requested one, because columns have too few blocks{layers}. "
-        f"All weights together keep {kept / asked:.3g} times the requested number of entries. "
-        "Smaller blocks come closer."
-    )
+    densities = {part.path: (part.entries, part.asked, part.kept) for part in parts}
+    return targets.off_density(densities, "columns have too few blocks", far)
 
 
 def _on_rest(parts):
@@ -86,6 +79,8 @@ def _on_rest(parts):
     if left <= max(_LITTLE * total, 2 * asked):
         return None
     rest = [part for part in parts if part.obstacle is not None and part.asked < 1]
+    if not rest:  # Blocks as large as their kernels: `_on_density` tells.
+        return None
     rest = sorted(rest, key=lambda part: -part.cost)
     shown = ", ".join(f"{part.path} ({part.obstacle})" for part in rest[:_SHOWN])
     return (

@@ -1,5 +1,7 @@
 """`compact`: an ordinary model that stores and computes only the blocks that are there."""
 
+import weakref
+
 import keras
 
 from tf_rigl._base import registry, tables
@@ -10,6 +12,8 @@ from tf_rigl.convert import copies
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import masks
+
+_COMPACT = weakref.WeakSet()  # The models that `compact` has made.
 
 
 def compact(model, *, form="auto", verbose=False, quantization=None):
@@ -63,7 +67,13 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
     small, entries = required(model, form, quantization)
     if verbose:
         print(table(entries))
+    _COMPACT.add(small)
     return small
+
+
+def is_compact(model) -> bool:
+    """Returns whether `compact` has made a model in this process."""
+    return model in _COMPACT
 
 
 def required(model, form="auto", quantization=None):

@@ -89,7 +89,12 @@ class Part:
         tensors = [keras.tree.flatten(node.input_tensors)[0] for node in nodes_of(self.layer)]
         sizes = [tuple(tensor.shape) for tensor in tensors]
         shape = [each[0] if len(set(each)) == 1 else None for each in zip(*sizes, strict=True)]
-        return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)
+        dtype = tensors[0].dtype
+        # Half precision is left to the layers within: of a policy they can be given another,
+        # as exports do, an input has its type for good.
+        if dtype in ("float16", "bfloat16"):
+            dtype = "float32"
+        return keras.Input(batch_shape=shape, dtype=dtype)
 
 
 def obstacle(layer, trainable):

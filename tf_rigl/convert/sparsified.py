@@ -32,6 +32,7 @@ class _Sparsified:
             numbered = recipe["masked"]
         else:
             resolved = targets.resolve(found, **recipe, scope=self.method.scope)
+            targets.warn_of_rounding(resolved, {m.path: tuple(m.weight.shape) for m in found})
             numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
             left = [(m.path, m.weight) for m in found if m.is_frozen and m.path not in numbered]
             self._masks.note_frozen(left)

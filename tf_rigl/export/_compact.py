@@ -5,6 +5,7 @@ import keras
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.compaction import compacting
 from tf_rigl.convert.transfer import CannotCopyError
+from tf_rigl.weights import masks
 
 
 def attempted(model, compute, allowed, quantization=None):
@@ -25,6 +26,8 @@ def attempted(model, compute, allowed, quantization=None):
     if compute not in allowed:
         raise unknown_name("compute", compute, allowed, or_object=False)
     built = isinstance(model, keras.Model) and model.built
+    if built:
+        masks.check_strays(masks.find(model), "exported")
     if compute not in ("auto", "compact") or not built:
         return None, []
     if compute == "compact":

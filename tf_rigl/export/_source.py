@@ -1,13 +1,14 @@
 """Shared parts of all exports: the model to export, the check batch, and the check."""
 
 import contextlib
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_rigl._base import notices
 from tf_rigl._base.keras_internals import all_layers, input_signature
+from tf_rigl.compaction import compacting
 from tf_rigl.convert import copies, sparsifying
 from tf_rigl.weights import maskable
 
@@ -32,11 +33,10 @@ def ordinary(model):
         )
     if sparsifying.is_sparse(model):
         return _called(sparsifying.strip(model))
-    if not has_zeros(model):
-        warnings.warn(
+    if not has_zeros(model) and not compacting.is_compact(model):
+        notices.warn(
             f"{model.name!r} is not a `tf_rigl.SparseModel` and has no zeros to remove: it is "
-            "exported as a dense model.",
-            stacklevel=3,
+            "exported as it is.",
         )
     return _called(model)
 

@@ -1,7 +1,6 @@
 """Exports a LiteRT (TFLite) file with sparse weights, and checks it with LiteRT's interpreter."""
 
 import contextlib
-import itertools
 import os
 import re
 import sys
@@ -9,13 +8,14 @@ import tempfile
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tf_rigl._base import files, registry
+from tf_rigl._base import files, notices, registry
 from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl._base.keras_internals import all_layers
-from tf_rigl.export import _compact, _source
+from tf_rigl.compaction import compacting
+from tf_rigl.export import _compact, _half, _source
+from tf_rigl.export._call import Call
 from tf_rigl.export.info import ExportInfo
 
 _BYTES = {None: 4, "float16": 2, "dynamic": 1, "int8": 1}  # Of an entry of a weight.
@@ -25,8 +25,6 @@ _TOLERANCE = {None: 1e-4, "float16": 1e-2, "dynamic": 0.2, "int8": 0.3}
 # Allowed difference from the outputs of the dense file: only rounding differs.
 _SPARSE_TOLERANCE = {None: 1e-4, "float16": 1e-4, "dynamic": 1e-2, "int8": 0.05}
 _LEAST_MAGNITUDE = 1e-2  # Smaller outputs are compared as if this were their largest magnitude.
-_MOST_SAMPLES = 200  # More samples of a representative data set change the ranges little.
-_CHECKED = 8  # Number of examples in the check batch if the batch axis is free.
 
 
 def export_tflite(
@@ -65,6 +63,9 @@ def export_tflite(
 
     A weight is stored sparse if that makes it at least a tenth smaller: from about 40% zeros
     (float32, unstructured) or 15% (blocks).
+
+    Layers that compute in half precision ("mixed_bfloat16") compute in float32 in the file, and
+    in the outputs that it is compared with.
 
     Args:
         model: a `tf_rigl.SparseModel`, or any built `keras.Model` with zeros in its weights.
@@ -128,6 +129,27 @@ def export_tflite(
     if batch_size is not None:
         batch_size = check_integer("batch_size", batch_size, 1)
     packed = check_flag("packed", packed) and compute != "dense"
+    if not packed and compute in ("compact", "encoded"):
+        raise ValueError(
+            f"Argument `packed` must be True with compute={compute!r}, which removes zeros. "
+            "Received: packed=False"
+        )
+    with _half.in_float32(model):
+        content, dense, error = _made(
+            model, compute, quantization, batch_size, packed, representative_dataset, check_data
+        )
+    with files.beside(place) as scratch:
+        scratch.write_bytes(content)
+    return ExportInfo(str(path), len(content), dense, error)
+
+
+def _made(model, compute, quantization, batch_size, packed, representative_dataset, check_data):
+    """Makes and checks the file; the arguments are those of `export_tflite`.
+
+    Returns:
+        The content, bytes; the size of the same file with all zeros; and the largest difference
+        from the outputs of the model.
+    """
     wanted = compute if packed or compute != "auto" else "dense"
     small, entries = _compact.attempted(model, wanted, registry.COMPUTE, quantization)
     given, model = model, small or _source.ordinary(model)
@@ -138,151 +160,23 @@ def export_tflite(
             "converter crashes. Build them with `unroll=True`, or pass another quantization. "
             f"Received: a model with layer {loops[0].name!r}"
         )
-    call = _Call(model, batch_size, check_data)
+    call = Call(model, batch_size, check_data)
+    whole = call if small is None else Call(given, batch_size, check_data)
     samples = call.samples("representative_dataset", representative_dataset)
     batches = call.check_batches(call.samples("check_data", check_data) or samples)
-
     with tempfile.TemporaryDirectory() as folder:
         call.save(folder)
         dense = _convert(folder, quantization, call.batches(samples))
-    whole = call if small is None else _Call(given, batch_size, check_data)
     expected = [whole.outputs(batch) for batch in batches]
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
     content, received = dense, outputs
     # Other weights of a compact model are stored sparse too, where LiteRT can unpack them.
     if packed and (small is None or (wanted == "auto" and quantization in (None, "float16"))):
-        content, received = _sparse(model, dense, batches, outputs, quantization, small is not None)
-    error = _check(expected, received, _TOLERANCE[quantization])
-    with files.beside(place) as scratch:
-        scratch.write_bytes(content)
+        is_compact = small is not None or compacting.is_compact(model)
+        content, received = _sparse(model, dense, batches, outputs, quantization, is_compact)
     unstored = sum(map(_compact.left_out, entries)) * _BYTES[quantization]
-    return ExportInfo(str(path), len(content), len(dense) + unstored, error)
-
-
-class _Call:
-    """The call of a model, with inputs and outputs by name."""
-
-    def __init__(self, model, batch_size, data=None):
-        self._model = model
-        self._structure = _source.signature(model, data)
-        self._batch_size = batch_size
-        specs = keras.tree.flatten(self._structure)
-        names = _names(self._structure, specs)
-        self.specs = dict(zip(names, specs, strict=True))
-        if words := [name for name, spec in self.specs.items() if spec.dtype == "string"]:
-            raise ValueError(
-                f"LiteRT files of models with inputs of strings are not supported: {words}. Turn "
-                "strings into numbers before the model, or export a SavedModel."
-            )
-
-    def _outputs(self, inputs):
-        arguments = keras.tree.pack_sequence_as(self._structure, list(inputs))
-        outputs = self._model(*arguments, training=False)
-        if isinstance(outputs, dict) and not any(map(keras.tree.is_nested, outputs.values())):
-            return outputs
-        return {f"output_{n}": each for n, each in enumerate(keras.tree.flatten(outputs))}
-
-    def outputs(self, batch) -> dict:
-        """Returns the outputs of the Keras model, by name."""
-        inputs = [keras.ops.convert_to_tensor(x) for x in batch.values()]
-        outputs = _source.call(self._outputs, inputs)
-        return {name: keras.ops.convert_to_numpy(x) for name, x in outputs.items()}
-
-    def save(self, folder):
-        """Writes a SavedModel, the form that TensorFlow converts best."""
-        signature = [
-            tf.TensorSpec((self._batch_size, *spec.shape[1:]), spec.dtype, name)
-            for name, spec in self.specs.items()
-        ]
-        archive = keras.export.ExportArchive()
-        archive.track(self._model)
-        archive.add_endpoint("serve", lambda *inputs: self._outputs(inputs), signature)
-        _source.write(archive, folder)
-
-    def samples(self, argument, data) -> list:
-        """Returns the examples in data of any kind, as dicts of arrays with a batch axis of 1."""
-        samples = []
-        for flat in _flat(argument, data, self._structure):
-            samples += self._split(argument, flat)
-            if len(samples) >= _MOST_SAMPLES:
-                break
-        if data is not None and not samples:
-            raise ValueError(f"Argument `{argument}` must hold at least one example.")
-        return samples[:_MOST_SAMPLES]
-
-    def _split(self, argument, flat):
-        """Splits a batch into single examples."""
-        arrays = [np.asarray(x) for x in flat]
-        shapes = [array.shape for array in arrays]
-        expected = [(None, *spec.shape[1:]) for spec in self.specs.values()]
-        fits = len(shapes) == len(expected) and all(
-            len(has) == len(needs) and all(m in (None, n) for n, m in zip(has, needs, strict=True))
-            for has, needs in zip(shapes, expected, strict=True)
-        )
-        if not fits or len({shape[0] for shape in shapes}) != 1:
-            raise ValueError(
-                f"Argument `{argument}` must hold batches of the model's inputs, of shapes "
-                f"{expected}. Received: a batch of shapes {shapes}"
-            )
-        pairs = list(zip(self.specs.items(), arrays, strict=True))
-        return [
-            {name: array[n : n + 1].astype(spec.dtype) for (name, spec), array in pairs}
-            for n in range(min(len(arrays[0]), _MOST_SAMPLES))
-        ]
-
-    def batches(self, samples) -> list:
-        """Joins examples to batches of the fixed size, or of 1. The last one repeats examples."""
-        size = self._batch_size or 1
-        groups = [samples[n : n + size] for n in range(0, len(samples), size)]
-        return [_joined(list(itertools.islice(itertools.cycle(g), size))) for g in groups]
-
-    def check_batches(self, samples) -> list:
-        """Returns the batches of the check. If the batch axis is free, they have two sizes."""
-        size = self._batch_size or _CHECKED
-        if not samples:
-            random = keras.tree.flatten(_source.check_batch(self._model, size))
-            samples = self._split("check_data", [array[:size] for array in random])
-        if self._batch_size:
-            return self.batches(samples[: max(size, _CHECKED)])
-        return [samples[0], _joined(samples[:_CHECKED])]
-
-
-def _names(structure, specs):
-    """Returns a name for each input: its Keras name, if a signature allows it."""
-    keys = [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
-    names = []
-    for number, (key, spec) in enumerate(zip(keys, specs, strict=True)):
-        name = key if isinstance(key, str) else spec.name or ""
-        name = re.sub(r"\W", "_", name)
-        # Keras numbers default names over the whole process, so they vary.
-        if re.fullmatch(r"((keras_tensor|input_layer)(_\d+)?)?", name) or name in names:
-            name = f"input_{number}"
-        names.append(name)
-    return names
-
-
-def _flat(argument, data, structure):
-    """Yields the batches in data of any kind, as lists of arrays in the order of the inputs."""
-    if data is None:
-        return
-    if callable(data) and not isinstance(data, tf.data.Dataset):
-        data = data()
-    whole = isinstance(data, (list, tuple, dict)) or hasattr(data, "__array__")
-    if not whole and not hasattr(data, "__iter__"):
-        raise ValueError(f"Argument `{argument}` must be a batch or batches. Received: {data!r}")
-    keys = [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
-    for x in [data] if whole else data:
-        # As in Keras, a tuple holds inputs and labels; a list holds several inputs.
-        x = keras.utils.unpack_x_y_sample_weight(x)[0] if isinstance(x, tuple) else x
-        if isinstance(x, dict) and all(isinstance(key, str) for key in keys):
-            yield [x[key] for key in keys if key in x]
-        else:
-            yield keras.tree.flatten(x)
-
-
-def _joined(samples):
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+    return content, len(dense) + unstored, _check(expected, received, _TOLERANCE[quantization])
 
 
 def _convert(folder, quantization, samples) -> bytes:
@@ -349,28 +243,25 @@ def _sparse(model, dense, batches, outputs, quantization, is_compact):
 
     content, number_dense = _encoding.encode(dense)
     if number_dense:
-        warnings.warn(
+        notices.warn(
             f"{number_dense} weight(s) with zeros are stored dense: LiteRT cannot run them sparse "
             f"with quantization={quantization!r}, only with None or 'float16' (with 'int8' also in "
             f"blocks of 16 inputs). {sizes.smallest(model, quantization)}".rstrip(),
-            stacklevel=3,
         )
     if len(content) >= len(dense):
         if not number_dense and not is_compact and _source.has_zeros(model):
-            warnings.warn(
+            notices.warn(
                 "The weights are stored dense: they have so few zeros that a sparse file would not "
                 "be smaller.",
-                stacklevel=3,
             )
         return dense, outputs
     try:
         received = [_run(content, batch) for batch in batches]
         _check(outputs, received, _SPARSE_TOLERANCE[quantization])
     except ValueError as error:
-        warnings.warn(
+        notices.warn(
             f"The weights are stored dense: with sparse weights, LiteRT does not run this model "
             f"right. ({error})",
-            stacklevel=3,
         )
         return dense, outputs
     return content, received

@@ -14,6 +14,10 @@ from tf_rigl.training.own_step import optimizers_of
 from tf_rigl.training.slots import find_slots
 from tf_rigl.weights import masks
 
+NO_HDF5 = (
+    "Argument `filepath` must end in `.keras`: sparse models cannot be read from HDF5. "
+    "(`save_weights` writes `.weights.h5`.)"
+)
 COUNTERS = ("step", "seed", "seeds")  # Names in a file.
 
 

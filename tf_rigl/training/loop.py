@@ -33,6 +33,7 @@ class Loop:
         compiled_for: list, the optimizers and settings of the train function of a wrapped model.
         loading: bool, whether a file is being loaded: masks may not fit the weights yet.
         optimizers: `weakref.WeakSet` of the optimizers that have trained the model.
+        warns_of_others: bool, whether to warn of a loop of others that trains block-sparse weights.
     """
 
     def __init__(self):
@@ -47,6 +48,7 @@ class Loop:
         self.loading = False
         self.compiled_for = []
         self.optimizers = weakref.WeakSet()
+        self.warns_of_others = True
 
     def fresh(self):
         """Forgets plan, step and traces: there may be a new optimizer or method."""

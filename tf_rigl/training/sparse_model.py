@@ -16,7 +16,7 @@ from tf_rigl.training import checkpoint, loop, moment
 from tf_rigl.training.begin import is_current, make_step, run_step
 from tf_rigl.training.integrity import Seal
 from tf_rigl.training.trained import TrainedByMethod
-from tf_rigl.weights import held, masks
+from tf_rigl.weights import guard, held, masks
 from tf_rigl.weights.sparse_weight import SparseWeight
 
 _OF_GRAPHS = ("inputs", "outputs", "name", "trainable", "dtype")
@@ -102,6 +102,10 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
                 if not method.changes_masks:
                     layer.warns_of_others = False
                 first += len(layer.items)
+            if method.changes_masks:  # Masks bring a guard of their own.
+                for layer in masks.stored_sparse(self):
+                    item = layer.sparse_weight(layer.path)
+                    guard.add(item.weight, None, item.path, self._sparse_loop)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -290,10 +294,7 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """Saves the model as `keras.Model.save` does, but never leaves an incomplete file."""
         if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                "Argument `filepath` must end in `.keras`: sparse models cannot be read from HDF5. "
-                f"(`save_weights` writes `.weights.h5`.) Received: filepath={str(filepath)!r}"
-            )
+            raise ValueError(f"{checkpoint.NO_HDF5} Received: filepath={str(filepath)!r}")
         masks.check_strays(self.masked_weights, "saved")
         wanted = overwrite and zipped is not False
         written = checkpoint.written_whole(filepath, ".keras", wanted)
@@ -353,6 +354,8 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
         return {**super().get_config(), **self._sparse_config()}
 
     def _sparse_config(self):
+        if keras_internals.writes_legacy_file():  # `keras.saving.save_model` gets past `save`.
+            raise ValueError(checkpoint.NO_HDF5)
         return {"method": keras.saving.serialize_keras_object(self.method), "seed": self.seed}
 
     @classmethod

@@ -12,7 +12,7 @@ _local = threading.local()  # Each replica of a strategy has a thread of its own
 
 
 class Guard:
-    """The constraint of a masked variable: zeros where the mask is 0.
+    """The constraint of a sparse weight: zeros where the mask is 0.
 
     Keras applies constraints after each optimizer step. So the weight stays sparse in any loop
     that applies a Keras optimizer: the `fit` of a model around it, a step of the user's own, a
@@ -20,24 +20,24 @@ class Guard:
 
     Args:
         inner: the constraint that the variable had before, or None.
-        mask: boolean `keras.Variable`.
+        mask: boolean `keras.Variable`; None if the variable stores active entries only.
         path: str, the name of the weight in a warning.
-        masks: the `tf_rigl.weights.masks.Masks` that holds the mask.
+        holder: the object that holds the mask. It has the attribute `warns_of_others`.
     """
 
-    def __init__(self, inner, mask, path, masks):
+    def __init__(self, inner, mask, path, holder):
         self.inner = inner
         self.mask = mask
         self.path = path
-        # Functions, as Keras would track the layer.
-        self._masks = lambda: masks
+        # Functions, as Keras would track a layer.
+        self._holder = lambda: holder
 
     def __call__(self, value):
         value = tf.convert_to_tensor(value if self.inner is None else self.inner(value))
         if is_inside():
             return value
-        if self._masks().warns_of_others:
-            self._masks().warns_of_others = False
+        if self._holder().warns_of_others:
+            self._holder().warns_of_others = False
             warnings.warn(
                 f"Sparse weights, such as {self.path!r}, are trained by a loop that does not move "
                 "masks: they stay sparse, but their masks do not change. To have masks change, "
@@ -45,12 +45,12 @@ class Guard:
                 "your own loop with `tf_rigl.training_step`.",
                 stacklevel=2,
             )
-        return tensors.where(self.mask, value)
+        return value if self.mask is None else tensors.where(self.mask, value)
 
 
-def add(variable, mask, path, masks):
+def add(variable, mask, path, holder):
     """Gives a variable a guard, around the constraint that it has."""
-    variable.constraint = Guard(constraint_of(variable), mask, path, masks)
+    variable.constraint = Guard(constraint_of(variable), mask, path, holder)
 
 
 def constraint_of(variable):

@@ -130,8 +130,13 @@ class Masks(keras.layers.Layer):
         self._due = []
 
     def save_own_variables(self, store):
-        """Stores each mask under its number, and the method's variables next to it."""
+        """Stores each mask under its number, and the method's variables next to it.
+
+        Raises:
+            ValueError: if a weight does not fit its mask: no such file could be read.
+        """
         self.settle()
+        check_strays(self.items, "saved")
         for number, item in enumerate(self.items):
             store[str(number)] = item.mask.numpy()
             for name, array in adapters.stored(item).items():
@@ -193,6 +198,11 @@ def layers(model) -> list[Masks]:
     """Returns the layers that hold the masks of a model, in model order."""
     found = all_layers(model, include_self=False)
     return [layer for layer in found if isinstance(layer, Masks)]
+
+
+def stored_sparse(model) -> list:
+    """Returns the built layers of a model that store a weight in another form than dense."""
+    return [each for each in all_layers(model) if isinstance(each, StoresSparse) and each.built]
 
 
 def find(model) -> list[SparseWeight]:

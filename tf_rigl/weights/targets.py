@@ -1,5 +1,6 @@
 """The target sparsity and the pattern of each weight of a model."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,12 +11,20 @@ from tf_rigl._base.arguments import check_sparsity, unknown_key
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.weights import maskable
 
+_FAR = 1.25  # Kept entries, over those asked for, above which the density is far off.
+
 
 class Target(NamedTuple):
     """The target of one weight."""
 
     sparsity: float
     pattern: Pattern
+
+    def kept(self, shape) -> float:
+        """Returns the density that a weight of this shape gets: whole units are kept."""
+        units = self.pattern.units(shape)
+        zeros = int(distributions.zeros(self.sparsity, units))
+        return self.pattern.possible(shape, units - zeros) / units
 
 
 def check_distribution(distribution):
@@ -126,6 +135,42 @@ def resolve(
         check_sparsity(f"distribution[{path!r}]", target)
         check_allowed(fitted[path], target, path, advice)
     return {path: Target(float(target), fitted[path]) for path, target in targets.items()}
+
+
+def warn_of_rounding(resolved, shapes):
+    """Warns if whole units of the patterns keep many more entries than were asked for.
+
+    Args:
+        resolved: the result of `resolve`.
+        shapes: dict of path to the shape of the weight.
+    """
+    densities = {
+        path: (math.prod(shapes[path]), 1 - target.sparsity, target.kept(shapes[path]))
+        for path, target in resolved.items()
+    }
+    if text := off_density(densities, "blocks are large for these layers"):
+        notices.warn(text)
+
+
+def off_density(densities, reason, far=()):
+    """Returns a warning if the density is far from the requested one, or None.
+
+    Args:
+        densities: dict of path to the weight's entries, the density asked for, and the one kept.
+        reason: str, why they differ.
+        far: paths that are worth a warning by themselves.
+    """
+    asked = sum(entries * asked for entries, asked, _ in densities.values())
+    kept = sum(entries * kept for entries, _, kept in densities.values())
+    if not far and kept <= _FAR * asked:
+        return None
+    far = far or [path for path, (_, asked, kept) in densities.items() if kept > _FAR * asked]
+    listed = ", ".join(f"{p} {densities[p][2]:.3g} for {densities[p][1]:.3g}" for p in far)
+    return (
+        f"The density differs from the requested one, because {reason}: {listed}. All weights "
+        f"together keep {kept / asked:.3g} times the requested number of entries. Smaller blocks "
+        "come closer."
+    )
 
 
 def _distributed(shapes, sparsity, distribution, fixed, scope, first):
