@@ -97,11 +97,25 @@ class Geometry:
         shape = [self.across, self.down, self.rows, self.cols]
         return self.matrix(tf.broadcast_to(kept[:, :, None, None], shape))
 
+    def sizes(self):
+        """Returns the entries of each block, without those beyond: shape (across, down)."""
+        rows = np.minimum(self.rows, self.inputs - np.arange(self.down) * self.rows)
+        cols = np.minimum(self.cols, self.outputs - np.arange(self.across) * self.cols)
+        return cols[:, None] * rows
+
     def entries(self, places) -> int:
         """Returns the number of entries in the blocks at `places`, without those beyond."""
-        rows = np.minimum(self.rows, self.inputs - np.asarray(places) * self.rows)
-        cols = np.minimum(self.cols, self.outputs - np.arange(self.across) * self.cols)
-        return int((rows.sum(axis=1) * cols).sum())
+        return int(np.take_along_axis(self.sizes(), np.asarray(places), axis=1).sum())
+
+    def fault(self, places):
+        """Returns what is wrong with places of blocks, a str, or None."""
+        ascending = np.all(np.diff(places) > 0)
+        if ascending and places.min() >= 0 and places.max() < self.down:
+            return None
+        return (
+            f"the places of blocks do not ascend from 0 to at most {self.down - 1} in each column "
+            "of blocks"
+        )
 
     def inside(self, places):
         """Returns a boolean tensor of the values' shape: False for what is beyond the matrix."""

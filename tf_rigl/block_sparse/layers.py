@@ -223,14 +223,11 @@ class BlockSparseLayer(StoresSparse):
                 self.bias.assign(store["1"])
             return
         key = str(next(n for n, variable in enumerate(variables) if variable is self.places))
-        if key in store.keys():  # noqa: SIM118, not a dict. Keras reports a missing key itself.
-            places = np.asarray(store[key])
-            ascending = np.all(np.diff(places) > 0)
-            if not ascending or places.min() < 0 or places.max() >= self.geometry.down:
-                raise ValueError(
-                    f"The file holds invalid places of blocks for layer {self.name!r}: they must "
-                    f"ascend from 0 to at most {self.geometry.down - 1} in each column of blocks."
-                )
+        there = key in store.keys()  # noqa: SIM118, not a dict. Keras reports a missing key.
+        if there and (fault := self.geometry.fault(np.asarray(store[key]))):
+            raise ValueError(
+                f"The file holds invalid places of blocks for layer {self.name!r}: {fault}."
+            )
         keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self):

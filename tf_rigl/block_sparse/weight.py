@@ -154,6 +154,17 @@ class BlockSparseWeight(SparseWeight):
         values, places = (v.numpy() for v in (self.weight, self.layer.places))
         return values[np.asarray(self.layer.geometry.inside(places))]
 
+    def footprint(self):
+        geometry = self.layer.geometry
+        return geometry.units(self.layer.places.numpy()).numpy(), geometry.sizes()
+
+    def alive(self, inputs):
+        del inputs  # Each column of blocks has an active one.
+        return np.ones(self.layer.geometry.outputs, bool)
+
+    def fault(self):
+        return self.layer.geometry.fault(self.layer.places.numpy())
+
     def evidence(self, gradient, seed):
         return super().evidence(None if gradient is None else gradient.dense(), seed)
 

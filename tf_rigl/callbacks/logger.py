@@ -2,6 +2,7 @@
 
 import csv as csv_files
 import io
+import math
 import os
 import warnings
 import zipfile
@@ -57,7 +58,7 @@ class SparsityLogger(Watcher):
     A resumed run continues the same files. It drops CSV rows of steps that the model has not
     reached, so a model at step 0 starts the file again. Put the logger before
     `BackupAndRestore` in the list of callbacks: then no row is missing. A file next to the CSV
-    file keeps the masks of the start, one bit per entry.
+    file keeps the masks of the start, one bit per entry, or per block that is stored.
 
     At steps without output the callback only copies the masks after each update, as bits. It
     counts the updates within one execution of several steps as one. For a model that is not
@@ -188,7 +189,7 @@ class SparsityLogger(Watcher):
 
 
 class _Masks:
-    """The masks of a model at its start and at its last update, one bit per entry.
+    """The masks of a model at its start and at its last update, one bit per entry or block.
 
     Args:
         model: `tf_rigl.SparseModel`.
@@ -207,6 +208,7 @@ class _Masks:
         self._now = dict(self._start)
         self._changed = {}  # Path -> `_difference` of the masks before and after the last update.
         self._inputs = {item.path: _input_axes(item) for item in model.masked_weights}
+        self._sizes = {item.path: item.footprint()[1] for item in model.masked_weights}
         if path is not None and step > 0:
             self._start = _load(path, model, self._start) or self._start
         elif path is not None and writes:
@@ -220,7 +222,7 @@ class _Masks:
         """Copies the masks after an update, and counts the entries that it changed."""
         for item in model.masked_weights:
             before, now = self._now[item.path], _packed(item)
-            self._changed[item.path] = _difference(before, now)
+            self._changed[item.path] = _difference(before, now, self._sizes[item.path])
             self._now[item.path] = now
 
     def counts(self, model):
@@ -230,13 +232,13 @@ class _Masks:
         for the last update; dead units, units.
         """
         for item in model.masked_weights:
-            mask = item.mask.numpy()
-            units = mask.any(axis=self._inputs[item.path])
+            now, sizes = _packed(item), self._sizes[item.path]
+            units = item.alive(self._inputs[item.path])
             yield (
                 item.path,
-                mask.size,
-                np.count_nonzero(mask),
-                *_difference(self._start[item.path], np.packbits(mask)),
+                math.prod(item.shape),
+                _entries(now, sizes),
+                *_difference(self._start[item.path], now, sizes),
                 *self._changed.get(item.path, (0, 0)),
                 np.count_nonzero(~units),
                 units.size,
@@ -244,14 +246,25 @@ class _Masks:
 
 
 def _packed(item):
-    return np.packbits(item.mask.numpy())
+    return np.packbits(item.footprint()[0])
 
 
-def _difference(before, now):
-    """Returns the number of bits that differ in two arrays, and the number set in both, added."""
-    differing, first, second = (
-        int(np.count_nonzero(np.unpackbits(bits))) for bits in (before ^ now, before, now)
-    )
+def _entries(bits, sizes) -> int:
+    """Returns the number of entries of the set bits.
+
+    Args:
+        bits: array of bytes, one bit per part of a weight.
+        sizes: the entries of each part; 1 for single entries.
+    """
+    found = np.unpackbits(bits)
+    if isinstance(sizes, int):
+        return int(np.count_nonzero(found))
+    return int(sizes.ravel() @ found[: sizes.size].astype(np.int64))
+
+
+def _difference(before, now, sizes):
+    """Returns the number of entries that differ, and the number active in both, added."""
+    differing, first, second = (_entries(bits, sizes) for bits in (before ^ now, before, now))
     return differing, first + second
 
 

@@ -16,7 +16,8 @@ class SparsityMonitor(Watcher):
 
     For each masked weight it checks that
 
-    - the mask is boolean and has the weight's shape;
+    - the mask is boolean and has the weight's shape (of weights that are stored as blocks: the
+      places of the blocks ascend within the weight);
     - weights are exactly 0.0 wherever the mask is 0;
     - all weights are finite, and so are the scores, if the method trains scores;
     - the number of active units is the one that the method has planned: constant for methods
@@ -90,15 +91,12 @@ def _examine(item):
         The number of active units, or None if the mask is invalid; and a list of str, the
         errors.
     """
-    mask = tf.convert_to_tensor(item.mask)
-    if mask.dtype != tf.bool:
-        return None, [f"the mask is not boolean but {mask.dtype.name}"]
-    if tuple(mask.shape) != item.shape:
-        return None, [f"the mask has the shape {tuple(mask.shape)}, the weight {item.shape}"]
+    if fault := item.fault():
+        return None, [fault]
     weight = tf.convert_to_tensor(item.weight.value)
     odd = tf.math.count_nonzero(~tf.math.is_finite(weight))
-    found = tf.stack([item.stray(), odd, tf.cast(item.pattern.active(mask), tf.int64)])
-    stray, odd, count = found.numpy().tolist()
+    stray, odd = tf.stack([item.stray(), odd]).numpy().tolist()
+    count = item.active()
     faults = []
     if odd:
         faults.append(f"{odd} of {weight.shape.num_elements()} weights are not finite")

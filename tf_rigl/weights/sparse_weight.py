@@ -172,6 +172,34 @@ class SparseWeight:
         """Returns the number of stored entries that are masked but not zero, as int64."""
         raise NotImplementedError
 
+    # For callbacks. Nothing here has the size of the dense weight if the weight is stored sparse.
+
+    def footprint(self):
+        """Returns which parts of the weight are active: single entries, or whole blocks.
+
+        Returns:
+            A boolean NumPy array, and an integer array of its shape, the entries of each part; or
+            1 if each part is one entry.
+        """
+        return keras.ops.convert_to_numpy(self.mask), 1
+
+    def alive(self, inputs):
+        """Returns which outputs have an active entry, a boolean NumPy array.
+
+        Args:
+            inputs: tuple of int, the axes of the weight over which one output sums.
+        """
+        return keras.ops.convert_to_numpy(self.mask).any(axis=inputs)
+
+    def fault(self):
+        """Returns what is wrong with the mask as it is stored, a str, or None."""
+        mask = tf.convert_to_tensor(self.mask)
+        if mask.dtype != tf.bool:
+            return f"the mask is not boolean but {mask.dtype.name}"
+        if tuple(mask.shape) != self.shape:
+            return f"the mask has the shape {tuple(mask.shape)}, the weight {self.shape}"
+        return None
+
     # When masks change.
 
     def evidence(self, gradient, seed):
