@@ -79,10 +79,12 @@ def test_what_cannot_be_compact_is_told_or_stays_dense(tmp_path):
 
 @pytest.mark.parametrize(
     ("quantization", "rows", "forms"),
-    [("dynamic", 32, {"wide": "matmul", "taps": "split"}),
-     ("dynamic", 8, {"wide": "matmul", "taps": "dense"}),
-     ("int8", 32, {"wide": "split", "taps": "split"}),
-     ("int8", 8, {"wide": "split", "taps": "dense"})],
+    [(None, 1, {"wide": "matmul", "taps": "split"}),
+     ("float32", 1, {"wide": "grouped", "taps": "grouped"}),
+     ("dynamic", 8, {"wide": "grouped", "taps": "grouped"}),
+     ("dynamic", 1, {"wide": "grouped", "taps": "dense"}),
+     ("int8", 8, {"wide": "grouped", "taps": "grouped"}),
+     ("int8", 1, {"wide": "grouped", "taps": "dense"})],
 )  # fmt: skip
 def test_where_quantized_kernels_are_slow_layers_stay_dense(quantization, rows, forms, tmp_path):
     inputs = keras.Input((4, 4, 128))
@@ -96,6 +98,7 @@ def test_where_quantized_kernels_are_slow_layers_stay_dense(quantization, rows, 
         kernel.assign(kernel * pattern.select(scores, pattern.units(kernel.shape) // 4))
     entries = examining.examine(model, quantization=quantization)
     assert {entry.path: entry.form for entry in entries} == forms
+    quantization = None if quantization == "float32" else quantization
     x = np.random.default_rng(0).normal(size=(16, 4, 4, 128)).astype("float32")
     more = {"representative_dataset": x} if quantization == "int8" else {"check_data": x}
     info = tf_rigl.export_tflite(model, tmp_path / "a", quantization=quantization, **more)

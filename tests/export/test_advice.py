@@ -74,9 +74,9 @@ def test_what_compact_would_gain_is_told():
     for compute in ("masked", "sparse"):
         advice = advise(sparse(model, pattern="channels_1x32", sparsity=0.875, compute=compute))
         rows = {row.name: row for row in advice.layers}
-        assert (rows["a/kernel"].compact, rows["b/kernel"].compact) == ("split", "")
+        assert (rows["a/kernel"].compact, rows["b/kernel"].compact) == ("grouped", "")
         assert rows["a/kernel"].products == pytest.approx(0.125)
-        assert "a/kernel (split, 0.12)" in str(advice)
+        assert "a/kernel (grouped, 0.12)" in str(advice)
     assert "no layer gains" in str(advise(sparse(mlp())))
 
 

@@ -159,6 +159,7 @@ DISTRIBUTIONS = {
 
 # Of LiteRT files; float32 has no name.
 QUANTIZATIONS = ("float16", "dynamic", "int8")
+TARGETS = ("float32", *QUANTIZATIONS)  # What a compact model becomes in LiteRT.
 FORMS = ("auto", "matmul", "split", "grouped")  # Of compact layers.
 COMPUTE = ("auto", "compact", "dense", "encoded")  # Of exports; the last one is LiteRT's alone.
 

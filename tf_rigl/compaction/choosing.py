@@ -1,10 +1,10 @@
 """Which form of a layer is fastest, by its kind and its columns.
 
-The rules are from measurements in LiteRT on a CPU (one thread, batches of one), which
-`benchmarks/export.py` repeats: what the kernels need is width of the outputs. Columns of 32
+The rules are from measurements on a CPU (one thread, batches of one), which
+`benchmarks/compact.py` repeats: what the kernels need is width of the outputs. Columns of 32
 outputs are enough for dense layers and for convolutions of several taps, even if each input is
 chosen singly. A 1x1 convolution does little with what it gathers, so it needs wider columns or
-runs of inputs.
+runs of inputs, and so do convolutions of integers, which are fast when dense.
 """
 
 from tf_rigl.compaction import convolutions, matrices
@@ -13,6 +13,7 @@ from tf_rigl.patterns.compact import SMALL
 # Columns of single entries are mostly zeros, and a sparse-encoded file is smaller. Columns of
 # trained blocks hold zeros too: units die, and what has grown begins at zero.
 _MOST_STORED = 2
+_MOST_PADDED = 2  # Above it, a layer for each column is smaller, and often as fast.
 
 
 def possible(part) -> dict:
@@ -20,8 +21,12 @@ def possible(part) -> dict:
     same_width = len({column.outputs for column in part.columns.columns}) == 1
     if not part.taps:  # A matrix.
         forms = {"split": matrices.split}
-        free = sum(size is None for size in part.input().shape[1:-1])
-        return {"matmul": matrices.matmul, **forms} if same_width and free < 2 else forms
+        shape = part.input().shape
+        if same_width and shape[1:-1].count(None) < 2:
+            forms["matmul"] = matrices.matmul
+        if same_width and len(shape) <= 4:
+            forms["grouped"] = matrices.grouped
+        return forms
     if _confuses_axes(part):
         return {}
     forms = {"split": convolutions.split}
@@ -32,13 +37,14 @@ def possible(part) -> dict:
     return forms
 
 
-def fastest(part, forms, quantization=None):
+def fastest(part, forms, target=None):
     """Returns the name of the form that is fastest, or None and the reason why none gains.
 
     Args:
         part: `Part`.
         forms: the result of `possible`.
-        quantization: str or None, what the model will become in LiteRT.
+        target: str, what the model will become in LiteRT, one of `registry.TARGETS`; or None for
+            a model that is trained, or that runs elsewhere.
     """
     columns = part.columns
     if not forms:
@@ -50,19 +56,30 @@ def fastest(part, forms, quantization=None):
     if columns.stored > _MOST_STORED * columns.active:
         times = columns.stored / max(1, columns.active)
         return None, f"its zeros form no blocks: columns would store {times:.1f} times the rest"
-    least = _least_width(part, quantization)
+    form = _form(part, forms, target)
+    least = _least_width(part, form, target)
     if least is None:
-        return None, f"with quantization={quantization!r} no form of such a convolution gains"
+        return None, f"with quantization={target!r} no form of such a convolution gains"
     if columns.width < least:
         return None, f"its blocks have {columns.width} outputs; {least} or more gain"
     most = 0.3 if part.is_pointwise and columns.rows < 8 else 0.6
     if columns.density > most:
         return None, f"density {columns.density:.2f}; {most} or less gains"
-    # LiteRT has no fast kernel for several products of int8 matrices at once.
-    if part.taps or "matmul" not in forms or quantization == "int8":
-        return "split", ""
-    padded = max(len(column.inputs) for column in columns.columns) / columns.inputs
-    return ("matmul" if padded <= 1.25 * columns.density else "split"), ""
+    return form, ""
+
+
+def _form(part, forms, target):
+    """Returns the fastest form, if any form gains."""
+    columns = part.columns
+    # LiteRT's kernels of convolutions with groups are the fastest there. TensorFlow's are slow,
+    # and the gradients fifty times slower.
+    last = not part.taps or part.layer.data_format == "channels_last"
+    fits = last and "grouped" in forms and columns.padded <= _MOST_PADDED * columns.stored
+    if fits and target is not None:
+        return "grouped"
+    if part.taps or "matmul" not in forms or target == "int8":
+        return "split"
+    return "matmul" if columns.padded <= 1.25 * columns.stored else "split"
 
 
 def _confuses_axes(part):
@@ -77,13 +94,14 @@ def _confuses_axes(part):
     return last is None or last in widths
 
 
-def _least_width(part, quantization):
-    """Returns the least outputs of blocks that pay; None if no blocks do."""
-    rows = part.columns.rows
+def _least_width(part, form, target):
+    """Returns the least outputs of blocks that pay in a form; None if no blocks do."""
+    rows, quantized = part.columns.rows, target in ("dynamic", "int8")
     if not part.taps:
-        int8 = 32 if rows >= 8 else 64
-        return {None: 16, "float16": 16, "dynamic": 32, "int8": int8}[quantization]
-    if quantization in ("dynamic", "int8"):
-        # Activations are quantized anew for each column, or gathered too slowly.
-        return None if part.is_pointwise or rows < 32 else 32
-    return 16 if not part.is_pointwise else (32 if rows >= 8 else 64)
+        return 32 if quantized and form == "split" else 16
+    if not quantized:
+        return 16 if not part.is_pointwise else (32 if rows >= 8 else 64)
+    # Activations are quantized anew for each column, or gathered too slowly.
+    if part.is_pointwise:
+        return None
+    return 32 if rows >= (8 if form == "grouped" else 32) else 64

@@ -34,8 +34,9 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
             with groups); or "auto", for each layer the one that is fastest.
         verbose: bool, whether to print a table of all layers: the form, or why a layer stays
             dense.
-        quantization: None, "float16", "dynamic" or "int8": what the model will become in
-            LiteRT, where other forms are fast. It changes nothing but the choice.
+        quantization: None, or what the model will become in LiteRT, where other forms are fast:
+            "float32", "float16", "dynamic" or "int8". It changes nothing but the choice.
+            (Convolutions with groups are the fastest there, and slow to train.)
 
     Returns:
         A `keras.Model` with the same outputs to float tolerance. Each compact layer is a small
@@ -55,8 +56,8 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
     >>> small.get_layer("hidden").count_params() < 0.3 * 64 * 128 + 128
     True
     """
-    if quantization is not None and quantization not in registry.QUANTIZATIONS:
-        raise unknown_name("quantization", quantization, registry.QUANTIZATIONS, or_object=False)
+    if quantization is not None and quantization not in registry.TARGETS:
+        raise unknown_name("quantization", quantization, registry.TARGETS, or_object=False)
     if form not in registry.FORMS:
         raise unknown_name("form", form, registry.FORMS, or_object=False)
     if not isinstance(model, keras.Model):
@@ -133,10 +134,13 @@ def can_be_tried(model) -> bool:
 
 
 def forms(model) -> list:
-    """Returns the `Entry` of each layer, without making anything; none if it cannot be tried."""
+    """Returns the `Entry` of each layer in LiteRT, without making anything.
+
+    There are none if the model is no graph of layers.
+    """
     if not can_be_tried(model):
         return []
-    return examining.examine(_graph(model), weights=masks.find(model))
+    return examining.examine(_graph(model), "auto", "float32", masks.find(model))
 
 
 def _graph(model):

@@ -1,7 +1,6 @@
 """Compact forms of convolutions."""
 
 import keras
-import numpy as np
 
 from tf_rigl.compaction import matrices
 
@@ -16,21 +15,14 @@ def grouped(part):
 
     Columns with fewer inputs than others get an input more, with weights of zero.
     """
-    columns, axis = part.columns.columns, _axis(part)
-    most = max(1, *(len(column.inputs) for column in columns))
-    taps = columns[0].kernel.shape[:-2]
-    kernel = np.zeros((*taps, most, part.columns.outputs), columns[0].kernel.dtype)
-    places = np.zeros((len(columns), most), int)
-    for number, column in enumerate(columns):
-        places[number, : len(column.inputs)] = column.inputs
-        outputs = slice(number * column.outputs, (number + 1) * column.outputs)
-        kernel[..., : len(column.inputs), outputs] = column.kernel
+    places = matrices.places_of(part)
     inputs = part.input()
-    x = keras.ops.take(part.sampled(inputs), places.ravel(), axis=axis)
-    layer = _layer(part, "_blocks", part.columns.outputs, groups=len(columns))
+    x = matrices.flat(part.sampled(inputs), places, part.columns.rows, _axis(part))
+    layer = _layer(part, "_blocks", part.columns.outputs, groups=len(places))
     model = keras.Model(inputs, part.activated(layer(x)), name=part.name)
 
     def fill():
+        kernel = matrices.in_groups(part, places.shape[1])
         layer.set_weights([kernel] if part.bias is None else [kernel, part.bias])
 
     return model, fill

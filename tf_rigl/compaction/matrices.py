@@ -18,12 +18,8 @@ def matmul(part):
         A `keras.Model` and a function that sets its weights.
     """
     columns, width = part.columns.columns, part.columns.width
-    rows = part.columns.rows
-    most = max(len(column.inputs) for column in columns)
-    places = np.stack(
-        [_filled(column.inputs, most, rows, part.columns.inputs) for column in columns]
-    )
-    kernel = np.zeros((len(columns), most, width), columns[0].kernel.dtype)
+    rows, places = part.columns.rows, places_of(part)
+    kernel = np.zeros((*places.shape, width), columns[0].kernel.dtype)
     for number, column in enumerate(columns):
         kernel[number, : len(column.inputs)] = column.kernel.reshape(-1, width)
     inputs = part.input()
@@ -48,11 +44,69 @@ def matmul(part):
     return model, fill
 
 
-def _filled(chosen, most, rows, inputs):
+def grouped(part):
+    """Gathers the inputs of all columns, for one convolution with groups over one place.
+
+    LiteRT multiplies groups of int8 matrices fast, and batches of them slowly.
+
+    Args:
+        part: `Part`; its columns have as many outputs.
+
+    Returns:
+        A `keras.Model` and a function that sets its weights.
+    """
+    places, rows, outputs = places_of(part), part.columns.rows, part.columns.outputs
+    inputs = part.input()
+    x = flat(inputs, places, rows)
+    is_row = len(inputs.shape) == 2  # A convolution needs a place.
+    if is_row:
+        x = keras.layers.Reshape((1, places.size), dtype=x.dtype)(x)
+    kind = keras.layers.Conv1D if len(x.shape) == 3 else keras.layers.Conv2D
+    groups = {"groups": len(places), "name": f"{part.name}_blocks"}
+    layer = kind(outputs, 1, **groups, **part.options)
+    x = layer(x)
+    x = keras.layers.Reshape((outputs,), dtype=part.layer.dtype_policy)(x) if is_row else x
+    model = keras.Model(inputs, part.activated(x), name=part.name)
+
+    def fill():
+        kernel = in_groups(part, places.shape[1]).reshape(layer.kernel.shape)
+        layer.set_weights([kernel] if part.bias is None else [kernel, part.bias])
+
+    return model, fill
+
+
+def places_of(part):
+    """Returns the inputs of each column, filled up to as many: shape (columns, inputs)."""
+    columns, rows = part.columns.columns, part.columns.rows
+    most = max(rows, *(len(column.inputs) for column in columns))
+    return np.stack([_filled(column.inputs, most, rows) for column in columns])
+
+
+def _filled(chosen, most, rows):
     """Fills up the inputs of a column to a number, by whole runs of inputs."""
     missing = (most - len(chosen)) // rows
-    runs = np.zeros(missing, int) if inputs else []
-    return np.concatenate([chosen, (np.asarray(runs)[:, None] * rows + np.arange(rows)).ravel()])
+    return np.concatenate([chosen, np.tile(np.arange(rows), missing)]).astype(int)
+
+
+def in_groups(part, most):
+    """Returns the kernel of a convolution with a group for each column, of `most` inputs."""
+    columns = part.columns.columns
+    taps = columns[0].kernel.shape[:-2]
+    kernel = np.zeros((*taps, most, part.columns.outputs), columns[0].kernel.dtype)
+    for number, column in enumerate(columns):
+        outputs = slice(number * column.outputs, (number + 1) * column.outputs)
+        kernel[..., : len(column.inputs), outputs] = column.kernel
+    return kernel
+
+
+def flat(x, places, rows, axis=-1):
+    """Gathers inputs for each column, one column after the other along the axis of the inputs."""
+    if axis != -1 or rows == 1 or x.shape[1:-1].count(None) > 1:
+        return keras.ops.take(x, places.ravel(), axis=axis)
+    lead = _sizes(x.shape[1:-1])
+    runs = keras.layers.Reshape((*lead, x.shape[-1] // rows, rows), dtype=x.dtype)(x)
+    runs = keras.ops.take(runs, places[:, ::rows].ravel() // rows, axis=-2)
+    return keras.layers.Reshape((*lead, places.size), dtype=x.dtype)(runs)
 
 
 def _gathered(x, places, rows):

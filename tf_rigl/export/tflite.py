@@ -151,7 +151,8 @@ def _made(model, compute, quantization, batch_size, packed, representative_datas
         from the outputs of the model.
     """
     wanted = compute if packed or compute != "auto" else "dense"
-    small, entries = _compact.attempted(model, wanted, registry.COMPUTE, quantization)
+    target = quantization or "float32"
+    small, entries = _compact.attempted(model, wanted, registry.COMPUTE, target)
     given, model = model, small or _source.ordinary(model)
     loops = [x for x in all_layers(model) if isinstance(x, keras.layers.RNN) and not x.unroll]
     if quantization == "int8" and loops:  # The converter would crash the process.
