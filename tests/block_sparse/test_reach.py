@@ -29,7 +29,7 @@ def made(model, **kwargs):
     arguments = {"sparsity": 0.75, "distribution": "uniform_all", "pattern": "block_8x8", **kwargs}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sparse = tf_rigl.sparsify(model, "rigl", seed=0, compute="sparse", **arguments)
+        sparse = tf_rigl.sparsify(model, "static", seed=0, compute="sparse", **arguments)
     return sparse, [str(each.message) for each in caught if each.category is UserWarning]
 
 
@@ -79,6 +79,23 @@ def test_layers_that_a_copy_names_anew_keep_their_targets():
     feed = next(layer for layer in sparse.layers if layer.name == "feed")
     targets = {id(item.weight): item.target_sparsity for item in sparse.masked_weights}
     assert [targets[id(each.kernel)] for each in (feed.first, feed.second)] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "warns"),
+    [("rigl", 32, True), ("rigl", 16, False), ("static", 32, False),
+     (tf_rigl.methods.SET(grow_initializer="glorot_normal"), 32, False)],
+)  # fmt: skip
+def test_columns_of_a_single_block_that_may_move_are_told(method, rows, warns):
+    layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((128,)), *layers])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tf_rigl.sparsify(
+            model, method, 0.75, "uniform_all", f"block_{rows}x32", exclude=["dense_1"], seed=0,
+            compute="sparse",
+        )  # fmt: skip
+    assert any("single block in 'dense/kernel'" in str(each.message) for each in caught) == warns
 
 
 @pytest.mark.parametrize("compute", ["masked", "sparse"])

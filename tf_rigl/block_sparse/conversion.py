@@ -106,7 +106,7 @@ def plan(model, recipe, method, seed):
     wanted = targets.resolve(found, **recipe, scope=method.scope)
     by_path = {each.path: each for each in found}
     attentions = by_projection(model)
-    replaced, masked, parts, moved = {}, {}, [], set()
+    replaced, masked, parts, moved, single = {}, {}, [], set(), []
     for number, (path, target) in enumerate(wanted.items()):
         each = by_path[path]
         asked = kept = 1 - target.sparsity
@@ -118,12 +118,17 @@ def plan(model, recipe, method, seed):
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
             blocks[each.layer.name] = (target.pattern, mask)
             moved.add(path)
-            kept = int(target.pattern.active(mask)) / target.pattern.units(tuple(mask.shape))
+            active = int(target.pattern.active(mask))
+            kept = active / target.pattern.units(tuple(mask.shape))
+            if active == target.pattern.step(tuple(mask.shape)):
+                single.append(path)
         else:
             masked[path] = (number, target)
         entries = math.prod(each.weight.shape)
         parts.append(reach.Part(path, reason, entries, reach.positions(holder), asked, kept))
     reach.warn(parts)
+    if method.changes_masks and getattr(method, "begins_at_zero", False):
+        reach.warn_of_single_blocks(single)
     return replaced, masked, maskable.names([m for m in found if m.path not in moved])
 
 

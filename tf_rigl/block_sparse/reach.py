@@ -60,6 +60,17 @@ def warn(parts):
         notices.warn(text)
 
 
+def warn_of_single_blocks(paths):
+    """Warns of weights whose columns have one block each, which starts from zeros when it moves."""
+    if paths:
+        shown = ", ".join(map(repr, paths[:_SHOWN])) + (", ..." if len(paths) > _SHOWN else "")
+        notices.warn(
+            f"Each column of blocks has a single block in {shown}: where an update moves it, all "
+            "outputs of the column begin again from zeros, and units with ReLU may stay dead. Pass "
+            "smaller blocks, or a method with `grow_initializer='glorot_normal'`."
+        )
+
+
 def _on_density(parts):
     """Returns a warning if columns of blocks cannot have the density asked for, or None."""
     far = [

@@ -78,7 +78,8 @@ def unfolded(layer):
         pairs.append((old, new))
         return y if shape is None else keras.layers.Reshape((-1, *shape), dtype=y.dtype)(y)
 
-    inputs = {name: _input(layer, name) for name in _tensors(first)}
+    calls = [_tensors(node) for node in nodes_of(layer)]
+    inputs = {name: parts.common_input([call[name] for call in calls]) for name in calls[0]}
     query = project("query", inputs["query"], (heads, config["key_dim"]))
     key = project("key", inputs.get("key", inputs["value"]), (heads, config["key_dim"]))
     value = project("value", inputs["value"], (heads, layer.value_dim))
@@ -91,14 +92,6 @@ def unfolded(layer):
         bias = [] if old.bias is None else [keras.ops.convert_to_numpy(old.bias).ravel()]
         new.set_weights([kernel.reshape(new.kernel.shape), *bias])
     return model, pairs
-
-
-def _input(layer, name):
-    """Returns a symbolic input of the shape that all calls have in common."""
-    tensors = [_tensors(node)[name] for node in nodes_of(layer)]
-    sizes = zip(*[tensor.shape for tensor in tensors], strict=True)
-    shape = [each[0] if len(set(each)) == 1 else None for each in sizes]
-    return keras.Input(batch_shape=shape, dtype=tensors[0].dtype)
 
 
 def _attended(layer, query, key, value, is_causal):

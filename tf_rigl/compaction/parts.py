@@ -87,14 +87,17 @@ class Part:
     def input(self):
         """Returns a symbolic input of the shape that the layer is called with."""
         tensors = [keras.tree.flatten(node.input_tensors)[0] for node in nodes_of(self.layer)]
-        sizes = [tuple(tensor.shape) for tensor in tensors]
-        shape = [each[0] if len(set(each)) == 1 else None for each in zip(*sizes, strict=True)]
-        dtype = tensors[0].dtype
-        # Half precision is left to the layers within: of a policy they can be given another,
-        # as exports do, an input has its type for good.
-        if dtype in ("float16", "bfloat16"):
-            dtype = "float32"
-        return keras.Input(batch_shape=shape, dtype=dtype)
+        return common_input(tensors)
+
+
+def common_input(tensors):
+    """Returns a symbolic input of the shape that all of the tensors have in common."""
+    sizes = zip(*[tuple(tensor.shape) for tensor in tensors], strict=True)
+    shape = [each[0] if len(set(each)) == 1 else None for each in sizes]
+    # Half precision is left to the layers within: of a policy they can be given another, as
+    # exports do, an input has its type for good.
+    half = tensors[0].dtype in ("float16", "bfloat16")
+    return keras.Input(batch_shape=shape, dtype="float32" if half else tensors[0].dtype)
 
 
 def obstacle(layer, trainable):

@@ -10,25 +10,25 @@ _HALF = ("float16", "bfloat16")
 
 
 @contextlib.contextmanager
-def in_float32(model):
-    """Has the layers of a model compute in float32 within this context.
+def in_float32(*models):
+    """Has the layers of models compute in float32 within this context.
 
     LiteRT has few operators for half precision.
 
     Args:
-        model: a `keras.Model`; anything else is left alone. What is compiled already stays.
+        *models: `keras.Model`s. What is compiled already stays.
 
     Raises:
         ValueError: if a layer stores its variables in half precision too.
     """
-    layers = all_layers(model) if isinstance(model, keras.Model) else []
+    layers = {id(layer): layer for model in models for layer in all_layers(model)}.values()
     policies = [(layer, layer.dtype_policy) for layer in layers if _computes_half(layer)]
     for layer, policy in policies:
         if any(str(variable.dtype) in _HALF for variable in layer.weights):
             raise ValueError(
                 f"Argument `model` has a layer {layer.name!r} of dtype {policy.name!r}, for which "
                 "LiteRT has no operators. Build the model with 'mixed_float16' or "
-                f"'mixed_bfloat16', whose weights are float32. Received: model={model!r}"
+                f"'mixed_bfloat16', whose weights are float32. Received: model={models[0]!r}"
             )
     try:
         for layer, _ in policies:

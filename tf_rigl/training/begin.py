@@ -35,7 +35,8 @@ def start(model, make):
     if not weights:
         raise ValueError(
             "The model has no masked weights: wrap layers in `tf_rigl.MaskedLayer`, or make "
-            "the model with `tf_rigl.sparsify`."
+            "the model with `tf_rigl.sparsify`. (A copy by `keras.models.clone_model` has none: "
+            "save and load the model instead.)"
         )
     check_length(model)
     _check_initial_masks(model, weights)

@@ -317,6 +317,12 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
 
     def set_weights(self, weights):
         """Sets all weights and masks, in the order of `get_weights`."""
+        if len(weights) != len(self.weights):
+            raise ValueError(
+                f"Argument `weights` must hold the {len(self.weights)} arrays of `get_weights`, "
+                "masks among them. To take the weights of a dense model, load its file with "
+                f"`load_weights`. Received: {len(weights)} arrays"
+            )
         super().set_weights(weights)
         self.apply_masks()
         self._sparse_loop.plan = None  # The next run then empties the slots of masked entries.
