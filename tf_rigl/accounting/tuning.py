@@ -123,15 +123,15 @@ def tune(
     Example:
 
     >>> tuning = tf_rigl.block_sparse.tune(
-    ...     model, batch_size=64, density=0.5, block_sizes=(4, 8), rounds=1, steps=1
+    ...     model, batch_size=64, density=0.5, block_sizes=(2, 4), rounds=1, steps=1
     ... )
     >>> print(tuning)  # doctest: +ELLIPSIS
     block size ...  times faster  sparsity  layers
          dense ...
+             2 ... hidden/kernel...
              4 ... hidden/kernel...
-             8 ... hidden/kernel...
     Fastest: ...
-    >>> pattern = tuning.pattern or "block_8x8"  # None: the dense model was the fastest.
+    >>> pattern = tuning.pattern or "block_4x4"  # None: the dense model was the fastest.
     >>> sparse = tf_rigl.sparsify(model, sparsity=0.5, pattern=pattern, compute="sparse")
     """
     is_model = isinstance(model, keras.Model)
