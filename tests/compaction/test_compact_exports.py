@@ -175,7 +175,7 @@ def test_a_global_policy_of_half_precision(pattern, tmp_path):
 
 def test_weights_in_half_precision_have_no_litert_file(tmp_path):
     model = keras.Sequential([keras.Input((8,)), L.Dense(4, dtype="float16", name="half")])
-    with pytest.raises(ValueError, match=r"layer 'half' of dtype 'float16'.*'mixed_float16'"):
+    with pytest.raises(ValueError, match=r"Layer 'half' has dtype 'float16'.*'mixed_float16'"):
         tf_rigl.export_tflite(model, tmp_path / "file")
     assert model.layers[0].dtype_policy.name == "float16"
     assert not list(tmp_path.iterdir())
@@ -186,3 +186,11 @@ def test_zeros_are_either_removed_or_not(sparse, tmp_path):
         with pytest.raises(ValueError, match="`packed` must be True with compute"):
             tf_rigl.export_tflite(sparse, tmp_path / "file", packed=False, compute=compute)
     assert not list(tmp_path.iterdir())
+
+
+def test_normalisation_that_stores_half_precision_still_has_a_file(tmp_path):
+    inputs = keras.Input((8,))
+    x = L.BatchNormalization(dtype="float16")(L.Dense(64)(inputs))
+    with pytest.warns(UserWarning, match="no zeros to remove"):
+        info = tf_rigl.export_tflite(keras.Model(inputs, L.Dense(4)(x)), tmp_path / "file")
+    assert info.max_abs_error < 1e-2

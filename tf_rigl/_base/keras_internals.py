@@ -261,9 +261,18 @@ def in_xla() -> bool:
 # Files.
 
 
-def writes_legacy_file() -> bool:
-    """Returns whether Keras writes or reads a whole model as HDF5 now, its former format."""
-    return bool(global_state.get_global_attribute("use_legacy_config", False))
+def writes_legacy_file(model) -> bool:
+    """Returns whether Keras writes just this model as HDF5 now, its former format.
+
+    A model around it is another matter: its file can be read.
+    """
+    if not global_state.get_global_attribute("use_legacy_config", False):
+        return False
+    frames = (each.frame for each in inspect.stack(0))
+    return any(
+        frame.f_code.co_name == "model_metadata" and frame.f_locals.get("model") is model
+        for frame in frames
+    )
 
 
 def allow_lambdas():

@@ -216,7 +216,8 @@ class BlockSparseLayer(StoresSparse):
         Of the file of the dense layer it takes what its blocks hold: their places stay.
         """
         variables = keras_internals.own_variables(self)
-        if len(store.keys()) == len(variables) - 1 and store["0"].shape == self.kernel_shape:
+        is_dense = len(store.keys()) == len(variables) - 1 and store["0"].shape == self.kernel_shape
+        if is_dense and np.issubdtype(store["0"].dtype, np.floating):  # Others are quantized.
             kernel = self.as_matrix(tf.convert_to_tensor(np.asarray(store["0"], self.values.dtype)))
             self.values.assign(self.geometry.pack(kernel, tf.convert_to_tensor(self.places)))
             if self.bias is not None:

@@ -169,7 +169,7 @@ def _made(model, compute, quantization, batch_size, packed, representative_datas
     trained = [whole.outputs(batch) for batch in batches]
     with _half.in_float32(given, model), tempfile.TemporaryDirectory() as folder:
         call.save(folder)
-        dense = _convert(folder, quantization, call.batches(samples))
+        dense = _convert(folder, quantization, call.batches(samples), _half.advice(model))
         expected = [whole.outputs(batch) for batch in batches]
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
@@ -184,7 +184,7 @@ def _made(model, compute, quantization, batch_size, packed, representative_datas
     return content, len(dense) + unstored, error
 
 
-def _convert(folder, quantization, samples) -> bytes:
+def _convert(folder, quantization, samples, advice) -> bytes:
     """Converts a SavedModel to a LiteRT file without sparse weights."""
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if quantization is not None:
@@ -198,7 +198,7 @@ def _convert(folder, quantization, samples) -> bytes:
         with _quiet():
             return bytes(converter.convert())
     except Exception as error:  # The converter raises its own errors and many others.
-        raise ValueError(_explained(str(error))) from error
+        raise ValueError(_explained(str(error)) + advice) from error
 
 
 def _explained(text):

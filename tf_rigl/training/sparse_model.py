@@ -360,7 +360,7 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
         return {**super().get_config(), **self._sparse_config()}
 
     def _sparse_config(self):
-        if keras_internals.writes_legacy_file():  # `keras.saving.save_model` gets past `save`.
+        if keras_internals.writes_legacy_file(self):  # `keras.saving.save_model` gets past `save`.
             raise ValueError(checkpoint.NO_HDF5)
         return {"method": keras.saving.serialize_keras_object(self.method), "seed": self.seed}
 

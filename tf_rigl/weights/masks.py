@@ -239,8 +239,9 @@ def check_strays(weights, verb):
     if found := strays(weights):
         raise ValueError(
             f"The model cannot be {verb}: weights are not zero where their masks are 0, in "
-            f"{_listed(found)}. Something outside of tf_rigl has set them. `apply_masks()` of the "
-            "sparse model sets them to zero again."
+            f"{_listed(found)}. Something outside of tf_rigl has set them, such as averages of an "
+            "optimizer (`use_ema`) that another model applies. `apply_masks()` of the sparse model "
+            "sets them to zero again."
         )
 
 

@@ -144,6 +144,8 @@ def warn_of_rounding(resolved, shapes):
         resolved: the result of `resolve`.
         shapes: dict of path to the shape of the weight.
     """
+    if all(str(target.pattern) == "unstructured" for target in resolved.values()):
+        return
     densities = {
         path: (math.prod(shapes[path]), 1 - target.sparsity, target.kept(shapes[path]))
         for path, target in resolved.items()
