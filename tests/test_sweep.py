@@ -14,6 +14,7 @@ ROWS = [
     ("layers", "transformer block"),
     ("own_steps", "gan"),
     ("own_steps", "vae"),
+    ("own_steps", "vae, float16"),
 ]
 
 

@@ -28,7 +28,6 @@ EXPECTED = (
     ("CLIPBackbone", "LiteRT", f"{_NO_OPERATOR}StridedSlice"),
     ("DebertaV3TextClassifier", "LiteRT", f"{_NO_OPERATOR}Abs"),
     ("FNetTextClassifier", "LiteRT", f"{_NO_OPERATOR}Complex"),
-    (".*, float16", "LiteRT", _NO_OPERATOR),
 )
 
 
