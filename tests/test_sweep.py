@@ -44,6 +44,7 @@ def test_what_is_refused_is_declared():
         "LiteRT files of models with inputs of strings are not supported"
     )
     assert refusals.expected("wide and deep, snip", "LiteRT")
-    assert "has no operator" in refusals.expected("u net, float16", "LiteRT")
+    assert "has no operator" in refusals.expected("volumes", "LiteRT")
+    assert refusals.expected("u net, float16", "LiteRT") is None
     assert refusals.expected("u net", "LiteRT") is None
     assert refusals.expected("wide and deep", "SavedModel") is None
