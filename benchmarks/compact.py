@@ -2,7 +2,7 @@
 
     python -m benchmarks.compact
 
-prints the following, and writes it next to this file as JSON:
+prints the following, and writes it next to this file as JSON (a part of it only to `--output`):
 
 - LiteRT (batch 1, one thread): file size and latency of networks of dense layers, of 3x3
   convolutions, of 1x1 convolutions, and of ResNet-50, by pattern and quantization, each relative
@@ -223,18 +223,21 @@ def show(rows, columns):
 
 
 def write(result, path):
-    """Writes what is measured so far as JSON."""
-    pathlib.Path(path).write_text(json.dumps(result, indent=1) + "\n")
+    """Writes what is measured so far as JSON; nothing if `path` is None."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=pathlib.Path, help="for a part; else beside this file")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="networks with this text in their name")
     parser.add_argument("--float32", action="store_true", help="no quantized files")
     options = parser.parse_args()
     quantizations = QUANTIZATIONS[:1] if options.float32 else QUANTIZATIONS
+    is_whole = not options.only and not options.float32
+    path = options.output or (pathlib.Path(__file__).with_suffix(".json") if is_whole else None)
     result = {}
     for name, (make, sparsity, patterns) in NETWORKS.items():
         if options.only not in name:
@@ -245,12 +248,12 @@ def main():
         litert = litert_rows(sources, options.rounds, quantizations)
         show(litert, (("pattern", "quantization"), ("milliseconds", "times_faster", "size")))
         result[name] = {"sparsity": sparsity, "litert": litert}
-        write(result, options.output)
+        write(result, path)
         print(f"\n{name}, other runtimes, float32:", flush=True)
         others = runtime_rows(sources, options.rounds)
         show(others, (("runtime", "pattern"), ("milliseconds", "times_faster", "difference")))
         result[name]["runtimes"] = others
-        write(result, options.output)
+        write(result, path)
         keras.backend.clear_session()
 
 

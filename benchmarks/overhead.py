@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py
 
-prints the following, and writes it next to this file as JSON:
+prints the following, and writes it next to this file as JSON (a part of it only to `--output`):
 
 - the time per training step of each method at 90% sparsity over dense, mask updates every
   100 steps included, plain and with `jit_compile=True`. All models take turns in many short
@@ -169,7 +169,7 @@ def update_ratio(rounds=9, shape=(3, 3, 512, 512), density=0.1):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default=pathlib.Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=pathlib.Path, help="for a part; else beside this file")
     parser.add_argument("--only", default="", help="models with this text in their name")
     parser.add_argument("--methods", nargs="*", default=list(all_methods(1)))
     parser.add_argument("--copies", type=int, default=1, help="models of each kind")
@@ -200,7 +200,10 @@ def main():
             rows.append([model, mode, f"{row['milliseconds']['dense']:.2f}", *ratios])
             print(f"  {', '.join(rows[-1])}", flush=True)
     print("\n".join(tables.text(["model", "", "dense ms", *names], rows, left=(0, 1))))
-    pathlib.Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
+    is_whole = not options.only and not options.plain and len(names) == len(all_methods(1))
+    path = options.output or (pathlib.Path(__file__).with_suffix(".json") if is_whole else None)
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

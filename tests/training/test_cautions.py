@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import tf_rigl
 from tests.helpers import BATCH, compiled, mlp, random_data, rigl, sparsify
 from tf_rigl.methods import SNIP, MagnitudePruning, RigL
 from tf_rigl.schedules import ConstantSparsity, PolynomialDecay
@@ -127,3 +128,28 @@ def test_weights_that_were_frozen_and_train_now_are_named():
     compiled(sparse)
     with pytest.warns(UserWarning, match=f"1 {said}, .*'hidden/kernel'"):
         sparse.fit(*random_data(), batch_size=BATCH, verbose=0)
+
+
+@pytest.mark.parametrize("compute", ["masked", "sparse"])
+@pytest.mark.parametrize(
+    ("initializer", "bias", "warns"),
+    [("zeros", -1.0, True), ("zeros", 1.0, False), ("glorot_normal", -1.0, False)],
+)
+def test_units_that_moved_blocks_left_without_weights_are_told(initializer, bias, warns, compute):
+    """With a bias below zero such units get no gradient; they have weights again with one above."""
+    layers = [keras.Input((32,)), keras.layers.Dense(32, "relu", name="hidden")]
+    model = keras.Sequential([*layers, keras.layers.Dense(4, name="head")])
+    model.get_layer("hidden").bias.assign(np.full(32, bias))
+    method = RigL(update_interval=2, drop_fraction=0.5, grow_initializer=initializer)
+    pattern = "block_8x8" if compute == "sparse" else "constant_fan_in_8x8"
+    arguments = {"exclude": ["head"], "seed": 0, "compute": compute}
+    x = np.random.default_rng(0).normal(size=(192, 32)).astype("float32")
+    y = np.random.default_rng(0).integers(0, 4, 192)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sparse = tf_rigl.sparsify(model, method, 0.75, "uniform_all", pattern, **arguments)
+        compiled(sparse).fit(x, y, batch_size=8, verbose=0)
+    kernel = tf_rigl.strip(sparse).get_layer("hidden").kernel.numpy()
+    idle = int((kernel == 0).all(axis=0).sum())
+    assert (idle > 0) == warns
+    assert any(f"'hidden/kernel' ({idle} of 32)" in str(each.message) for each in caught) == warns

@@ -155,12 +155,19 @@ class BlockSparseWeight(SparseWeight):
         return values[np.asarray(self.layer.geometry.inside(places))]
 
     def footprint(self):
-        geometry = self.layer.geometry
-        return geometry.units(self.layer.places.numpy()).numpy(), geometry.sizes()
+        return self.layer.geometry.units(self.layer.places.numpy()).numpy()
+
+    def part_sizes(self):
+        return self.layer.geometry.sizes()
 
     def alive(self, inputs):
         del inputs  # Each column of blocks has an active one.
         return np.ones(self.layer.geometry.outputs, bool)
+
+    def used(self, inputs):
+        del inputs
+        used = (self.weight.numpy() != 0).any(axis=(1, 2))
+        return used.ravel()[: self.layer.geometry.outputs]
 
     def fault(self):
         return self.layer.geometry.fault(self.layer.places.numpy())

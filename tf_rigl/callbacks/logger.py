@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -207,8 +206,10 @@ class _Masks:
             }
         self._now = dict(self._start)
         self._changed = {}  # Path -> `_difference` of the masks before and after the last update.
-        self._inputs = {item.path: _input_axes(item) for item in model.masked_weights}
-        self._sizes = {item.path: item.footprint()[1] for item in model.masked_weights}
+        self._inputs = {
+            item.path: maskable.input_axes(item.layer, item.shape) for item in model.masked_weights
+        }
+        self._sizes = {item.path: item.part_sizes() for item in model.masked_weights}
         if path is not None and step > 0:
             self._start = _load(path, model, self._start) or self._start
         elif path is not None and writes:
@@ -246,7 +247,7 @@ class _Masks:
 
 
 def _packed(item):
-    return np.packbits(item.footprint()[0])
+    return np.packbits(item.footprint())
 
 
 def _entries(bits, sizes) -> int:
@@ -266,17 +267,6 @@ def _difference(before, now, sizes):
     """Returns the number of entries that differ, and the number active in both, added."""
     differing, first, second = (_entries(bits, sizes) for bits in (before ^ now, before, now))
     return differing, first + second
-
-
-def _input_axes(item):
-    """Returns the axes of a weight over which one output sums."""
-    layer, rank = item.layer, len(item.shape)
-    if isinstance(layer, keras.layers.EinsumDense):
-        _, kernel, output = maskable.einsum_labels(layer)
-        return tuple(axis for axis, label in enumerate(kernel) if label not in output)
-    axes = maskable.axes(layer, item.shape)
-    outputs = {axis % rank for axis in axes[1]} if axes else {rank - 1} if rank > 1 else set()
-    return tuple(axis for axis in range(rank) if axis not in outputs)
 
 
 def _drop_fraction(model):

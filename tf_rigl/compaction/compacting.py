@@ -65,6 +65,7 @@ def compact(model, *, form="auto", verbose=False, quantization=None):
             "Argument `model` must be a `keras.Model`. "
             f"Received: model={model!r} (of type {type(model)})"
         )
+    masks.check_strays(masks.find(model), "compacted")
     small, entries = required(model, form, quantization)
     if verbose:
         print(table(entries))
@@ -114,7 +115,6 @@ def attempt(model, form="auto", quantization=None):
         CannotCopyError: if Keras cannot clone the model.
     """
     weights = masks.find(model)
-    masks.check_strays(weights, "compacted")
     with model.distribute_strategy.scope():
         graph = _graph(model)
         entries = examining.examine(graph, form, quantization, weights)

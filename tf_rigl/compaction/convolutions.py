@@ -17,7 +17,8 @@ def grouped(part):
     """
     places = matrices.places_of(part)
     inputs = part.input()
-    x = matrices.flat(part.sampled(inputs), places, part.columns.rows, _axis(part))
+    x = part.sampled(inputs)
+    x = matrices.gathered(x, places.ravel(), part.columns.rows, _axis(part))
     layer = _layer(part, "_blocks", part.columns.outputs, groups=len(places))
     model = keras.Model(inputs, part.activated(layer(x)), name=part.name)
 

@@ -25,7 +25,7 @@ def matmul(part):
     inputs = part.input()
     x = part.sampled(inputs)
     lead, sizes = LETTERS[: len(x.shape) - 1], x.shape[1:-1]
-    x = _gathered(x, places, rows)
+    x = gathered(x, places, rows)
     layer = keras.layers.EinsumDense(
         f"{lead}nk,nkc->{lead}nc",
         (*sizes, len(columns), width),
@@ -57,7 +57,7 @@ def grouped(part):
     """
     places, rows, outputs = places_of(part), part.columns.rows, part.columns.outputs
     inputs = part.input()
-    x = flat(inputs, places, rows)
+    x = gathered(inputs, places.ravel(), rows)
     is_row = len(inputs.shape) == 2  # A convolution needs a place.
     if is_row:
         x = keras.layers.Reshape((1, places.size), dtype=x.dtype)(x)
@@ -99,23 +99,23 @@ def in_groups(part, most):
     return kernel
 
 
-def flat(x, places, rows, axis=-1):
-    """Gathers inputs for each column, one column after the other along the axis of the inputs."""
+def gathered(x, places, rows, axis=-1):
+    """Gathers inputs, by whole runs where it can.
+
+    Args:
+        x: symbolic tensor.
+        places: int array, the inputs along the axis, in runs of `rows` along its last axis.
+        rows: int.
+        axis: int, the axis of the inputs.
+
+    Returns:
+        A symbolic tensor in which the axes of `places` take the place of the axis.
+    """
     if axis != -1 or rows == 1 or x.shape[1:-1].count(None) > 1:
-        return keras.ops.take(x, places.ravel(), axis=axis)
+        return keras.ops.take(x, places, axis=axis)
     lead = _sizes(x.shape[1:-1])
     runs = keras.layers.Reshape((*lead, x.shape[-1] // rows, rows), dtype=x.dtype)(x)
-    runs = keras.ops.take(runs, places[:, ::rows].ravel() // rows, axis=-2)
-    return keras.layers.Reshape((*lead, places.size), dtype=x.dtype)(runs)
-
-
-def _gathered(x, places, rows):
-    """Gathers inputs for each column: shape (..., columns, inputs of a column)."""
-    if rows == 1 or places.shape[1] % rows or None in x.shape[1:-1]:
-        return keras.ops.take(x, places, axis=-1)
-    lead = tuple(x.shape[1:-1])
-    runs = keras.layers.Reshape((*lead, x.shape[-1] // rows, rows), dtype=x.dtype)(x)
-    runs = keras.ops.take(runs, places[:, ::rows] // rows, axis=-2)
+    runs = keras.ops.take(runs, places[..., ::rows] // rows, axis=-2)
     return keras.layers.Reshape((*lead, *places.shape), dtype=x.dtype)(runs)
 
 

@@ -1,5 +1,6 @@
 """The call of a model that becomes a LiteRT file: its inputs by name, examples and batches."""
 
+import copy
 import itertools
 import re
 
@@ -28,6 +29,12 @@ class Call:
                 f"LiteRT files of models with inputs of strings are not supported: {words}. Turn "
                 "strings into numbers before the model, or export a SavedModel."
             )
+
+    def of(self, model):
+        """Returns the call of another model with the same inputs."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def _outputs(self, inputs):
         arguments = keras.tree.pack_sequence_as(self._structure, list(inputs))

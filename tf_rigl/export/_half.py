@@ -18,6 +18,9 @@ def in_float32(*models):
 
     Args:
         *models: `keras.Model`s. What is compiled already stays.
+
+    Yields:
+        Whether any layer has changed.
     """
     layers = {id(layer): layer for model in models for layer in all_layers(model)}.values()
     chosen = [layer for layer in layers if _computes_half(layer) and not _stores_half(layer)]
@@ -25,7 +28,7 @@ def in_float32(*models):
     try:
         for layer, _ in policies:
             layer.dtype_policy = "float32"
-        yield
+        yield bool(policies)
     finally:
         for layer, policy in policies:
             layer.dtype_policy = policy

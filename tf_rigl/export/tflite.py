@@ -163,14 +163,15 @@ def _made(model, compute, quantization, batch_size, packed, representative_datas
             f"Received: a model with layer {loops[0].name!r}"
         )
     call = Call(model, batch_size, check_data)
-    whole = call if small is None else Call(given, batch_size, check_data)
+    whole = call if small is None else call.of(given)
     samples = call.samples("representative_dataset", representative_dataset)
     batches = call.check_batches(call.samples("check_data", check_data) or samples)
-    trained = [whole.outputs(batch) for batch in batches]
-    with _half.in_float32(given, model), tempfile.TemporaryDirectory() as folder:
+    trained = expected = [whole.outputs(batch) for batch in batches]
+    with _half.in_float32(given, model) as changed, tempfile.TemporaryDirectory() as folder:
         call.save(folder)
-        dense = _convert(folder, quantization, call.batches(samples), _half.advice(model))
-        expected = [whole.outputs(batch) for batch in batches]
+        dense = _convert(folder, quantization, call.batches(samples), model)
+        if changed:
+            expected = [whole.outputs(batch) for batch in batches]
     outputs = [_run(dense, batch) for batch in batches]
     _check(expected, outputs, _TOLERANCE[quantization])
     content, received = dense, outputs
@@ -184,7 +185,7 @@ def _made(model, compute, quantization, batch_size, packed, representative_datas
     return content, len(dense) + unstored, error
 
 
-def _convert(folder, quantization, samples, advice) -> bytes:
+def _convert(folder, quantization, samples, model) -> bytes:
     """Converts a SavedModel to a LiteRT file without sparse weights."""
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if quantization is not None:
@@ -198,7 +199,7 @@ def _convert(folder, quantization, samples, advice) -> bytes:
         with _quiet():
             return bytes(converter.convert())
     except Exception as error:  # The converter raises its own errors and many others.
-        raise ValueError(_explained(str(error)) + advice) from error
+        raise ValueError(_explained(str(error)) + _half.advice(model)) from error
 
 
 def _explained(text):

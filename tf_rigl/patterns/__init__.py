@@ -25,7 +25,8 @@ def get(identifier) -> Pattern:
     Args:
         identifier: str, "unstructured", "litert", "block_16x1" (blocks of 16 inputs by 1 output;
             any sizes), "constant_fan_in_32x32" (such blocks, the same number in each column),
-            or "2:4" (any n:m); or a `Pattern`, which is returned as it is.
+            "channels_1x32" (blocks over all positions of a convolution's kernel), "compact", or
+            "2:4" (any n:m); or a `Pattern`, which is returned as it is.
 
     Returns:
         The `Pattern`.

@@ -1,7 +1,9 @@
 """Warnings about a run of `fit`: when it begins, and when it ends before its method has."""
 
 from tf_rigl._base import notices
-from tf_rigl.weights import masks
+from tf_rigl.weights import maskable, masks
+
+_IDLE = 0.05  # The share of a weight's outputs above which idle ones are told.
 
 
 def before(model):
@@ -19,7 +21,41 @@ def before(model):
 
 
 def after(model):
-    """Warns if the run that ends now leaves the model less sparse than it was to become."""
+    """Warns of what the run that ends now leaves behind."""
+    _of_idle_units(model)
+    _of_unpruned(model)
+
+
+def _of_idle_units(model):
+    """Warns if many outputs have active entries, all of which are zero.
+
+    Blocks that updates have moved start from zeros. With ReLU, a unit all of whose blocks have
+    moved gets no gradient, if its bias is not above 0.
+    """
+    method, length = model.method, model._sparse_loop.length
+    grows = method.changes_masks and hasattr(method, "last_step")
+    if not grows or not method.begins_at_zero:
+        return
+    if model.step < method.last_step(length.first_step, length.steps):  # They may yet be trained.
+        return
+    found = {}
+    for weight in model.masked_weights:
+        inputs = maskable.input_axes(weight.layer, weight.shape)
+        alive = weight.alive(inputs)
+        idle = int((alive & ~weight.used(inputs)).sum())
+        if idle > _IDLE * alive.size:
+            found[weight.path] = f"{weight.path!r} ({idle} of {alive.size})"
+    if found:
+        shown = ", ".join(list(found.values())[:3]) + (", ..." if len(found) > 3 else "")
+        notices.warn(
+            f"Units have no weights but zeros: {shown}. Updates moved all their blocks, which "
+            "start from zeros, and units with ReLU then may get no gradient. Pass smaller blocks, "
+            "or `grow_initializer='glorot_normal'` to the method."
+        )
+
+
+def _of_unpruned(model):
+    """Warns if the model is less sparse than it was to become."""
     loop, method = model._sparse_loop, model.method
     if not method.begins_dense or not method.ends_at_target or _goes_on(model):
         return

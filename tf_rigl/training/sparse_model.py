@@ -102,10 +102,11 @@ class SparseModel(TrainedByMethod, keras_internals.BuildsOnWorkers, keras.Model)
                 if not method.changes_masks:
                     layer.warns_of_others = False
                 first += len(layer.items)
-            if method.changes_masks:  # Masks bring a guard of their own.
-                for layer in masks.stored_sparse(self):
-                    item = layer.sparse_weight(layer.path)
-                    guard.add(item.weight, None, item.path, self._sparse_loop)
+            if masks.stores_sparse(self):  # Masks bring guards of their own.
+                self._sparse_loop.warns_of_others &= method.changes_masks
+                for item in self.masked_weights:
+                    if item.compute == "sparse":
+                        guard.add(item.weight, None, item.path, self._sparse_loop)
 
     @property
     def masks(self) -> dict[str, np.ndarray]:

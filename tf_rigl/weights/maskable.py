@@ -181,6 +181,17 @@ def axes(layer, shape):
     return None
 
 
+def input_axes(layer, shape) -> tuple[int, ...]:
+    """Returns the axes of a weight over which one output sums; arguments as for `axes`."""
+    rank = len(shape)
+    if isinstance(layer, layers.EinsumDense):
+        _, kernel, output = einsum_labels(layer)
+        return tuple(axis for axis, label in enumerate(kernel) if label not in output)
+    found = axes(layer, shape)
+    outputs = {axis % rank for axis in found[1]} if found else {rank - 1} if rank > 1 else set()
+    return tuple(axis for axis in range(rank) if axis not in outputs)
+
+
 def fan_in(layer, shape) -> int:
     """Returns the number of entries of a weight that are summed into one output.
 

@@ -200,9 +200,9 @@ def layers(model) -> list[Masks]:
     return [layer for layer in found if isinstance(layer, Masks)]
 
 
-def stored_sparse(model) -> list:
-    """Returns the built layers of a model that store a weight in another form than dense."""
-    return [each for each in all_layers(model) if isinstance(each, StoresSparse) and each.built]
+def stores_sparse(model) -> bool:
+    """Returns whether a built layer of a model stores a weight in another form than dense."""
+    return any(isinstance(each, StoresSparse) and each.built for each in all_layers(model))
 
 
 def find(model) -> list[SparseWeight]:

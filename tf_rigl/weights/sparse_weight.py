@@ -12,6 +12,12 @@ from tf_rigl import distributions
 from tf_rigl._base import tensors
 
 
+def units_kept(pattern, sparsity, shape) -> int:
+    """Returns how many units of a pattern a weight of this shape keeps at a sparsity."""
+    units = pattern.units(shape)
+    return pattern.possible(shape, units - int(distributions.zeros(sparsity, units)))
+
+
 class Slot(NamedTuple):
     """A variable of an optimizer for a weight, of the stored shape.
 
@@ -74,9 +80,7 @@ class SparseWeight:
 
     def target_active(self) -> int:
         """Returns the number of active units at the target sparsity."""
-        units = self.pattern.units(self.shape)
-        zeros = int(distributions.zeros(self.target_sparsity, units))
-        return self.pattern.possible(self.shape, units - zeros)
+        return units_kept(self.pattern, self.target_sparsity, self.shape)
 
     def active(self) -> int:
         """Returns the number of units that are active now."""
@@ -175,13 +179,12 @@ class SparseWeight:
     # For callbacks. Nothing here has the size of the dense weight if the weight is stored sparse.
 
     def footprint(self):
-        """Returns which parts of the weight are active: single entries, or whole blocks.
+        """Returns which entries, or blocks, are active: a boolean NumPy array."""
+        return keras.ops.convert_to_numpy(self.mask)
 
-        Returns:
-            A boolean NumPy array, and an integer array of its shape, the entries of each part; or
-            1 if each part is one entry.
-        """
-        return keras.ops.convert_to_numpy(self.mask), 1
+    def part_sizes(self):
+        """Returns how many entries each place of `footprint` has: an array of its shape, or 1."""
+        return 1
 
     def alive(self, inputs):
         """Returns which outputs have an active entry, a boolean NumPy array.
@@ -190,6 +193,10 @@ class SparseWeight:
             inputs: tuple of int, the axes of the weight over which one output sums.
         """
         return keras.ops.convert_to_numpy(self.mask).any(axis=inputs)
+
+    def used(self, inputs):
+        """Returns which outputs have an entry that is not zero; as `alive`."""
+        return (self.dense().numpy() != 0).any(axis=inputs)
 
     def fault(self):
         """Returns what is wrong with the mask as it is stored, a str, or None."""

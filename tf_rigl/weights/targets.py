@@ -10,6 +10,7 @@ from tf_rigl._base import notices
 from tf_rigl._base.arguments import check_sparsity, unknown_key
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.weights import maskable
+from tf_rigl.weights.sparse_weight import units_kept
 
 _FAR = 1.25  # Kept entries, over those asked for, above which the density is far off.
 
@@ -22,9 +23,7 @@ class Target(NamedTuple):
 
     def kept(self, shape) -> float:
         """Returns the density that a weight of this shape gets: whole units are kept."""
-        units = self.pattern.units(shape)
-        zeros = int(distributions.zeros(self.sparsity, units))
-        return self.pattern.possible(shape, units - zeros) / units
+        return units_kept(self.pattern, self.sparsity, shape) / self.pattern.units(shape)
 
 
 def check_distribution(distribution):
