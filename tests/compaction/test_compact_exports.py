@@ -194,3 +194,24 @@ def test_normalisation_that_stores_half_precision_still_has_a_file(tmp_path):
     with pytest.warns(UserWarning, match="no zeros to remove"):
         info = tf_rigl.export_tflite(keras.Model(inputs, L.Dense(4)(x)), tmp_path / "file")
     assert info.max_abs_error < 1e-2
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Own(keras.Model):
+    """A graph whose class has a step of its own."""
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def test_a_loaded_graph_of_an_own_class_has_a_file(tmp_path):
+    """Nothing has called the loaded model yet."""
+    inputs = keras.Input((64,))
+    model = Own(inputs, L.Dense(4, name="head")(L.Dense(128, activation="relu")(inputs)))
+    sparse = tf_rigl.sparsify(
+        model, "static", 0.75, "uniform_all", "channels_8x32", exclude=["head"], seed=0
+    )
+    sparse.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    info = tf_rigl.export_tflite(loaded, tmp_path / "file", compute="compact")
+    assert info.max_abs_error < 1e-5
