@@ -1,5 +1,7 @@
 """The package as a house: how many rooms and floors, and that nothing crosses a border."""
 
+import ast
+import collections
 import pathlib
 import sys
 
@@ -218,3 +220,22 @@ def test_table(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["    2  rooms", "         high", "         low"]
     assert "         high + low" in lines
+
+
+def test_no_two_tests_register_one_name():
+    """Keras keeps one class for a name, so which test comes first would decide what loads."""
+    places = collections.defaultdict(list)
+    for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            for package in map(_registered, getattr(node, "decorator_list", ())):
+                if package:
+                    places[f"{package}>{node.name}"].append(f"{file}:{node.lineno}")
+    check_none([(name, found) for name, found in places.items() if len(found) > 1])
+
+
+def _registered(decorator):
+    """The package of `register_keras_serializable(package)`, or None."""
+    if not isinstance(decorator, ast.Call) or "register_keras" not in ast.unparse(decorator.func):
+        return None
+    given = [*decorator.args, *(word.value for word in decorator.keywords if word.arg == "package")]
+    return ast.literal_eval(given[0])

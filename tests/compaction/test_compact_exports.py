@@ -197,7 +197,7 @@ def test_normalisation_that_stores_half_precision_still_has_a_file(tmp_path):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Own(keras.Model):
+class OwnStep(keras.Model):
     """A graph whose class has a step of its own."""
 
     def train_step(self, data):
@@ -207,7 +207,7 @@ class Own(keras.Model):
 def test_a_loaded_graph_of_an_own_class_has_a_file(tmp_path):
     """Nothing has called the loaded model yet."""
     inputs = keras.Input((64,))
-    model = Own(inputs, L.Dense(4, name="head")(L.Dense(128, activation="relu")(inputs)))
+    model = OwnStep(inputs, L.Dense(4, name="head")(L.Dense(128, activation="relu")(inputs)))
     sparse = tf_rigl.sparsify(
         model, "static", 0.75, "uniform_all", "channels_8x32", exclude=["head"], seed=0
     )

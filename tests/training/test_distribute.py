@@ -56,7 +56,7 @@ class Record(keras.callbacks.Callback):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Handmade(keras.Model):
+class HandmadeStep(keras.Model):
     def train_step(self, data):
         with tf.GradientTape() as tape:
             loss = self.compute_loss(data[0], data[1], self(data[0], training=True))
@@ -70,7 +70,7 @@ def train(strategy, method, optimizer, own=None, **kwargs):
     with strategy.scope():
         eager = strategy is not MIRRORED  # Where it can be: compiling takes its time.
         model = mlp()
-        model = Handmade(model.inputs, model.outputs) if own == "step" else model
+        model = HandmadeStep(model.inputs, model.outputs) if own == "step" else model
         model = compiled(sparsify(model, method, **kwargs), optimizer(), run_eagerly=eager)
     record = Record(strategy.num_replicas_in_sync)
     if own == "loop":
