@@ -29,7 +29,7 @@ from tf_rigl import data, methods, schedules
 from tf_rigl._base import files, tables
 from tf_rigl._base.timing import in_turns
 
-EXAMPLES, SEEDS, BATCH = 8_000, 3, 100
+EXAMPLES, SEEDS, BATCH, INTERVAL = 8_000, 3, 100, 25
 SPARSITIES = (0.875, 0.75)
 ENDS = ("stem", "head")  # They stay dense.
 SHAPE = (28, 28, 1)
@@ -105,7 +105,7 @@ def sparsified(model, method, pattern, sparsity, steps, seed):
         sizes = map(int, pattern.split("x"))  # Equal columns, as those of the others.
         blocks = tf_rigl.patterns.Block(*sizes, taps="all", constant_fan_in=True)
     else:
-        chosen = getattr(methods, method)(update_interval=25)
+        chosen = getattr(methods, method)(update_interval=INTERVAL, end_step=int(0.75 * steps))
         compute = "masked" if pattern == "unstructured" else "sparse"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Attention stays masked, and small layers are rounded.
@@ -198,8 +198,11 @@ class Study:
             labels = [label for label in labels if self.file(label, SEEDS - 1).exists()]
         return {label: [self.run(label, seed) for seed in range(SEEDS)] for label in labels}
 
-    def ratios(self, sparsity, rounds=7):
-        """Returns how many steps of each block-sparse model fit into one of dense."""
+    def ratios(self, sparsity, rounds=5):
+        """Returns how many steps of each block-sparse model fit into one of dense.
+
+        Each turn has as many steps as an interval, so that one of them is an update.
+        """
         labels = [("dense", "", 0.0)]
         labels += [(*v, sparsity) for v in self.variants if v[1] != "unstructured"]
         calls = {}
@@ -213,7 +216,7 @@ class Study:
             batch = [array[:BATCH] for array in self.train]
             model.train_on_batch(*batch)
             calls[method, pattern, sparsity] = lambda m=model, b=batch: m.train_on_batch(*b)
-        seconds = in_turns(calls, rounds, 3)
+        seconds = in_turns(calls, rounds, INTERVAL)
         return {label: seconds[labels[0]] / value for label, value in seconds.items()}
 
     def in_equal_time(self, sparsity):
