@@ -32,6 +32,8 @@ def rigl(**kwargs):
 _OFTEN = {"update_interval": 2, "drop_fraction": 0.5, "end_step": 1000, "decay": "constant"}
 _RISING = {"begin_step": 1, "end_step": 6, "frequency": 2}
 
+_GROW_AGAIN = tf_rigl.methods.ACDC, tf_rigl.methods.GraNet
+
 # Every method, so small that masks change within eight batches, and pruning is over.
 METHODS = {
     "static": tf_rigl.methods.Static,
@@ -52,6 +54,19 @@ METHODS = {
         tf_rigl.schedules.ConstantSparsity(begin_step=3, frequency=2)
     ),
     "edge-popup": tf_rigl.methods.EdgePopup,
+    "granet": lambda: tf_rigl.methods.GraNet(update_interval=2, prune_end=5),
+    "granet-dense": lambda: tf_rigl.methods.GraNet(
+        update_interval=2, prune_end=5, initial_sparsity=0.0
+    ),
+    "srigl": lambda: tf_rigl.methods.SRigL(**_OFTEN),
+    "mest": lambda: tf_rigl.methods.MEST(update_interval=2, end_step=7),
+    "mest-soft": lambda: tf_rigl.methods.MEST(update_interval=2, end_step=7, soft=True),
+    "acdc": lambda: tf_rigl.methods.ACDC(warm_up=2, phase=1, last_dense=(4, 6)),
+    "acdc-layer": lambda: tf_rigl.methods.ACDC("layer", warm_up=2, phase=1, last_dense=(4, 6)),
+    "ste": tf_rigl.methods.STE,
+    "sr-ste": lambda: tf_rigl.methods.SRSTE(decay=0.01),
+    "grasp": tf_rigl.methods.GraSP,
+    "grasp-global": lambda: tf_rigl.methods.GraSP(scope="global"),
 }
 
 
@@ -128,7 +143,8 @@ def check_invariants(model, counts=None):
 class CheckEveryStep(keras.callbacks.Callback):
     """Checks the invariants after every batch, and keeps the masks of each step.
 
-    Where a method begins dense, counts are not those of the target yet, but fall.
+    Where a method begins dense, counts are not those of the target yet, but fall, unless it
+    grows as well. Some that begin sparse change counts too.
     """
 
     def __init__(self):
@@ -136,10 +152,11 @@ class CheckEveryStep(keras.callbacks.Callback):
         self.masks = []
 
     def on_train_batch_end(self, batch, logs=None):
-        prunes = self.model.method.begins_dense
-        check_invariants(self.model, active(self.model) if prunes else None)
+        method = self.model.method
+        free = method.begins_dense or not method.keeps_counts
+        check_invariants(self.model, active(self.model) if free else None)
         self.masks.append(self.model.masks)
-        if prunes:
+        if method.begins_dense and not isinstance(method, _GROW_AGAIN):
             for earlier, later in itertools.pairwise(self.masks[-2:]):
                 assert not any((later[path] & ~earlier[path]).any() for path in later)
 
@@ -147,6 +164,13 @@ class CheckEveryStep(keras.callbacks.Callback):
 def check_pruned(model):
     """The model has the zeros asked for, each weight its own or all together."""
     counts = None
+    if isinstance(model.method, tf_rigl.methods.SRigL):
+        counts = active(model)
+        for item in model.masked_weights:
+            each = item.mask.numpy().sum(axis=0)  # Of matrices; ablated outputs have none.
+            assert len(set(each) - {0}) == 1
+            outputs = np.count_nonzero(each)
+            assert counts[item.path] == item.target_active() // outputs * outputs
     if model.method.scope == "global":
         counts = active(model)
         asked = sum(item.target_active() for item in model.masked_weights)

@@ -127,11 +127,12 @@ def is_update_step(step: int, start_step: int, end_step: int, update_interval: i
     return start_step <= step < end_step and step % update_interval == 0
 
 
-def check_end_step(value):
+def check_end_step(value, argument="end_step"):
     """Checks an `end_step`.
 
     Args:
         value: an integer (a step), or a float in (0, 1] (a fraction of the steps of `fit`).
+        argument: str, the name of the argument, for messages.
 
     Returns:
         The value as an int or a float.
@@ -147,11 +148,11 @@ def check_end_step(value):
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     try:
-        return check_number("end_step", value, above=0, at_most=1)
+        return check_number(argument, value, above=0, at_most=1)
     except ValueError:
         raise ValueError(
-            "Argument `end_step` must be an integer (a step) or a float in (0, 1] "
-            f"(a fraction of the steps that `fit` runs). Received: end_step={value!r}"
+            f"Argument `{argument}` must be an integer (a step) or a float in (0, 1] "
+            f"(a fraction of the steps that `fit` runs). Received: {argument}={value!r}"
         ) from None
 
 

@@ -180,13 +180,13 @@ def test_frozen_layers_keep_masks_and_weights(name):
 
 @every_method
 def test_weights_that_the_loss_does_not_reach(name):
-    """They have no gradient: only pruning by magnitude can go on there."""
+    """They have no gradient: only pruning by magnitude alone can go on there."""
     model = compiled(sparsify(detached_mlp(), METHODS[name]()), **EAGER)
     hidden, head = model.masked_weights
     before = hidden.mask.numpy()
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         fit_unchecked(model, *random_data())
-    if "magnitude" in name:
+    if "magnitude" in name or "acdc" in name:
         check_pruned(model)
     else:
         np.testing.assert_array_equal(hidden.mask.numpy(), before)
@@ -230,9 +230,16 @@ def by_hand(method, **kwargs):
 def test_masked_layers_that_begin_as_the_method_does(name):
     method = METHODS[name]()
     whole = method.begins_dense or method.trained_state
-    model = by_hand(method, initial_mask="ones" if whole else "random")
+    pattern = str(method.suited(tf_rigl.patterns.get("unstructured")))
+    model = by_hand(method, initial_mask="ones" if whole else "random", pattern=pattern)
     fit(model, *random_data())
     check_pruned(model)
+
+
+def test_masked_layers_whose_pattern_the_method_does_not_have():
+    model = by_hand(METHODS["srigl"]())
+    with pytest.raises(ValueError, match="must be 'constant_fan_in' with SRigL"):
+        fit(model, *random_data())
 
 
 @pytest.mark.parametrize("name", ["snip", "magnitude"])

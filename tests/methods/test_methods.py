@@ -42,6 +42,7 @@ def test_defaults(cls):
         "decay": "cosine",
         "grow_initializer": keras.initializers.serialize(keras.initializers.Zeros()),
         "apply_optimizer_on_update": False,
+        "slots": "zero",
         **({"gradient_batches": 1} if cls is RigL else {}),
     }
 
@@ -86,7 +87,7 @@ def test_a_config_has_all_arguments(name):
 def test_repr_shows_the_arguments():
     assert repr(RigL(update_interval=7)).startswith("RigL(drop_fraction=0.3, update_interval=7,")
     assert repr(RigL(gradient_batches=3)).endswith(", gradient_batches=3)")
-    assert repr(SNFS(momentum=0.5)).endswith("apply_optimizer_on_update=False, momentum=0.5)")
+    assert repr(SNFS(momentum=0.5)).endswith("slots='zero', momentum=0.5)")
 
 
 @pytest.mark.parametrize("cls", [SET, RigL, SNFS])

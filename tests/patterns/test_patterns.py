@@ -10,7 +10,7 @@ from references import patterns_numpy, rigl_numpy
 
 from tf_rigl import maskable, patterns
 from tf_rigl._base.arguments import constructor_arguments
-from tf_rigl.patterns import NM, Block, Compact, LiteRT, Pattern, Unstructured
+from tf_rigl.patterns import NM, Block, Compact, ConstantFanIn, LiteRT, Pattern, Unstructured
 
 
 @pytest.fixture(autouse=True)
@@ -380,6 +380,8 @@ ALL = [
     Block(16, 1, constant_fan_in=True),
     Block(1, 2, taps="all"),
     Block(4, 3, constant_fan_in=True, taps="all"),
+    ConstantFanIn(),
+    ConstantFanIn(AXES, taps=False),
     NM(2, 4),
     NM(1, 8, AXES),
 ]
@@ -473,7 +475,7 @@ def test_get_passes_patterns_through():
         ("block_16x1 ", "block_16x1"),
         ("2 : 4", "2:4"),
         ("2:4:8", "2:4"),
-        ("constant_fan_in", "constant_fan_in_32x32"),
+        ("constant_fanin", "constant_fan_in"),
     ],
 )
 def test_get_offers_the_closest_name(name, closest):

@@ -66,6 +66,43 @@ METHODS = {
         "RigL",
         "drops the smallest weights, grows where the gradient is largest",
     ),
+    "granet": Entry(
+        "tf_rigl.methods.granet",
+        "GraNet",
+        "prunes gradually over all layers, and regrows in each where the gradient is largest",
+    ),
+    "srigl": Entry(
+        "tf_rigl.methods.srigl",
+        "SRigL",
+        "works like RigL with as many inputs for each output, and loses outputs that do not matter",
+    ),
+    "mest": Entry(
+        "tf_rigl.methods.mest",
+        "MEST",
+        "drops by |weight| and a little |gradient|, grows at random, elastically",
+    ),
+    "acdc": Entry(
+        "tf_rigl.methods.acdc",
+        "ACDC",
+        "trains dense and sparse in turn; magnitude pruning begins each sparse phase",
+        also=("ac/dc", "ac_dc"),
+    ),
+    "ste": Entry(
+        "tf_rigl.methods.ste",
+        "STE",
+        "trains dense weights and uses the largest, with a straight-through gradient",
+    ),
+    "sr_ste": Entry(
+        "tf_rigl.methods.ste",
+        "SRSTE",
+        "works like STE, and shrinks the weights which are not used",
+        also=("sr-ste",),
+    ),
+    "grasp": Entry(
+        "tf_rigl.methods.grasp",
+        "GraSP",
+        "prunes once, before training: keeps the gradient's norm",
+    ),
     "magnitude": Entry(
         "tf_rigl.methods.magnitude",
         "MagnitudePruning",
@@ -110,6 +147,11 @@ PATTERNS = {
         "such blocks of channels, with the same number in each column of blocks",
         examples=("constant_fan_in_channels_1x32",),
         options={"taps": "all", "constant_fan_in": True},
+    ),
+    "constant_fan_in": Entry(
+        "tf_rigl.patterns.fan_in",
+        "ConstantFanIn",
+        "single weights, with the same number for each output",
     ),
     "N:M": Entry(
         "tf_rigl.patterns.nm",

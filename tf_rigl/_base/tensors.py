@@ -16,6 +16,14 @@ def where(mask, value, empty=0.0):
     return tf.where(tf.convert_to_tensor(mask), value, tf.constant(empty, value.dtype))
 
 
+def mean_where(mask, value):
+    """Returns the mean of `value` where a boolean tensor is True; 0 if that is nowhere."""
+    number = tf.math.count_nonzero(mask, dtype=tf.int64)
+    wide = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+    total = tf.reduce_sum(where(mask, wide))
+    return tf.cast(tf.math.divide_no_nan(total, tf.cast(number, wide.dtype)), value.dtype)
+
+
 def masked_gradient(gradient, mask):
     """Returns a gradient with zeros where the mask is 0.
 

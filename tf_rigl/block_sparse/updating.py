@@ -83,21 +83,26 @@ def kept(old, places):
     return stays[:, :, None, None], position
 
 
-def slots_moved(old, places, values, slots):
+def slots_moved(old, places, values, slots, inside=None):
     """Returns pairs (slot, value): the slots of kept blocks move along, others start empty.
 
     Args:
         old, places: the places of blocks before and now, see `Geometry`.
         values: tensor, the values of the blocks now.
         slots: iterable of `Slot`.
+        inside: boolean tensor of the shape of `values`, which of them are entries of the kernel,
+            if slots of squares start at their mean over the kept blocks; None: they start empty.
     """
     stays, position = kept(old, places)
     pairs = []
-    for slot, empty in slots:
+    for slot, empty, squares in slots:
         value = tf.gather(tf.convert_to_tensor(slot.value), position, batch_dims=1)
         if empty is None:
             new = tf.where(stays, value, tf.cast(values, value.dtype))
         else:
             new = tensors.where(stays, value, empty)
+        if squares and inside is not None:
+            mean = tensors.mean_where(stays & inside, value)
+            new = tf.where(~stays & inside, mean, new)
         pairs.append((slot, new))
     return pairs

@@ -183,9 +183,14 @@ class BlockSparseWeight(SparseWeight):
         old = self.layout()
         places, values = updating.moved(self, method, counts, gradient, seed, usable)
         pairs = [(self.layer.places, places), (self.layer.values, values)]
-        return [*pairs, *updating.slots_moved(old, places, values, slots)]
+        inside = self._warm(places, method.slots)
+        return [*pairs, *updating.slots_moved(old, places, values, slots, inside)]
 
-    def replaced(self, mask, new_mask, new_weight, slots=()):
+    def _warm(self, places, start):
+        """Returns which stored values are entries of the kernel, if slots start at a mean."""
+        return self.layer.geometry.inside(places) if start == "mean" else None
+
+    def replaced(self, mask, new_mask, new_weight, slots=(), start="zero"):
         del mask
         geometry, layer = self.layer.geometry, self.layer
         old = self.layout()
@@ -194,7 +199,8 @@ class BlockSparseWeight(SparseWeight):
             (layer.places, places),
             (layer.values, geometry.pack(layer.as_matrix(new_weight), places)),
         ]
-        return [*result, *updating.slots_moved(old, places, result[1][1], slots)]
+        inside = self._warm(places, start)
+        return [*result, *updating.slots_moved(old, places, result[1][1], slots, inside)]
 
     def layout(self):
         return tf.convert_to_tensor(self.layer.places)
@@ -218,9 +224,10 @@ def check_method(method, subject):
         method: `tf_rigl.methods.Method`.
         subject: str, the beginning of the message.
     """
-    if method.begins_dense or method.state_names:
+    if method.begins_dense or method.state_names or not method.keeps_counts:
         raise ValueError(
-            f"{subject} that begins sparse and keeps no state for each weight, where layers store "
-            "blocks: 'rigl' (with `gradient_batches=1`), 'set' or 'static'. "
+            f"{subject} that begins sparse, keeps the number of blocks, and has no state for each "
+            "weight, where layers store blocks: 'rigl' (with `gradient_batches=1`), 'set' or "
+            "'static'. "
             f"Received: method={method!r}"
         )

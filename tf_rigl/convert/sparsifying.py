@@ -45,8 +45,9 @@ def sparsify(
         model: a `keras.Model`: Sequential, functional or subclassed, built or not. It is
             not changed, unless it is a subclassed model that Keras cannot clone: then it is
             changed in place, with a warning. Active entries keep their trained weights.
-        method: str or `tf_rigl.methods.Method`, how masks start and change: "static",
-            "set", "rigl", "snfs", "snip", "magnitude", "edge_popup".
+        method: str or `tf_rigl.methods.Method`, how masks start and change: "static", "set",
+            "rigl", "snfs", "granet", "srigl", "mest", "snip", "grasp", "magnitude", "acdc",
+            "ste", "sr_ste", "edge_popup".
         sparsity: float in [0, 1), the fraction of zeros over all maskable entries of the
             model. Defaults to 0.9, or to the final sparsity of the schedule of
             `MagnitudePruning`.
@@ -101,7 +102,7 @@ def sparsify(
     if is_sparse(model):
         raise ValueError(f"Argument `model` {_why_sparse(model)} Received: model={model!r}")
     method = methods.get(method)
-    pattern = patterns.get(pattern)
+    pattern = method.suited(patterns.get(pattern))
     if compute not in ("masked", "sparse"):
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":

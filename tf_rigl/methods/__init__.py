@@ -25,8 +25,8 @@ def get(identifier) -> Method:
     """Looks up a method.
 
     Args:
-        identifier: str, "static", "snip", "set", "snfs", "rigl", "magnitude" or "edge_popup";
-            or a `Method`, which is returned as it is.
+        identifier: str, such as "rigl", "set" or "magnitude" (`docs/extending.md` lists all); or a
+            `Method`, which is returned as it is.
 
     Returns:
         The `Method`. A name gives a new one with default arguments.

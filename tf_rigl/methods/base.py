@@ -39,6 +39,15 @@ class Method(ChecksArguments):
             state in `initial_mask` and sets masks and weights in `after_optimizer`, as
             `EdgePopup` does.
         freezes_others: bool, whether only the masked weights are trained.
+        initial_sparsity: float, the overall sparsity at which training begins, by the
+            distribution that `tf_rigl.sparsify` gets; None: the target.
+        slots: str, what the second moments of an optimizer begin at for a newly grown entry.
+            "zero": like those of an entry that was never trained. "mean": at the mean of the
+            weight's entries that stay active.
+        keeps_counts: bool, whether each weight has as many active units after an update as
+            before, if the method begins sparse.
+        differentiates_twice: bool, whether scores get the product of the Hessian of the loss
+            with its gradient in place of the gradient.
     """
 
     jit_compile = True
@@ -49,6 +58,10 @@ class Method(ChecksArguments):
     state_names = ()
     trained_state = None
     freezes_others = False
+    initial_sparsity = None
+    slots = "zero"
+    keeps_counts = True
+    differentiates_twice = False
 
     @property
     def changes_masks(self) -> bool:
@@ -74,6 +87,14 @@ class Method(ChecksArguments):
     def begins_at_zero(self) -> bool:
         """True if newly grown entries start at zero."""
         return type(self).new_values is Method.new_values
+
+    def suited(self, pattern):
+        """Returns the pattern to use where the caller asks for `pattern`: by default that one.
+
+        Raises:
+            ValueError: if the method does not work with the pattern.
+        """
+        return pattern
 
     def initial_mask(self, item, seed, index):
         """Returns the mask that a weight starts with: a random one by default.
@@ -102,6 +123,8 @@ class Method(ChecksArguments):
         Returns:
             None for an ordinary step. For an update step a list with `(keep, grow)` for each
             masked weight: how many units of the present mask to keep, and how many to add.
+            More integers may follow these two, as many for each weight: `share` and `update`
+            get them too.
         """
         del step, active, first_step, run_steps, items
 
@@ -135,12 +158,13 @@ class Method(ChecksArguments):
         """Divides what an update keeps and adds among the weights, with `scope="global"`.
 
         Args:
-            counts: list of `(keep, grow)`, int32 scalar tensors, for each weight.
+            counts: list of `(keep, grow)`, and what else `plan` gives, int32 scalar tensors, for
+                each weight.
             scored: list of the arguments of `drop_scores`, for each weight.
             patterns: list of `tf_rigl.patterns.Pattern`, for each weight.
 
         Returns:
-            A list like `counts`: by default the same one.
+            A list of what `update` gets for each weight: by default `counts`.
         """
         del scored, patterns
         return counts

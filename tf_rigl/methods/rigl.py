@@ -17,7 +17,7 @@ class RigL(SET):
     Args:
         *args, **kwargs: the arguments of `SET`: drop_fraction=0.3, update_interval=100,
             start_step=None, end_step=0.75, decay="cosine", grow_initializer="zeros",
-            apply_optimizer_on_update=False.
+            apply_optimizer_on_update=False, slots="zero".
         gradient_batches: int, number of batches whose gradients are averaged: the batch of the
             update step and those just before it. More than one helps if batches are small. It
             costs the dense gradient on as many steps, and memory for one number per weight.

@@ -5,9 +5,17 @@ import numpy as np
 import tensorflow as tf
 
 from tf_rigl import schedules
-from tf_rigl._base.arguments import check_flag, check_integer, check_number, unknown_arguments
+from tf_rigl._base.arguments import (
+    check_flag,
+    check_integer,
+    check_number,
+    unknown_arguments,
+    unknown_name,
+)
 from tf_rigl._base.rounding import floor_product
 from tf_rigl.methods.base import Method, deserialize_function, serialize_function
+
+SLOTS = ("zero", "mean")
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -38,6 +46,10 @@ class SET(Method):
             weights: "zeros", "random_normal", ...
         apply_optimizer_on_update: bool, whether update steps apply the optimizer too, before
             masks change. The paper's algorithm does not.
+        slots: str, what the second moments of an optimizer such as Adam begin at for grown
+            entries: "zero", as in the paper, or "mean", their mean over the entries of the
+            weight that stay. Adam corrects its moments for the steps of the whole training, so
+            that an entry which begins at zero moves several times the learning rate at first.
 
     Raises:
         ValueError: if an argument is out of range, or `decay` is unknown.
@@ -63,6 +75,7 @@ class SET(Method):
         decay="cosine",
         grow_initializer="zeros",
         apply_optimizer_on_update=False,
+        slots="zero",
         **unknown,
     ):
         if unknown:  # Subclasses pass everything on that they do not take themselves.
@@ -80,6 +93,9 @@ class SET(Method):
         flag = check_flag("apply_optimizer_on_update", apply_optimizer_on_update)
         self.apply_optimizer_on_update = flag
         self.order = "after" if flag else "instead"
+        if slots not in SLOTS:
+            raise unknown_name("slots", slots, SLOTS, or_object=False)
+        self.slots = slots
 
     @property
     def needs_length(self) -> bool:
@@ -163,6 +179,7 @@ class SET(Method):
             "decay": serialize_function(schedules.name_of_decay(self.decay)),
             "grow_initializer": keras.initializers.serialize(self.grow_initializer),
             "apply_optimizer_on_update": self.apply_optimizer_on_update,
+            "slots": self.slots,
         }
 
     @classmethod

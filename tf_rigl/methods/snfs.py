@@ -22,7 +22,7 @@ class SNFS(SET):
     Args:
         *args, **kwargs: the arguments of `SET`: drop_fraction=0.3, update_interval=100,
             start_step=None, end_step=0.75, decay="cosine", grow_initializer="zeros",
-            apply_optimizer_on_update=False.
+            apply_optimizer_on_update=False, slots="zero".
         momentum: float in [0, 1).
 
     Raises:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.layout import Layout, as_axes
-from tf_rigl.patterns.selection import ordered_integers
+from tf_rigl.patterns.selection import best_of_columns
 
 SCORES = ("sum", "mean", "max")
 TAPS = ("each", "all")
@@ -114,14 +114,8 @@ class Block(Pattern):
         # Rounds as `possible` does, except that a total of 0 stays 0.
         each = tf.cast(tf.round(total / self.step(shape)), tf.int32)
         room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
-        keys = ordered_integers(scores)
-        if scores.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
-            keys = tf.maximum(keys, keys.dtype.min + 1)
-        # Inverted, so that the stable sort puts the lower index first among equal scores.
-        keys = tf.where(allowed, ~keys, keys.dtype.max)
-        order = tf.argsort(tf.reshape(keys, grid), axis=1, stable=True)
-        rank = tf.argsort(order, axis=1, stable=True)
-        return tf.reshape(rank < room, [-1])
+        scores, allowed = tf.reshape(scores, grid), tf.reshape(allowed, grid)
+        return tf.reshape(best_of_columns(scores, room, allowed), [-1])
 
     def keep(self, scores, count, mask):
         """Selects the best blocks of a mask, whatever their columns; growing fills the columns."""

@@ -93,6 +93,28 @@ def ordered_integers(scores):
     return tf.where(magnitude > infinity, tf.constant(integer.min + 1, integer), keys)
 
 
+def best_of_columns(scores, number, among):
+    """Selects the largest scores along the last axis but one, a number for each column.
+
+    Args:
+        scores: real tensor of shape (..., rows, columns).
+        number: int32 tensor of shape (..., 1, columns) or a scalar, at most the number of
+            candidates of the column.
+        among: boolean tensor of the shape of `scores`, the candidates.
+
+    Returns:
+        A boolean tensor of the shape of `scores`. Of equal scores, the first row wins.
+    """
+    keys = ordered_integers(scores)
+    if scores.dtype.is_integer:  # The lowest integer is reserved; floats do not use it.
+        keys = tf.maximum(keys, keys.dtype.min + 1)
+    # Inverted, so that the stable sort puts the lower index first among equal scores.
+    keys = tf.where(among, ~keys, keys.dtype.max)
+    order = tf.argsort(keys, axis=-2, stable=True)
+    rank = tf.argsort(order, axis=-2, stable=True)
+    return rank < number
+
+
 def _kth_largest(keys, k):
     """Returns the k-th largest key, and how many keys equal to it are among the k largest."""
     bits = 8 * keys.dtype.size

@@ -52,7 +52,7 @@ def start(model, make):
     for record in step.records:
         record.weight.zero_masked(record.weight.weight)
         for slot in record.slots:
-            record.weight.zero_masked(*slot)
+            record.weight.zero_masked(slot.variable, slot.empty)
     step.settle()
     sharing.join(loop, step)
     loop.step = step
@@ -180,6 +180,12 @@ def _check_goes_with_method(method, weights):
     """Raises if the method cannot change the masks of layers made by hand."""
     for weight in weights:
         weight.check(method)
+        suited = method.suited(weight.pattern) if weight.is_sparse else weight.pattern
+        if str(suited) != str(weight.pattern):
+            raise ValueError(
+                f"Argument `pattern` must be '{suited}' with {type(method).__name__}. Received: "
+                f"pattern='{weight.pattern}' of {weight.path!r}"
+            )
     if method.scope != "global":
         return
     found = {weight.pattern for weight in weights if weight.is_sparse}

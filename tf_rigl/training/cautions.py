@@ -57,7 +57,8 @@ def _of_idle_units(model):
 def _of_unpruned(model):
     """Warns if the model is less sparse than it was to become."""
     loop, method = model._sparse_loop, model.method
-    if not method.begins_dense or not method.ends_at_target or _goes_on(model):
+    prunes = method.begins_dense or not method.keeps_counts
+    if not prunes or not method.ends_at_target or _goes_on(model):
         return
     weights = [
         weight

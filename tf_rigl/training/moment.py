@@ -13,8 +13,8 @@ class Moment(NamedTuple):
     """What a step does beside training on its batch. By default nothing: it is ordinary.
 
     Attributes:
-        counts: int32 tensor of shape (masked weights, 2), units to keep and to grow, if masks
-            change at this step; or None.
+        counts: int32 tensor of shape (masked weights, 2 or more), the result of `Method.plan`:
+            units to keep and to grow, if masks change at this step; or None.
         number: int32 scalar tensor, the number of the step, for the random numbers of an update.
         past: float32 scalar tensor if the method observes the dense gradient at this step, see
             `Method.observation`; or None.

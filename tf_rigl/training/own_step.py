@@ -27,9 +27,18 @@ class OwnStep:
         optimizers: list of the `keras.optimizers.Optimizer`s that the step may apply.
         seed: int, for the random numbers of the method.
         traces: `Traces`.
+
+    Raises:
+        ValueError: if the method needs more of the step than its gradients.
     """
 
     def __init__(self, weights, method, optimizers, seed, traces):
+        if method.differentiates_twice:
+            raise ValueError(
+                f"{type(method).__name__} differentiates the loss twice, which only the training "
+                "step of Keras allows, not one of your own. Pass another method, such as 'snip'. "
+                f"Received: method={method!r}"
+            )
         self.weights = weights
         self.method = method
         self.optimizers = optimizers

@@ -77,13 +77,14 @@ class Plan:
 
     def updated(self, counts):
         """Counts the active units after an update by these counts, and notices failures."""
-        planned, before = [sum(each) for each in counts], self.active
+        planned, before = [keep + grow for keep, grow, *_ in counts], self.active
         if planned == before:
             return
         # The plan may not come true: frozen weights keep their counts, and a global scope
         # divides the units anew.
         self.active = self._count()
-        self._failures = self._failures + 1 if self.active == before else 0
+        failed = self.active == before and sum(planned) != sum(before)
+        self._failures = self._failures + 1 if failed else 0
         if self._failures == _ATTEMPTS:
             warnings.warn(
                 f"{type(self._method).__name__} cannot prune the model: no usable gradient has "

@@ -11,6 +11,9 @@ from tf_rigl.weights.sparse_weight import Slot
 # keeps its value, whatever the others are. (Muon orthogonalises whole matrices; Lamb and
 # Adafactor scale by norms, so that one NaN spreads to all entries.)
 _NAMES = "Adadelta Adagrad Adam AdamW Adamax Ftrl Lion Nadam RMSprop SGD ScheduleFreeAdamW"
+# How Keras names second moments, in this order of Adam, AMSGrad, Adamax, Adagrad and Adadelta.
+_SQUARES = ("_velocity", "_velocity_hat", "_norm", "_accumulator", "_accumulated_grad")
+_SUMS = "_gradient_accumulator"  # Of `gradient_accumulation_steps`.
 _BY_GRADIENT = {getattr(optimizers, name, None) for name in _NAMES.split()} - {None}
 
 
@@ -54,7 +57,8 @@ def find_slots(optimizer, weights=None) -> dict[int, list]:
         empty = _empty_values(part)
         for weight, variable in _pairs(part, own):
             if tuple(variable.shape) == tuple(weight.shape):
-                slots[id(weight)].append(Slot(variable, empty.get(id(variable), 0.0)))
+                squares = variable.name.endswith(_SQUARES) and not variable.name.endswith(_SUMS)
+                slots[id(weight)].append(Slot(variable, empty.get(id(variable), 0.0), squares))
     if weights is None:
         return dict(slots)
     found = {id(weight): slots.get(id(weight)) for weight in weights}

@@ -137,8 +137,11 @@ class Step:
             own = [probe.watched for probe in probes if probe is not None]
             tape = stack.enter_context(tf.GradientTape())
             tape.watch(own)
-            loss, metrics = self.forward(data)
-            loss = self.optimizer.scale_loss(loss)
+            if self.method.differentiates_twice and looks:
+                loss, metrics = self._along_gradient(data)
+            else:
+                loss, metrics = self.forward(data)
+                loss = self.optimizer.scale_loss(loss)
         places = range(len(self.variables))
         if not trains:
             places = [r.place for r, probe in zip(records, probes, strict=True) if probe is None]
@@ -153,6 +156,25 @@ class Step:
             for record, probe in zip(records, probes, strict=True)
         ]
         return metrics, gradients, probed
+
+    def _along_gradient(self, data):
+        """Runs forward and backward, and returns the product of the gradient with itself.
+
+        One of the two factors counts as a constant, the gradient over all replicas. So the
+        gradient of the product is that of the Hessian with the gradient.
+
+        Returns:
+            The product over the sparse weights, scaled as a loss; and the metrics' function.
+        """
+        weights = [record.weight.weight.value for record in self.records]
+        with tf.GradientTape() as tape:
+            loss, metrics = self.forward(data)
+        found = tape.gradient(loss, weights)
+        reached = [tensors.whole(each) for each in found if each is not None]
+        constant = [tf.stop_gradient(each) for each in tensors.all_reduce(reached)]
+        pairs = zip(reached, constant, strict=True)
+        product = tf.add_n([tf.reduce_sum(one * other) for one, other in pairs])
+        return self.optimizer.scale_loss(product), metrics
 
     def _dense_gradients(self, probed):
         """Sums dense gradients over replicas, and undoes the loss scale.
@@ -242,7 +264,7 @@ class Step:
         """
         method, (counts, number, _) = self.method, moment
         seeds = [tf.stack([mixed(self.seed, record.number), number]) for record, _ in dense]
-        shares = [(counts[r.number, 0], counts[r.number, 1]) for r, _ in dense]
+        shares = [tuple(tf.unstack(counts[record.number])) for record, _ in dense]
         if method.scope == "global":
             pairs = zip(dense, seeds, strict=True)
             evidence = [record.weight.evidence(g, seed) for (record, g), seed in pairs]

@@ -68,9 +68,10 @@ class MaskedWeight(SparseWeight):
         mask = tf.convert_to_tensor(self.mask)
         return tf.math.count_nonzero((self.dense() != 0) & ~mask)
 
-    def replaced(self, mask, new_mask, new_weight, slots=()):
+    def replaced(self, mask, new_mask, new_weight, slots=(), start="zero"):
         # Slots of dropped entries would be out of date; slots of grown entries start empty.
-        moved = emptied(mask & new_mask, slots, new_weight)
+        warm = new_mask & ~mask if start == "mean" else None
+        moved = emptied(mask & new_mask, slots, new_weight, warm)
         return [(self.mask, new_mask), (self.weight, new_weight), *moved]
 
     def layout(self):

@@ -25,10 +25,12 @@ class Slot(NamedTuple):
         variable: `keras.Variable`.
         empty: float, its value for an entry that was never trained; None if the variable is a
             copy of the weight, so that such an entry has the weight's value.
+        squares: bool, whether it holds a mean or a sum of squares, or a maximum, of gradients.
     """
 
     variable: keras.Variable
     empty: float | None = 0.0
+    squares: bool = False
 
 
 class Probe(NamedTuple):
@@ -218,7 +220,8 @@ class SparseWeight:
 
         Args:
             method: `tf_rigl.methods.Method`.
-            counts: (keep, grow), int32 scalar tensors: units to keep and to grow.
+            counts: (keep, grow) and what else the method plans, int32 scalar tensors: units to
+                keep and to grow.
             gradient: the result of `dense_gradient`, or None if the method needs none.
             seed: int32 tensor of shape (2,), for the random numbers of the method.
             slots: as for `emptied`.
@@ -237,15 +240,16 @@ class SparseWeight:
         if usable is not None:
             new_mask = tf.where(usable, new_mask, mask)
             new_weight = tf.where(usable, new_weight, weight)
-        return self.replaced(mask, new_mask, new_weight, slots)
+        return self.replaced(mask, new_mask, new_weight, slots, method.slots)
 
-    def replaced(self, mask, new_mask, new_weight, slots=()):
+    def replaced(self, mask, new_mask, new_weight, slots=(), start="zero"):
         """Returns pairs (variable, new value) that replace the mask.
 
         Args:
             mask, new_mask: boolean tensors of the dense weight's shape.
             new_weight: tensor of the same shape.
             slots: as for `emptied`.
+            start: str, "zero" or "mean", see `Method.slots`.
         """
         raise NotImplementedError
 
@@ -294,20 +298,24 @@ def set_all(pairs):
         variable.assign(value)
 
 
-def emptied(mask, slots, weight=None):
+def emptied(mask, slots, weight=None, warm=None):
     """Returns pairs (variable, value) that empty slots wherever a mask is 0.
 
     Args:
         mask: boolean tensor or variable.
         slots: iterable of `Slot`.
         weight: tensor, the value there of slots that are copies of the weight; None means 0.
+        warm: boolean tensor of entries at which slots of squares get, instead, their mean over
+            the entries whose mask is 1; None: nowhere.
     """
     pairs = []
-    for variable, empty in slots:
+    for variable, empty, squares in slots:
         value = tf.convert_to_tensor(variable.value)
         if empty is None and weight is not None:
             new = tf.where(tf.convert_to_tensor(mask), value, tf.cast(weight, value.dtype))
         else:
             new = tensors.where(mask, value, empty or 0.0)
+        if squares and warm is not None:
+            new = tf.where(warm, tensors.mean_where(tf.convert_to_tensor(mask), value), new)
         pairs.append((variable, new))
     return pairs
