@@ -116,7 +116,7 @@ def _copy_again(optimizer, before):
     """
     weights = {id(weight): weight for weight in keras_internals.built_on(optimizer)}
     for key, found in find_slots(optimizer).items():
-        for variable, empty in found:
+        for variable, empty, _ in found:
             value = keras.ops.convert_to_numpy(variable)
             if empty is None and np.array_equal(value, before[id(variable)], equal_nan=True):
                 variable.assign(weights[key])
