@@ -522,3 +522,16 @@ def test_bad_sizes(make, message):
 def test_sizes_of_numpy_are_sizes():
     assert Block(np.int64(4), np.int32(1)) == Block(4, 1)
     assert NM(np.int64(2), np.int64(4)).get_config() == NM(2, 4).get_config()
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (7, 3), (3, 3, 6, 4)])
+@pytest.mark.parametrize("rest", [0, 1])
+def test_groups_that_are_all_full_are_selected_at_once(shape, rest):
+    """A number that fills all groups, as an int, and as a tensor of which that is not known."""
+    pattern, values = NM(2, 4), random_scores(shape, rest)
+    values.flat[3] = np.nan
+    count = pattern._capacity(shape) - rest
+    one = pattern.select(tf.constant(values), count)
+    other = pattern.select(tf.constant(values), tf.constant(count))
+    np.testing.assert_array_equal(one, other)
+    assert np.count_nonzero(one) == count

@@ -60,7 +60,8 @@ class STE(Method):
         for weight in weights:
             dense = tf.convert_to_tensor(weight.state["dense"].value)
             choose = compiled(self._choose, weight.shape)
-            mask, value = choose(dense, tf.constant(weight.target_active()), weight.pattern)
+            # An int, by which patterns know that all groups are full.
+            mask, value = choose(dense, weight.target_active(), weight.pattern)
             pairs += [(weight.mask, mask), (weight.weight, value)]
         return pairs
 

@@ -55,6 +55,21 @@ class NM(Unstructured):
         del layer, shape
         return type(self)(self.n, self.m, axes)
 
+    def select(self, scores, count, among=None, kept=None):
+        """Selects units as every pattern does; faster if `count`, an int, fills all groups."""
+        free = among is None and kept is None
+        if not free or not isinstance(count, int) or count != self._capacity(scores.shape):
+            return super().select(scores, count, among, kept)
+        scores = tf.convert_to_tensor(scores)
+        flat, taken = self._flat(scores, None)
+        return self.expand(self.first(flat, ~taken, taken, scores.shape), scores.shape)
+
+    def _capacity(self, shape):
+        """Returns how many units fill all groups."""
+        matrices, inputs, outputs = Layout(tuple(shape), self.axes).size
+        whole, rest = divmod(inputs, self.m)
+        return matrices * outputs * (whole * self.n + min(rest, self.n))
+
     def first(self, scores, allowed, kept, shape):
         """Tells the best units of each group, up to n per group including the kept ones."""
         layout = Layout(tuple(shape), self.axes)
