@@ -393,3 +393,22 @@ def test_the_update_of_large_weights_is_compiled_once_for_all_of_a_shape():
         model.train_on_batch(x, x)
     assert not any((mask == before[path]).all() for path, mask in model.masks.items())
     assert Traced.traces == 1
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+def test_granet_begins_at_its_initial_sparsity(initial):
+    """By the distribution, where the target would be by magnitudes."""
+    layers = [keras.layers.Dense(units) for units in (300, 100, 10)]
+    model = keras.Sequential([keras.Input((784,)), *layers])
+    sparse = tf_rigl.sparsify(model, methods.GraNet(initial_sparsity=initial), 0.9, "erk", seed=0)
+    assert sparse.sparsity == pytest.approx(initial, abs=1e-4)
+    shapes = {item.path: item.shape for item in sparse.masked_weights}
+    erk = tf_rigl.distributions.erdos_renyi_kernel(shapes, initial)
+    for item in sparse.masked_weights:
+        assert 1 - item.active() / np.prod(item.shape) == pytest.approx(erk[item.path], abs=1e-4)
+
+
+def test_granet_does_not_begin_sparser_than_it_ends():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=r"`initial_sparsity` must be at most .*, 0\.4\."):
+        tf_rigl.sparsify(model, "granet", 0.4, "uniform_all")

@@ -1,5 +1,6 @@
 """The models that `sparsify` makes. They hold masks beside their layers."""
 
+import dataclasses
 import functools
 
 import keras
@@ -27,11 +28,12 @@ class _Sparsified:
         names = recipe.pop("names", None)
         found = maskable.find(self, include_self=False)
         found = maskable.named(found, names) if names else found
-        by_path = {m.path: m for m in found}
+        by_path, starts = {m.path: m for m in found}, {}
         if "masked" in recipe:  # The caller has chosen the number and `Target` of each weight.
             numbered = recipe["masked"]
         else:
             resolved = targets.resolve(found, **recipe, scope=self.method.scope)
+            starts = targets.starts(found, resolved, self.method.initial_sparsity, **recipe)
             targets.warn_of_rounding(resolved, {m.path: tuple(m.weight.shape) for m in found})
             numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
             left = [(m.path, m.weight) for m in found if m.is_frozen and m.path not in numbered]
@@ -40,10 +42,16 @@ class _Sparsified:
             unmasked.warn(vars(self).get("model", self), masked)
         with self.distribute_strategy.scope():
             for path, (index, target) in numbered.items():
-                draw = functools.partial(self.method.initial_mask, seed=self.seed, index=index)
+                draw = functools.partial(self._initial_mask, starts.get(path), index)
                 self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
             self._add_state()  # `settle` draws masks, which may depend on the state.
             self._masks.settle()
+
+    def _initial_mask(self, start, index, item):
+        """Returns the mask that a weight starts with, at its target or at a sparsity `start`."""
+        if start is not None:
+            item = dataclasses.replace(item, target_sparsity=start)
+        return self.method.initial_mask(item, seed=self.seed, index=index)
 
     def _recreate_masks(self, masked):
         for entry, found in zip(masked, places.find(self, masked), strict=True):

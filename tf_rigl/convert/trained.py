@@ -44,7 +44,8 @@ def warn_of_random_masks(model, source):
         source: the `keras.Model` that it was made of.
     """
     method = model.method
-    if type(method).initial_mask is not Method.initial_mask or _expected.get():
+    own = type(method).initial_mask is not Method.initial_mask
+    if own or method.begins_dense or _expected.get():
         return
     items = [item for item in model.masked_weights if item.is_sparse and item.weight.trainable]
     judged = [(item, is_trained(item)) for item in items]

@@ -97,7 +97,7 @@ class Method(ChecksArguments):
         return pattern
 
     def initial_mask(self, item, seed, index):
-        """Returns the mask that a weight starts with: a random one by default.
+        """Returns the mask that a weight starts with: by default ones, or a random one.
 
         Args:
             item: `tf_rigl.weights.sparse_weight.SparseWeight`.
@@ -105,8 +105,11 @@ class Method(ChecksArguments):
             index: int, the number of the weight in the model.
 
         Returns:
-            A boolean tensor of the weight's shape.
+            A boolean tensor of the weight's shape. By default it is all ones if the method
+            begins dense, and else drawn at random, at the weight's `target_sparsity`.
         """
+        if self.begins_dense:
+            return tf.ones(item.weight.shape, tf.bool)
         return random_mask(item, seed, index)
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):

@@ -28,11 +28,6 @@ class Pruning(Method):
             raise unknown_name("scope", scope, SCOPES, or_object=False)
         self.scope = scope
 
-    def initial_mask(self, item, seed, index):
-        """Returns a mask of ones: training starts dense."""
-        del seed, index
-        return tf.ones(item.weight.shape, tf.bool)
-
     def share(self, counts, scored, patterns):
         """Divides the total among the weights by score, if the scope is global.
 

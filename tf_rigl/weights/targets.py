@@ -136,6 +136,37 @@ def resolve(
     return {path: Target(float(target), fitted[path]) for path, target in targets.items()}
 
 
+def starts(found, resolved, initial, *, sparsity, distribution, **recipe) -> dict[str, float]:
+    """Decides how sparse each weight is when training begins, if not as sparse as its target.
+
+    Args:
+        found, sparsity, distribution, **recipe: as for `resolve`.
+        resolved: the result of `resolve`.
+        initial: float, the overall sparsity to begin at, or None for the targets.
+
+    Returns:
+        A dict of path to sparsity; an empty one if weights begin at their targets.
+
+    Raises:
+        ValueError: if the initial sparsity is above the target.
+    """
+    if initial is None:
+        return {}
+    entries = {m.path: math.prod(m.weight.shape) for m in found if m.path in resolved}
+    zeros = sum(entries[path] * target.sparsity for path, target in resolved.items())
+    end = zeros / sum(entries.values())
+    if initial > end + 1e-6:
+        raise ValueError(
+            f"Argument `initial_sparsity` must be at most the target sparsity, {end:.4g}. "
+            f"Received: initial_sparsity={initial}"
+        )
+    if isinstance(distribution, Mapping):
+        part = initial / end if end else 0.0
+        return {path: part * target.sparsity for path, target in resolved.items()}
+    at_first = resolve(found, sparsity=initial, distribution=distribution, **recipe)
+    return {path: target.sparsity for path, target in at_first.items()}
+
+
 def warn_of_rounding(resolved, shapes):
     """Warns if whole units of the patterns keep many more entries than were asked for.
 
