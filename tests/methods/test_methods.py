@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_rigl
 from tests.helpers import METHODS, compiled, equal_masks, fit, mlp, random_data, sparsify
 from tf_rigl import methods, schedules
 from tf_rigl._base.arguments import constructor_arguments
