@@ -78,7 +78,7 @@ class Plan:
     def updated(self, counts):
         """Counts the active units after an update by these counts, and notices failures."""
         planned, before = [keep + grow for keep, grow, *_ in counts], self.active
-        if planned == before:
+        if planned == before and self._method.keeps_counts:
             return
         # The plan may not come true: frozen weights keep their counts, and a global scope
         # divides the units anew.
