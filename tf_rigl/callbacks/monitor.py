@@ -76,9 +76,10 @@ class SparsityMonitor(Watcher):
 
     def _miscounts(self, number, count, planned):
         """Yields a message if the number of active units of a weight is wrong."""
+        method = self.model.method
         if count != planned:
             yield f"{count} units are active, the method has planned {planned}"
-        elif self._counts is not None and self.model.method.begins_dense:
+        elif self._counts is not None and method.begins_dense and method.keeps_counts:
             before = self._counts[number]
             if count > before:
                 yield f"{count} units are active, more than the {before} before"
@@ -102,7 +103,9 @@ def _examine(item):
         faults.append(f"{odd} of {weight.shape.num_elements()} weights are not finite")
     if stray:
         faults.append(f"{stray} weights are not zero where the mask is 0")
-    scores = item.state.get("scores")
-    if scores is not None and not np.isfinite(scores.numpy()).all():
-        faults.append("the scores are not all finite")
+    for name in ("scores", "dense"):  # What is trained in the place of the weight.
+        state = item.state.get(name)
+        if state is not None and not np.isfinite(state.numpy()).all():
+            kind = {"scores": "scores", "dense": "dense weights"}[name]
+            faults.append(f"the {kind} are not all finite")
     return count, faults

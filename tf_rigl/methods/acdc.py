@@ -45,6 +45,7 @@ class ACDC(Pruning):
     """
 
     order = "before"
+    keeps_counts = False
 
     def __init__(self, scope="global", warm_up=0.1, phase=0.05, last_dense=(0.75, 0.85)):
         super().__init__(scope)

@@ -44,8 +44,8 @@ class Method(ChecksArguments):
         slots: str, what the second moments of an optimizer begin at for a newly grown entry.
             "zero": like those of an entry that was never trained. "mean": at the mean of the
             weight's entries that stay active.
-        keeps_counts: bool, whether each weight has as many active units after an update as
-            before, if the method begins sparse.
+        keeps_counts: bool, whether the number of active units of a weight stays as it is, or
+            only falls if the method begins dense. False: it may rise.
         differentiates_twice: bool, whether scores get the product of the Hessian of the loss
             with its gradient in place of the gradient.
     """
