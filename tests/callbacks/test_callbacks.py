@@ -567,7 +567,9 @@ def test_a_file_without_the_last_column_goes_on(tmp_path):
 def test_blocks_that_are_stored_are_explored_by_entries(tmp_path):
     model = sparsify(mlp(), rigl(), pattern="block_3x3", compute="sparse")
     model, masks = compiled(model), []
-    look = keras.callbacks.LambdaCallback(on_batch_end=lambda batch, logs: masks.append(model.masks))
+    look = keras.callbacks.LambdaCallback(
+        on_batch_end=lambda batch, logs: masks.append(model.masks)
+    )
     masks.append(model.masks)
     train(model, *random_data(), [look, SparsityLogger(csv=tmp_path / "s.csv")])
     for path in model.masks:

@@ -110,6 +110,8 @@ def test_every_method_is_made_by_its_signature(name):
         + method_arguments("snip")
         + method_arguments("magnitude")
         + method_arguments("edge_popup")
+        + ["initial_sparsity", "prune_end", "gamma", "margins", "gradient_weight", "soft"]
+        + ["warm_up", "phase", "last_dense", "decay"]
     )
 
 

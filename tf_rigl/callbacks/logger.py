@@ -50,8 +50,8 @@ class SparsityLogger(Watcher):
       convolution, gates of a recurrent cell) all of whose incoming entries are masked.
 
     The callback also adds the figures of all weights to the logs of each epoch, as "sparsity",
-    "masks_changed" (since the start) and "dead_units". The progress bar, `History` and later
-    callbacks show them.
+    "masks_changed" (since the start), "dead_units" and "explored". The progress bar, `History` and
+    later callbacks show them.
 
     A resumed run continues the same files. It drops CSV rows of steps that the model has not
     reached, so a model at step 0 starts the file again. Put the logger before
@@ -81,7 +81,7 @@ class SparsityLogger(Watcher):
     >>> logger = tf_rigl.callbacks.SparsityLogger(log_dir="logs", csv="sparsity.csv")
     >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[logger], verbose=0)
     >>> sorted(history.history)
-    ['accuracy', 'dead_units', 'loss', 'masks_changed', 'sparsity']
+    ['accuracy', 'dead_units', 'explored', 'loss', 'masks_changed', 'sparsity']
     >>> 0 < history.history["masks_changed"][-1] < 0.5
     True
 
@@ -153,6 +153,7 @@ class SparsityLogger(Watcher):
             logs["sparsity"] = total.sparsity
             logs["masks_changed"] = total.changed_since_start
             logs["dead_units"] = total.dead_units
+            logs["explored"] = total.explored
         if self.update_freq == "epoch":
             self._write(figures)
 
