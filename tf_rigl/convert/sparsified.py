@@ -8,7 +8,6 @@ import keras
 from tf_rigl import patterns
 from tf_rigl._base import keras_internals, registering, tensors
 from tf_rigl._base.delegation import show_call_of
-from tf_rigl.convert import initialization
 from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
 from tf_rigl.weights import adapters, maskable, places, targets, unmasked
 from tf_rigl.weights.masks import Masks
@@ -26,7 +25,7 @@ class _Sparsified:
 
     def _create_masks(self, recipe):
         recipe = dict(recipe)
-        names, scales = recipe.pop("names", None), recipe.pop("initialization", "model")
+        names = recipe.pop("names", None)
         found = maskable.find(self, include_self=False)
         found = maskable.named(found, names) if names else found
         by_path, starts = {m.path: m for m in found}, {}
@@ -47,8 +46,6 @@ class _Sparsified:
                 self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
             self._add_state()  # `settle` draws masks, which may depend on the state.
             self._masks.settle()
-            if scales == "sparse":
-                initialization.scale(self)
 
     def _initial_mask(self, start, index, item):
         """Returns the mask that a weight starts with, at its target or at a sparsity `start`."""

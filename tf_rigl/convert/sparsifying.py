@@ -14,7 +14,6 @@ from tf_rigl._base.keras_internals import Functional, all_layers
 from tf_rigl._base.workers import resolve_seed
 from tf_rigl.block_sparse import conversion
 from tf_rigl.convert import copies, trained
-from tf_rigl.convert.initialization import KINDS
 from tf_rigl.convert.own_training import SparsifiedTrainer, own_parts
 from tf_rigl.convert.sparsified import SparsifiedGraph, SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
@@ -36,7 +35,6 @@ def sparsify(
     *,
     fixed=None,
     compute="masked",
-    initialization="model",
 ):
     """Makes a sparse copy of a Keras model. Compile and fit it like any Keras model.
 
@@ -71,9 +69,6 @@ def sparsify(
             pattern of blocks. Each layer that can then stores and computes active blocks
             only, the same number in each column of blocks: see `tf_rigl.block_sparse`.
             `tf_rigl.report` shows which layers do.
-        initialization: "model": the model's weights, masked. "sparse": those that are random are
-            scaled to the number of inputs that each unit has under its mask, as their initializer
-            (Glorot's, He's, LeCun's) would do for a layer of that size.
 
     Returns:
         A `tf_rigl.SparseModel`, not compiled.
@@ -92,8 +87,7 @@ def sparsify(
 
     Reference:
 
-    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3; `initialization`:
-      [Gradient Flow in Sparse Neural Networks](https://arxiv.org/abs/2010.03533), section 3.
+    - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3.
     """
     if not isinstance(model, keras.Model):
         legacy = any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__)
@@ -113,7 +107,6 @@ def sparsify(
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":
         pattern = conversion.check(pattern, method)
-    _check_initialization(initialization, method, compute)
     if method.scope == "global" and pattern.constant_fan_in:
         raise ValueError(
             "Argument `pattern` must not have a constant fan-in with `scope='global'`: all weights "
@@ -129,7 +122,6 @@ def sparsify(
         "pattern": pattern,
         "exclude": sorted(exclude),
         "fixed": fixed,
-        "initialization": initialization,
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
     with model.distribute_strategy.scope():
@@ -143,18 +135,6 @@ def sparsify(
     if compute == "sparse":  # In other models the masks come with the warning.
         unmasked.warn(sparse, [item.weight for item in sparse.masked_weights])
     return sparse
-
-
-def _check_initialization(initialization, method, compute):
-    """Raises if weights cannot be initialised so."""
-    if initialization not in KINDS:
-        raise unknown_name("initialization", initialization, KINDS, or_object=False)
-    if initialization == "sparse" and (compute == "sparse" or method.trained_state):
-        raise ValueError(
-            "Argument `initialization` must be 'model' with `compute='sparse'`, and with methods "
-            "that compute the weights from other variables. "
-            f"Received: initialization={initialization!r}, compute={compute!r}, method={method!r}"
-        )
 
 
 def _masked(model, name, arguments):
@@ -228,8 +208,7 @@ def _block_sparse(model, arguments):
             "Argument `compute='sparse'` needs a model that is a graph of layers, functional or "
             f"Sequential, and built. Received: model={model!r}"
         )
-    method, recipe = arguments["method"], dict(arguments["recipe"])
-    del recipe["initialization"]  # It is "model" here.
+    method, recipe = arguments["method"], arguments["recipe"]
     seed = resolve_seed(arguments["seed"])
     replaced, masked, names = conversion.plan(model, recipe, method, seed)
     makers = {

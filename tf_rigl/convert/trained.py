@@ -95,7 +95,9 @@ def _bias_moved(layer):
 
 def _kernel_moved(item):
     """Returns whether values lie beyond what the initializer of a weight can give, or None."""
-    initializer = initializer_of(item)
+    known = isinstance(item.layer, tuple(maskable.MASKABLE_ATTRIBUTES))
+    name = re.sub(r"_\d+$", "", item.path.rpartition("/")[2])  # Paths are made unique.
+    initializer = getattr(item.layer, _INITIALIZERS.get(name, ""), None) if known else None
     given = [_range(initializer, *fans) for fans in _fans(item)]
     if None in given:
         return None
@@ -103,14 +105,6 @@ def _kernel_moved(item):
     if not values.size:
         return None
     return not any(_fits(values, *each) for each in given)
-
-
-def initializer_of(item):
-    """Returns the initializer that a layer of Keras has for a sparse weight, or None."""
-    if not isinstance(item.layer, tuple(maskable.MASKABLE_ATTRIBUTES)):
-        return None
-    name = re.sub(r"_\d+$", "", item.path.rpartition("/")[2])  # Paths are made unique.
-    return getattr(item.layer, _INITIALIZERS.get(name, ""), None)
 
 
 def _fits(values, mean, deviation, bound):

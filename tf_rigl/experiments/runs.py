@@ -102,7 +102,6 @@ def build(settings: Settings, dataset: data.Data) -> keras.Model:
             pattern=settings.pattern,
             seed=settings.seed,
             compute=settings.compute,
-            initialization=settings.initialization,
         )
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
     model.compile(

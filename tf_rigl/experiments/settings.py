@@ -45,7 +45,6 @@ class Settings:
             `{"scope": "global"}`. For "magnitude" also the arguments of its schedule.
         seed: int, for weights, masks, and the order of the examples.
         compute: str, "masked" or "sparse", see `tf_rigl.sparsify`.
-        initialization: str, "model" or "sparse", see `tf_rigl.sparsify`.
 
     Raises:
         ValueError: if a value is out of range, or the method has no such option.
@@ -92,11 +91,6 @@ class Settings:
         "masked, or sparse: store and compute only blocks, for a pattern of blocks",
         fields.one_of(("masked", "sparse")),
     )
-    initialization: str = setting(
-        "model",
-        "model, or sparse: scale random weights to the inputs that are left",
-        fields.one_of(("model", "sparse")),
-    )
 
     def __post_init__(self):
         fields.check_all(self)
@@ -107,8 +101,6 @@ class Settings:
         self._check_options()
         if self.method != "dense":
             method = self.make_method(steps=5_000)  # The true number is unknown here.
-        if self.method == "dense" and self.initialization == "sparse":
-            raise ValueError("Argument `initialization` must be 'model' for method 'dense'.")
         if self.compute == "sparse":
             if self.method == "dense":
                 raise ValueError("Argument `compute` must be 'masked' for method 'dense'.")

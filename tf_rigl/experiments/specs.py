@@ -14,8 +14,6 @@ _WORD = re.compile(r"[A-Za-z_][\w.-]*|\d+:\d+")
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 
-_OF_SPARSE = ("sparsity", "distribution", "pattern", "compute", "initialization")
-
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -94,7 +92,7 @@ def parse(text) -> Spec:
         if key == "seed":
             raise _unreadable(text, "seeds are the same for all methods")
         if (key in OF_METHODS and key not in method_arguments(name)) or (
-            name == "dense" and key in _OF_SPARSE
+            name == "dense" and key in ("sparsity", "distribution", "pattern", "compute")
         ):
             raise _unreadable(text, f"{name!r} has no {key!r}")
     return spec
