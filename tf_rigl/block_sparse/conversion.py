@@ -88,7 +88,7 @@ def check(pattern, method):
     return type(pattern)(**{**pattern.get_config(), "constant_fan_in": True})
 
 
-def plan(model, recipe, method, seed):
+def plan(model, recipe, method, seed, factors=lambda item, mask: None):
     """Decides for each weight of a functional model whether to store it as blocks or mask it.
 
     Args:
@@ -96,6 +96,8 @@ def plan(model, recipe, method, seed):
         recipe: dict, arguments of `targets.resolve`.
         method: `tf_rigl.methods.Method`.
         seed: int, for the initial masks.
+        factors: function of a `MaskedWeight` and its initial mask that returns what to multiply
+            each entry by, an array of the kernel's shape, or None.
 
     Returns:
         A dict of id(layer) to (layer, blocks) for each layer to replace, where `blocks` is the
@@ -113,10 +115,11 @@ def plan(model, recipe, method, seed):
         reason = obstacle_in_place(each, target.pattern, attentions) if asked < 1 else "dense"
         holder = attentions.get(id(each.layer), each.layer)
         if reason is None:
-            item = MaskedWeight(path, each.weight, None, target.sparsity, target.pattern)
+            given = target.sparsity, target.pattern, each.layer
+            item = MaskedWeight(path, each.weight, None, *given)
             mask = method.initial_mask(item, seed, number)
             _, blocks = replaced.setdefault(id(holder), (holder, {}))
-            blocks[each.layer.name] = (target.pattern, mask)
+            blocks[each.layer.name] = (target.pattern, mask, factors(item, mask))
             moved.add(path)
             active = int(target.pattern.active(mask))
             kept = active / target.pattern.units(tuple(mask.shape))
@@ -148,14 +151,15 @@ def replacement(layer, blocks):
 
     Args:
         layer: a built `keras.layers.Layer`.
-        blocks: dict of the layer's name, or the names of its projections, to the `Block` and
-            the mask, a boolean tensor, of the kernel.
+        blocks: dict of the layer's name, or the names of its projections, to three things of
+            the kernel: its `Block`; its mask, a boolean tensor; and what to multiply its entries
+            by, an array, or None.
 
     Returns:
         The new layer, not built, and a function that fills its variables after it is built.
     """
     own = {}
-    for name, (pattern, mask) in blocks.items():
+    for name, (pattern, mask, _) in blocks.items():
         shape = tuple(mask.shape)
         density = int(pattern.active(mask)) / pattern.units(shape)
         own[name] = {"block_size": (pattern.rows, pattern.cols), "density": density, "seed": 0}
@@ -163,7 +167,7 @@ def replacement(layer, blocks):
         new = MultiHeadAttention.from_config({**layer.get_config(), "blocks": own})
     else:
         new = _BLOCK_SPARSE[type(layer)].from_config({**layer.get_config(), **own[layer.name]})
-    return new, lambda: _fill(new, layer, {name: mask for name, (_, mask) in blocks.items()})
+    return new, lambda: _fill(new, layer, {name: given for name, (_, *given) in blocks.items()})
 
 
 def ordinary(layer):
@@ -184,7 +188,8 @@ def _fill(new, old, masks=None):
     Args:
         new: a built layer.
         old: the dense or block-sparse layer that it replaces.
-        masks: dict of layer name to the mask of each kernel that becomes block-sparse.
+        masks: dict of layer name to the mask of each kernel that becomes block-sparse, and to
+            what to multiply its entries by, or None.
     """
     for target, source in zip(all_layers(new), all_layers(old), strict=True):
         keras_internals.set_own_trainable(target, source.trainable)
@@ -195,7 +200,10 @@ def _fill(new, old, masks=None):
             continue
         kernel = tf.convert_to_tensor(source.kernel)
         if packed:
-            target.places.assign(target.geometry.places(target.as_matrix(masks[target.name])))
+            mask, factors = masks[target.name]
+            if factors is not None:
+                kernel = tf.cast(tf.cast(kernel, factors.dtype) * factors, kernel.dtype)
+            target.places.assign(target.geometry.places(target.as_matrix(mask)))
             kernel = target.geometry.pack(target.as_matrix(kernel), target.places.value)
         values, old = (maskable.stored(layer, "kernel")[0] for layer in (target, source))
         values.assign(kernel)

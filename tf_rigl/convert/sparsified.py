@@ -8,6 +8,7 @@ import keras
 from tf_rigl import patterns
 from tf_rigl._base import keras_internals, registering, tensors
 from tf_rigl._base.delegation import show_call_of
+from tf_rigl.convert import initializing
 from tf_rigl.training.sparse_model import FunctionalSparseModel, SparseModel
 from tf_rigl.weights import adapters, maskable, places, targets, unmasked
 from tf_rigl.weights.masks import Masks
@@ -26,6 +27,7 @@ class _Sparsified:
     def _create_masks(self, recipe):
         recipe = dict(recipe)
         names = recipe.pop("names", None)
+        scaling = initializing.get(recipe.pop("initialization", "model"))
         found = maskable.find(self, include_self=False)
         found = maskable.named(found, names) if names else found
         by_path, starts = {m.path: m for m in found}, {}
@@ -43,6 +45,7 @@ class _Sparsified:
         with self.distribute_strategy.scope():
             for path, (index, target) in numbered.items():
                 draw = functools.partial(self._initial_mask, starts.get(path), index)
+                draw = draw if scaling is None else scaling.drawing(draw)
                 self._masks.add(by_path[path], target.sparsity, target.pattern, draw)
             self._add_state()  # `settle` draws masks, which may depend on the state.
             self._masks.settle()

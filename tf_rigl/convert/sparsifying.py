@@ -13,7 +13,7 @@ from tf_rigl._base.arguments import check_sparsity, unknown_name
 from tf_rigl._base.keras_internals import Functional, all_layers
 from tf_rigl._base.workers import resolve_seed
 from tf_rigl.block_sparse import conversion
-from tf_rigl.convert import copies, trained
+from tf_rigl.convert import copies, initializing, trained
 from tf_rigl.convert.own_training import SparsifiedTrainer, own_parts
 from tf_rigl.convert.sparsified import SparsifiedGraph, SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
@@ -35,6 +35,7 @@ def sparsify(
     *,
     fixed=None,
     compute="masked",
+    initialization="model",
 ):
     """Makes a sparse copy of a Keras model. Compile and fit it like any Keras model.
 
@@ -69,6 +70,12 @@ def sparsify(
             pattern of blocks. Each layer that can then stores and computes active blocks
             only, the same number in each column of blocks: see `tf_rigl.block_sparse`.
             `tf_rigl.report` shows which layers do.
+        initialization: "model": active entries keep the weights of the model. "sparse": weights
+            that are random still are multiplied by `sqrt(f / f_j)`, where an output `j` has
+            `f_j` active incoming entries of `f`; if the layer's initializer counts outputs
+            (Glorot's), by the root of the ratio of what it counts. So outputs begin as large
+            as those of the dense model. Trained weights, and those whose initializer counts
+            neither (`Orthogonal`, `RandomNormal`), stay; a warning says so if that is all.
 
     Returns:
         A `tf_rigl.SparseModel`, not compiled.
@@ -88,6 +95,8 @@ def sparsify(
     Reference:
 
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 3.
+    - [Gradient Flow in Sparse Neural Networks](https://arxiv.org/abs/2010.03533), section 3.1,
+      of the initialization.
     """
     if not isinstance(model, keras.Model):
         legacy = any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__)
@@ -107,6 +116,7 @@ def sparsify(
         raise unknown_name("compute", compute, ("masked", "sparse"), or_object=False)
     if compute == "sparse":
         pattern = conversion.check(pattern, method)
+    initializing.check(initialization, method)
     if method.scope == "global" and pattern.constant_fan_in:
         raise ValueError(
             "Argument `pattern` must not have a constant fan-in with `scope='global'`: all weights "
@@ -124,14 +134,19 @@ def sparsify(
         "fixed": fixed,
     }
     arguments = {"method": method, "seed": seed, "recipe": recipe}
+    scaling = initializing.get(initialization)
     with model.distribute_strategy.scope():
         if compute == "sparse":
-            sparse = _block_sparse(model, arguments)
+            sparse = _block_sparse(model, arguments, scaling)
         else:
             if model.built:
                 recipe["names"] = maskable.names(maskable.find(model, include_self=False))
+            if (
+                scaling is not None
+            ):  # Until an unbuilt model has masks, a file may store its recipe.
+                recipe["initialization"] = scaling if model.built else initialization
             sparse = _masked(_copy(model), model.name, arguments)
-    trained.warn_of_random_masks(sparse, model)
+    trained.warn_of_random_masks(sparse, model, new=scaling.scaled if scaling else ())
     if compute == "sparse":  # In other models the masks come with the warning.
         unmasked.warn(sparse, [item.weight for item in sparse.masked_weights])
     return sparse
@@ -196,7 +211,7 @@ def _holds_blocks(model):
     return bool(conversion.replacements(model))
 
 
-def _block_sparse(model, arguments):
+def _block_sparse(model, arguments, scaling=None):
     """Makes a sparse model in which each layer that can stores its blocks."""
     if own := own_parts(model):
         raise ValueError(
@@ -210,7 +225,8 @@ def _block_sparse(model, arguments):
         )
     method, recipe = arguments["method"], arguments["recipe"]
     seed = resolve_seed(arguments["seed"])
-    replaced, masked, names = conversion.plan(model, recipe, method, seed)
+    scaled = {} if scaling is None else {"factors": scaling.factors}
+    replaced, masked, names = conversion.plan(model, recipe, method, seed, **scaled)
     makers = {
         key: functools.partial(conversion.replacement, *given) for key, given in replaced.items()
     }
@@ -222,8 +238,12 @@ def _block_sparse(model, arguments):
             "have `get_config` and `from_config`, and no layer may be shared with a nested model. "
             f"Received: model={model!r} ({error})"
         ) from error
-    arguments = {"method": method, "seed": seed, "recipe": {"masked": masked, "names": names}}
-    return SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
+    recipe = {"masked": masked, "names": names, "initialization": scaling or "model"}
+    arguments = {"method": method, "seed": seed, "recipe": recipe}
+    sparse = SparsifiedGraph(inputs, outputs, name=model.name, **arguments)
+    if scaling is not None:
+        scaling.warn()
+    return sparse
 
 
 def _sparsity(sparsity, method, distribution):

@@ -36,19 +36,20 @@ def expected():
         _expected.reset(token)
 
 
-def warn_of_random_masks(model, source):
+def warn_of_random_masks(model, source, new=()):
     """Warns if the weights that a new sparse model masks at random were trained before.
 
     Args:
         model: the `tf_rigl.SparseModel`.
         source: the `keras.Model` that it was made of.
+        new: container of the paths of weights that are known not to be trained.
     """
     method = model.method
     own = type(method).initial_mask is not Method.initial_mask
     if own or method.begins_dense or _expected.get():
         return
     items = [item for item in model.masked_weights if item.is_sparse and item.weight.trainable]
-    judged = [(item, is_trained(item)) for item in items]
+    judged = [(item, item.path not in new and is_trained(item)) for item in items]
     if all(trained is None for _, trained in judged):
         judged = [(item, _was_fitted(source)) for item in items]
     found = [item for item, trained in judged if trained]
@@ -63,17 +64,25 @@ def warn_of_random_masks(model, source):
     )
 
 
-def is_trained(item):
+def is_trained(item, values=None):
     """Returns whether a sparse weight, or the bias beside it, differs from its initial values.
 
     Args:
         item: `tf_rigl.weights.sparse_weight.SparseWeight`.
+        values: flat array, the values to judge by; those of the active entries by default.
 
     Returns:
         A bool; or None if the initializers do not tell.
     """
-    signs = [_bias_moved(item.layer), _kernel_moved(item)]
+    signs = [_bias_moved(item.layer), _kernel_moved(item, values)]
     return None if all(sign is None for sign in signs) else any(signs)
+
+
+def initializer_of(item):
+    """Returns the initializer of a sparse weight in a layer of Keras, or None."""
+    known = isinstance(item.layer, tuple(maskable.MASKABLE_ATTRIBUTES))
+    name = re.sub(r"_\d+$", "", item.path.rpartition("/")[2])  # Paths are made unique.
+    return getattr(item.layer, _INITIALIZERS.get(name, ""), None) if known else None
 
 
 def _was_fitted(model):
@@ -93,15 +102,13 @@ def _bias_moved(layer):
     return bool(np.any(keras.ops.convert_to_numpy(bias) != first))
 
 
-def _kernel_moved(item):
+def _kernel_moved(item, values):
     """Returns whether values lie beyond what the initializer of a weight can give, or None."""
-    known = isinstance(item.layer, tuple(maskable.MASKABLE_ATTRIBUTES))
-    name = re.sub(r"_\d+$", "", item.path.rpartition("/")[2])  # Paths are made unique.
-    initializer = getattr(item.layer, _INITIALIZERS.get(name, ""), None) if known else None
+    initializer = initializer_of(item)
     given = [_range(initializer, *fans) for fans in _fans(item)]
     if None in given:
         return None
-    values = item.active_values().astype(np.float64)
+    values = (item.active_values() if values is None else values).astype(np.float64)
     if not values.size:
         return None
     return not any(_fits(values, *each) for each in given)
@@ -127,8 +134,11 @@ def _fans(item):
     shape, axes = item.shape, maskable.axes(item.layer, item.shape)
     field = math.prod(shape[:-2])
     pairs = [(shape[-2] * field, shape[-1] * field) if len(shape) > 1 else (shape[0], shape[0])]
-    if axes is not None:  # Newer versions count the axes of the equation of an `EinsumDense`.
+    if axes is not None:
         pairs.append(tuple(math.prod(shape[axis] for axis in group) for group in axes))
+    if isinstance(item.layer, keras.layers.EinsumDense):  # Newer versions count by its equation.
+        fan_in = maskable.fan_in(item.layer, shape)
+        pairs.append((fan_in, math.prod(shape) // fan_in))
     return pairs
 
 

@@ -33,7 +33,8 @@ def train(options):
     dense = None
     if options.beside_dense and settings.method != "dense":
         print(f"Training dense, {settings.model} on {settings.dataset}", flush=True)
-        twin = dataclasses.replace(settings, method="dense", options={}, compute="masked")
+        usual = {"options": {}, "compute": "masked", "initialization": "model"}
+        twin = dataclasses.replace(settings, method="dense", **usual)
         _, dense = runs.run(twin, data_dir=options.data_dir, verbose=verbose)
     print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -63,6 +63,7 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
                 place = {"sparsity": sparsity or 0.0, "distribution": distribution or "erk"}
                 if spec.method == "dense":
                     place |= {"pattern": "unstructured", "compute": "masked"}
+                    place |= {"initialization": "model"}
                 runs = tuple(spec.settings(base, **place, seed=seed) for seed in seeds)
                 times = runs[0].epochs / base.epochs if runs else 1
                 result[Cell(str(spec), sparsity, distribution, times, runs)] = None

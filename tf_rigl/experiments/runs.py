@@ -102,6 +102,7 @@ def build(settings: Settings, dataset: data.Data) -> keras.Model:
             pattern=settings.pattern,
             seed=settings.seed,
             compute=settings.compute,
+            initialization=settings.initialization,
         )
     rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
     model.compile(

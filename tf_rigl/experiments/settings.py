@@ -45,6 +45,7 @@ class Settings:
             `{"scope": "global"}`. For "magnitude" also the arguments of its schedule.
         seed: int, for weights, masks, and the order of the examples.
         compute: str, "masked" or "sparse", see `tf_rigl.sparsify`.
+        initialization: str, "model" or "sparse", see `tf_rigl.sparsify`.
 
     Raises:
         ValueError: if a value is out of range, or the method has no such option.
@@ -91,6 +92,11 @@ class Settings:
         "masked, or sparse: store and compute only blocks, for a pattern of blocks",
         fields.one_of(("masked", "sparse")),
     )
+    initialization: str = setting(
+        "model",
+        "model, or sparse: scale initial weights to the connections that each unit has",
+        fields.one_of(("model", "sparse")),
+    )
 
     def __post_init__(self):
         fields.check_all(self)
@@ -107,6 +113,12 @@ class Settings:
             from tf_rigl.block_sparse import conversion
 
             conversion.check(pattern, method)
+        if self.initialization == "sparse":
+            if self.method == "dense":
+                raise ValueError("Argument `initialization` must be 'model' for method 'dense'.")
+            from tf_rigl.convert import initializing
+
+            initializing.check(self.initialization, method)
 
     def _check_options(self):
         """Raises if the method has no such option."""

@@ -12,6 +12,7 @@ _FIELDS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("metho
 _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*(?:@\s*(\d+(?:\.\d+)?)x)?\s*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][\w.-]*|\d+:\d+")
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)
+_OF_SPARSE = ("sparsity", "distribution", "pattern", "compute", "initialization")
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -92,7 +93,7 @@ def parse(text) -> Spec:
         if key == "seed":
             raise _unreadable(text, "seeds are the same for all methods")
         if (key in OF_METHODS and key not in method_arguments(name)) or (
-            name == "dense" and key in ("sparsity", "distribution", "pattern", "compute")
+            name == "dense" and key in _OF_SPARSE
         ):
             raise _unreadable(text, f"{name!r} has no {key!r}")
     return spec

@@ -192,6 +192,17 @@ def input_axes(layer, shape) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in outputs)
 
 
+def output_axes(layer, shape) -> tuple[int, ...]:
+    """Returns the axes of a weight over which one input is spread; arguments as for `axes`."""
+    rank = len(shape)
+    if isinstance(layer, layers.EinsumDense):
+        inputs, kernel, _ = einsum_labels(layer)
+        return tuple(axis for axis, label in enumerate(kernel) if label not in inputs)
+    found = axes(layer, shape)
+    inputs = {axis % rank for axis in found[0]} if found else {max(rank - 2, 0)}
+    return tuple(axis for axis in range(rank) if axis not in inputs)
+
+
 def fan_in(layer, shape) -> int:
     """Returns the number of entries of a weight that are summed into one output.
 
