@@ -77,6 +77,13 @@ def test_new_layers_of_every_kind_are_not_trained(case):
     assert not any(is_trained(item) for item in sparse.masked_weights)
 
 
+@pytest.mark.parametrize("initializer", ["glorot_uniform", "he_normal", "lecun_uniform"])
+def test_new_stacks_of_matrices_are_not_trained(initializer):
+    """Newer versions of Keras take the axis of the stack for one of the outputs."""
+    inner = layers.EinsumDense("abc,bcd->abd", (8, 9), kernel_initializer=initializer)
+    assert not tells(keras.Sequential([keras.Input((8, 24)), inner]), distribution="uniform_all")
+
+
 @pytest.mark.parametrize("kind", MODEL_KINDS)
 def test_new_models_of_every_kind_are_not_trained_and_trained_ones_are(kind):
     model = MODEL_KINDS[kind][0]()
