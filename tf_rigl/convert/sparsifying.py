@@ -141,9 +141,8 @@ def sparsify(
         else:
             if model.built:
                 recipe["names"] = maskable.names(maskable.find(model, include_self=False))
-            if (
-                scaling is not None
-            ):  # Until an unbuilt model has masks, a file may store its recipe.
+            if scaling is not None:
+                # Until an unbuilt model has masks, a file may store its recipe.
                 recipe["initialization"] = scaling if model.built else initialization
             sparse = _masked(_copy(model), model.name, arguments)
     trained.warn_of_random_masks(sparse, model, new=scaling.scaled if scaling else ())
