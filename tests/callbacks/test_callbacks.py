@@ -65,11 +65,6 @@ def changed(one, other):
     return len(one ^ other) / (len(one) + len(other))
 
 
-def explored(masks, weight):
-    """The share of entries that one of several masks has."""
-    return np.any([mask[weight] for mask in masks], axis=0).mean()
-
-
 COSINE = {"drop_fraction": 0.6, "update_interval": 3, "end_step": 7, "decay": "cosine"}
 # The method, its updates in the first eight steps, and its drop fraction at a step.
 FIGURES = {
@@ -81,7 +76,6 @@ FIGURES = {
     "snip": (METHODS["snip"], [0], lambda step: ""),
     "magnitude": (METHODS["magnitude"], [2, 4, 5], lambda step: ""),
     "static": (METHODS["static"], [], lambda step: ""),
-    "ste": (METHODS["ste"], [], lambda step: ""),
 }
 
 
@@ -112,7 +106,6 @@ def test_figures_are_those_that_numpy_counts(name, tmp_path):
                 "drop_fraction": fraction(step) and pytest.approx(fraction(step), abs=1e-6),
                 "dead_units": dead,
                 "units": mask.shape[1],
-                "explored": pytest.approx(explored(masks[: step + 1], weight), abs=1e-6),
             }
             total += dead, mask.shape[1]
         (row,) = (r for r in of(rows, "(all)") if r["step"] == step)
@@ -352,9 +345,9 @@ def test_tensorboard_gets_the_same_figures_as_scalars(tmp_path):
     expected = {
         (row["step"], f"{name}/{row['weight']}"): row[name]
         for row in read(path)
-        for name in [*names, "dead_units", "explored"]
+        for name in [*names, "dead_units"]
     }
-    assert len(expected) == 2 * 3 * 6
+    assert len(expected) == 2 * 3 * 5
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -537,42 +530,3 @@ def test_two_replicas_are_watched_as_one_device_is(tmp_path):
     assert len(list((tmp_path / "logs").glob("*tfevents*"))) == 1
     assert error.startswith("At step 9: 'head/kernel': ")
     assert "of 24 weights are not finite" in error
-
-
-def test_explored_counts_from_now_where_it_is_not_known(tmp_path):
-    path, data = tmp_path / "s.csv", random_data()
-    model = compiled(sparsify(mlp(), rigl()), **EAGER)
-    train(model, *data, [SparsityLogger(csv=path)])
-    first = model.masks
-    (tmp_path / "s.csv.explored.bin").unlink()
-    with pytest.warns(UserWarning, match=r"explored\.bin' is missing.*from step 8 on"):
-        train(model, *data, [SparsityLogger(csv=path)])
-    assert of(read(path), "hidden/kernel")[1]["explored"] >= first["hidden/kernel"].mean()
-
-
-def test_a_file_without_the_last_column_goes_on(tmp_path):
-    path = tmp_path / "s.csv"
-    model = compiled(sparsify(mlp(), rigl()), **EAGER)
-    train(model, *random_data(), [SparsityLogger(csv=path)])
-    older = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
-    path.write_text("\n".join(older) + "\n")
-    train(model, *random_data(), [SparsityLogger(csv=path)])
-    rows = path.read_text().splitlines()
-    assert rows[0].endswith(",units,explored")
-    assert all(row.endswith(",") for row in rows[1:4])
-    assert all(not row.endswith(",") for row in rows[4:])
-    assert len(rows) == 7
-
-
-def test_blocks_that_are_stored_are_explored_by_entries(tmp_path):
-    model = sparsify(mlp(), rigl(), pattern="block_3x3", compute="sparse")
-    model, masks = compiled(model), []
-    look = keras.callbacks.LambdaCallback(
-        on_batch_end=lambda batch, logs: masks.append(model.masks)
-    )
-    masks.append(model.masks)
-    train(model, *random_data(), [look, SparsityLogger(csv=tmp_path / "s.csv")])
-    for path in model.masks:
-        row = of(read(tmp_path / "s.csv"), path)[-1]
-        assert row["explored"] == pytest.approx(explored(masks, path), abs=1e-6)
-        assert row["explored"] > 1 - row["sparsity"]

@@ -2,6 +2,10 @@
 
 import csv as csv_files
 import io
+import math
+import os
+import warnings
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +13,9 @@ import tensorflow as tf
 
 from tf_rigl._base import files, workers
 from tf_rigl._base.arguments import check_path
-from tf_rigl.callbacks.seen import MasksOfRun
 from tf_rigl.callbacks.watcher import Watcher
 from tf_rigl.training import loop
+from tf_rigl.weights import maskable
 
 ALL = "(all)"  # The name of the row for all weights together.
 
@@ -28,7 +32,6 @@ class Figures(NamedTuple):
     drop_fraction: float | None
     dead_units: int
     units: int
-    explored: float
 
 
 class SparsityLogger(Watcher):
@@ -44,24 +47,20 @@ class SparsityLogger(Watcher):
       of them that have moved.
     - `drop_fraction`: the share of active entries that an update at this step would drop and
       grow by the method's schedule; 0 from `end_step` on; empty for methods without one.
-    - `explored`: the share of entries that have been active at least once since the start, which
-      RigL-ITOP calls R_s.
     - `dead_units`, of `units`: outputs of the kernel (columns of a matrix, channels of a
       convolution, gates of a recurrent cell) all of whose incoming entries are masked.
 
     The callback also adds the figures of all weights to the logs of each epoch, as "sparsity",
-    "masks_changed" (since the start), "dead_units" and "explored". The progress bar, `History` and
-    later callbacks show them.
+    "masks_changed" (since the start) and "dead_units". The progress bar, `History` and later
+    callbacks show them.
 
     A resumed run continues the same files. It drops CSV rows of steps that the model has not
     reached, so a model at step 0 starts the file again. Put the logger before
-    `BackupAndRestore` in the list of callbacks: then no row is missing. Two files next to the CSV
-    file keep the masks of the start, one bit per entry, or per block that is stored, and when other
-    entries became active first, twelve bytes each.
+    `BackupAndRestore` in the list of callbacks: then no row is missing. A file next to the CSV
+    file keeps the masks of the start, one bit per entry, or per block that is stored.
 
     At steps without output the callback only copies the masks after each update, as bits. It
-    counts the updates within one execution of several steps as one. Where masks follow from a state
-    (edge-popup, STE), it looks at them after each batch. For a model that is not
+    counts the updates within one execution of several steps as one. For a model that is not
     built before `fit`, the start is after the first batch; if the method begins dense, the
     start is the dense model.
 
@@ -81,14 +80,14 @@ class SparsityLogger(Watcher):
     >>> logger = tf_rigl.callbacks.SparsityLogger(log_dir="logs", csv="sparsity.csv")
     >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[logger], verbose=0)
     >>> sorted(history.history)
-    ['accuracy', 'dead_units', 'explored', 'loss', 'masks_changed', 'sparsity']
+    ['accuracy', 'dead_units', 'loss', 'masks_changed', 'sparsity']
     >>> 0 < history.history["masks_changed"][-1] < 0.5
     True
 
     Reference:
 
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), the analyses of how masks
-      change; `explored`: [In-Time Over-Parameterization](https://arxiv.org/abs/2102.02887).
+      change.
     """
 
     def __init__(self, log_dir=None, csv=None, update_freq="epoch"):
@@ -124,7 +123,7 @@ class SparsityLogger(Watcher):
     def _begin(self):
         self._begun, step = True, self._last_step
         if self._masks is None or step == 0:
-            self._masks = MasksOfRun(self.model, step, self._start_file(), self._writes)
+            self._masks = _Masks(self.model, step, self._start_file(), self._writes)
         else:
             self._masks.refresh(self.model)
         if self._writes and self.csv is not None:
@@ -140,8 +139,6 @@ class SparsityLogger(Watcher):
         if updated:
             self._updates = loop.of(self.model).updates
             self._masks.update(self.model)
-        elif self.model.method.trained_state is not None:
-            self._masks.look(self.model)
         if self._is_due() or (updated and self.update_freq == "update"):
             self._write(self._figures())
 
@@ -153,7 +150,6 @@ class SparsityLogger(Watcher):
             logs["sparsity"] = total.sparsity
             logs["masks_changed"] = total.changed_since_start
             logs["dead_units"] = total.dead_units
-            logs["explored"] = total.explored
         if self.update_freq == "epoch":
             self._write(figures)
 
@@ -173,7 +169,7 @@ class SparsityLogger(Watcher):
         """Returns a list of `Figures`: one for each weight, the last one for all of them."""
         model = self.model
         step, fraction = model.step, _drop_fraction(model)
-        result, sums = [], np.zeros(9, np.int64)
+        result, sums = [], np.zeros(8, np.int64)
         for path, *counts in self._masks.counts(model):
             sums += counts
             result.append(_row(self._epoch, step, path, fraction, counts))
@@ -191,6 +187,88 @@ class SparsityLogger(Watcher):
             self._writer.flush()
 
 
+class _Masks:
+    """The masks of a model at its start and at its last update, one bit per entry or block.
+
+    Args:
+        model: `tf_rigl.SparseModel`.
+        step: int, the step at which the run of `fit` began.
+        path: path of the file that keeps the masks of the start, or None.
+        writes: bool, whether this process writes that file.
+    """
+
+    def __init__(self, model, step, path, writes):
+        self._start = {item.path: _packed(item) for item in model.masked_weights}
+        if model.step > step == 0 and model.method.begins_dense:
+            # The first batch built the model, and may have pruned it: the start was dense.
+            self._start = {
+                item.path: np.packbits(np.ones(item.shape, bool)) for item in model.masked_weights
+            }
+        self._now = dict(self._start)
+        self._changed = {}  # Path -> `_difference` of the masks before and after the last update.
+        self._inputs = {
+            item.path: maskable.input_axes(item.layer, item.shape) for item in model.masked_weights
+        }
+        self._sizes = {item.path: item.part_sizes() for item in model.masked_weights}
+        if path is not None and step > 0:
+            self._start = _load(path, model, self._start) or self._start
+        elif path is not None and writes:
+            _save(path, model, self._start)
+
+    def refresh(self, model):
+        """Copies the present masks: the model may have been restored."""
+        self._now = {item.path: _packed(item) for item in model.masked_weights}
+
+    def update(self, model):
+        """Copies the masks after an update, and counts the entries that it changed."""
+        for item in model.masked_weights:
+            before, now = self._now[item.path], _packed(item)
+            self._changed[item.path] = _difference(before, now, self._sizes[item.path])
+            self._now[item.path] = now
+
+    def counts(self, model):
+        """Yields the path of each weight with eight numbers.
+
+        They are: entries, active entries; `_difference` from the start, two numbers; the same
+        for the last update; dead units, units.
+        """
+        for item in model.masked_weights:
+            now, sizes = _packed(item), self._sizes[item.path]
+            units = item.alive(self._inputs[item.path])
+            yield (
+                item.path,
+                math.prod(item.shape),
+                _entries(now, sizes),
+                *_difference(self._start[item.path], now, sizes),
+                *self._changed.get(item.path, (0, 0)),
+                np.count_nonzero(~units),
+                units.size,
+            )
+
+
+def _packed(item):
+    return np.packbits(item.footprint())
+
+
+def _entries(bits, sizes) -> int:
+    """Returns the number of entries of the set bits.
+
+    Args:
+        bits: array of bytes, one bit per part of a weight.
+        sizes: the entries of each part; 1 for single entries.
+    """
+    found = np.unpackbits(bits)
+    if isinstance(sizes, int):
+        return int(np.count_nonzero(found))
+    return int(sizes.ravel() @ found[: sizes.size].astype(np.int64))
+
+
+def _difference(before, now, sizes):
+    """Returns the number of entries that differ, and the number active in both, added."""
+    differing, first, second = (_entries(bits, sizes) for bits in (before ^ now, before, now))
+    return differing, first + second
+
+
 def _drop_fraction(model):
     """Returns the drop fraction of the method's schedule at the model's step, or None."""
     method, length = model.method, loop.of(model).length
@@ -204,14 +282,12 @@ def _drop_fraction(model):
 
 
 def _row(epoch, step, path, fraction, counts):
-    entries, active, *changes, dead, units, explored = counts
+    entries, active, *changes, dead, units = counts
     since_start, since_update = (
         part / of if of else 0.0 for part, of in (changes[:2], changes[2:])
     )
     sparsity = 1 - active / entries if entries else 0.0
-    changed = since_start, since_update, fraction
-    share = explored / entries if entries else 0.0
-    return Figures(epoch, step, path, sparsity, *changed, dead, units, share)
+    return Figures(epoch, step, path, sparsity, since_start, since_update, fraction, dead, units)
 
 
 # TensorBoard.
@@ -238,10 +314,6 @@ def _rows(path):
         return []
     text = path.read_text(encoding="utf-8")
     header = ",".join(Figures._fields) + "\n"
-    older = ",".join(Figures._fields[:-1]) + "\n"
-    if text.startswith(older):  # It lacks the last column.
-        whole = text[len(older) : text.rfind("\n") + 1]
-        return [[*row, ""] for row in csv_files.reader(io.StringIO(whole))]
     if not text.startswith(header) and not header.startswith(text):
         raise ValueError(
             "Argument `csv` must be a new file, or a file that a `SparsityLogger` has written. "
@@ -271,3 +343,32 @@ def _append(path, figures):
     ]
     with open(path, "ab", buffering=0) as file:
         file.write(_lines(rows).encode())
+
+
+# The masks of the start.
+
+
+def _save(path, model, masks):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.beside(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, *masks.values(), paths=list(masks), seed=model.seed)
+
+
+def _load(path, model, like):
+    """Returns the masks in a file, or None, with a warning, if they belong to another model."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            masks = {str(p): arrays[f"arr_{n}"] for n, p in enumerate(arrays["paths"])}
+            same = int(arrays["seed"]) == model.seed and masks.keys() == like.keys()
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        same = False
+    if same and all(masks[p].shape == like[p].shape for p in like):
+        return masks
+    warnings.warn(
+        f"The masks in {os.fspath(path)!r} are not the initial masks of this model: changes "
+        f"count from step {model.step} on.",
+        stacklevel=2,
+    )
+    return None

@@ -219,15 +219,8 @@ def _row(cell, store):
         "inference_flops": mean(lambda r: r["report"]["flops"] / r["report"]["dense_flops"]),
         "size": mean(lambda r: r["report"]["bytes"] / r["report"]["dense_bytes"]),
         "bytes": mean(lambda r: r["report"]["bytes"]),
-        "explored": _explored(results),
         "runs": [settings.name for settings in cell.runs],
     }
-
-
-def _explored(results):
-    """Returns the mean share of entries that were active once; None if a run does not say."""
-    shares = [result.get("explored") for result in results]
-    return statistics.fmean(shares) if shares and None not in shares else None
 
 
 def _draw(folder, plan, rows, store):
@@ -270,7 +263,7 @@ def table(rows) -> str:
         A str.
     """
     head = ["method", "sparsity", "distribution", "pattern", "test accuracy, %", "seeds"]
-    head += ["training FLOPs", "inference FLOPs", "size", "kB", "R_s"]
+    head += ["training FLOPs", "inference FLOPs", "size", "kB"]
     lines = [head, *map(_line, rows)]
     if all(row["pattern"] == "unstructured" for row in rows):
         lines = [line[:3] + line[4:] for line in lines]
@@ -278,8 +271,7 @@ def table(rows) -> str:
     note = (
         "Test accuracy after the last epoch, mean ± sample standard deviation over seeds. FLOPs "
         "and size\nare relative to the dense network. Training FLOPs are relative to training it "
-        "once for the epochs of\nthe comparison, so @2x counts double. R_s is the share of entries "
-        "that were active at\nleast once."
+        "once for the epochs of\nthe comparison, so @2x counts double."
     )
     return f"{body}\n\n{note}\n"
 
@@ -298,5 +290,4 @@ def _line(row):
         f"{number}" if number == wanted else f"{number} of {wanted}",
         *("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios),
         "-" if row["bytes"] is None else f"{row['bytes'] / 1000:,.1f}",
-        "" if row.get("explored") is None else f"{row['explored']:.3f}",
     ]

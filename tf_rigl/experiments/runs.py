@@ -120,15 +120,14 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
         settings: `Settings`.
         data_dir: see `tf_rigl.data.load`.
         verbose: as in `keras.Model.fit`.
-        csv: path of the file of a `tf_rigl.callbacks.SparsityLogger`, or None. The logger
-            prints the figures of the masks after each epoch. Dense runs have none.
+        csv: path of the file of a `tf_rigl.callbacks.SparsityLogger`, which also prints the
+            figures of the masks after each epoch; None for no logger. Dense runs have none.
 
     Returns:
         The trained `keras.Model` and a dict of JSON values: settings, test accuracy and loss,
         history, parameters, and FLOPs (of the trained network for one example, of a training
         step for one example, and of the whole training). For sparse models also the layers,
-        the changes of their masks, the share of entries that were active at least once, and
-        the connections of each entry of the input.
+        the changes of their masks, and the connections of each entry of the input.
     """
     dataset = data.load(
         settings.dataset, settings.batch_size, seed=settings.seed, data_dir=data_dir
@@ -138,7 +137,9 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
     sparse = settings.method != "dense"
     masks = MaskHistory()
     inputs = InputConnections(dataset.input_shape, settings.epochs)
-    watchers = [masks, inputs, callbacks.SparsityLogger(csv=csv)]
+    watchers = [masks, inputs]
+    if csv is not None:
+        watchers.append(callbacks.SparsityLogger(csv=csv))
     began = time.perf_counter()
     history = model.fit(
         dataset.train,
@@ -167,7 +168,6 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
         },
     }
     if sparse:
-        result["explored"] = result["history"]["explored"][-1]
         result["masks_moved"] = {
             "since_start": masks.since_start,
             "since_last_epoch": masks.since_last,
