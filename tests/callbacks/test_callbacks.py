@@ -65,6 +65,16 @@ def changed(one, other):
     return len(one ^ other) / (len(one) + len(other))
 
 
+def union(masks, weight):
+    """The entries of a weight that are active in one mask at least."""
+    return np.any([each[weight] for each in masks], axis=0)
+
+
+def explored(masks):
+    """The share of them among the entries of all weights."""
+    return np.mean(np.concatenate([union(masks, weight).ravel() for weight in masks[0]]))
+
+
 COSINE = {"drop_fraction": 0.6, "update_interval": 3, "end_step": 7, "decay": "cosine"}
 # The method, its updates in the first eight steps, and its drop fraction at a step.
 FIGURES = {
@@ -106,6 +116,7 @@ def test_figures_are_those_that_numpy_counts(name, tmp_path):
                 "drop_fraction": fraction(step) and pytest.approx(fraction(step), abs=1e-6),
                 "dead_units": dead,
                 "units": mask.shape[1],
+                "explored": pytest.approx(np.mean(union(masks[: step + 1], weight)), abs=1e-6),
             }
             total += dead, mask.shape[1]
         (row,) = (r for r in of(rows, "(all)") if r["step"] == step)
@@ -113,6 +124,7 @@ def test_figures_are_those_that_numpy_counts(name, tmp_path):
         assert row["sparsity"] == pytest.approx(1 - every.mean(), abs=1e-6)
         assert row["changed_since_start"] == pytest.approx(changed(first, every), abs=1e-6)
         assert [row["dead_units"], row["units"]] == total.tolist()
+        assert row["explored"] == pytest.approx(explored(masks[: step + 1]), abs=1e-6)
 
 
 # Which entries of each weight lead to one output, and how many outputs there are.
@@ -203,6 +215,7 @@ def test_by_default_there_are_figures_after_each_epoch_and_in_its_logs(tmp_path)
         ("sparsity", "sparsity"),
         ("masks_changed", "changed_since_start"),
         ("dead_units", "dead_units"),
+        ("explored", "explored"),
     ):
         assert history[name] == pytest.approx([row[column] for row in rows], abs=1e-6)
 
@@ -345,9 +358,9 @@ def test_tensorboard_gets_the_same_figures_as_scalars(tmp_path):
     expected = {
         (row["step"], f"{name}/{row['weight']}"): row[name]
         for row in read(path)
-        for name in [*names, "dead_units"]
+        for name in [*names, "dead_units", "explored"]
     }
-    assert len(expected) == 2 * 3 * 5
+    assert len(expected) == 2 * 3 * 6
     assert found == pytest.approx(expected, abs=1e-6)
 
 

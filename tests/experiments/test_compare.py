@@ -37,6 +37,7 @@ def made_up(settings, accuracy=0.5):
     if settings.method != "dense":
         end = [4, 0, 0, 0] if settings.method != "static" else [1, 1, 1, 1]
         counts = [[1, 1, 1, 1], end]
+        result["explored"] = 0.5 + density / 2
         result["input_connections"] = {"shape": [2, 2, 1], "epochs": [0, epochs], "counts": counts}
     return result
 
@@ -414,13 +415,31 @@ def test_the_numbers_of_the_table(runs, in_empty_folder):
     text = (in_empty_folder / "out" / "table.md").read_text()
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:6]]
     assert cells == [
-        ["dense", "-", "-", "84.67 ± 4.04", "3", "1.000", "1.000", "0.500", "2.0"],
-        ["set", "0.75", "erk", "84.67 ± 4.04", "3", "0.250", "0.250", "0.125", "0.5"],
-        ["set@2x", "0.75", "erk", "84.67 ± 4.04", "3", "0.500", "0.250", "0.125", "0.5"],
-        ["set(epochs=1)", "0.75", "erk", "84.67 ± 4.04", "3", "0.125", "0.250", "0.125", "0.5"],
+        ["dense", "-", "-", "84.67 ± 4.04", "3", "1.000", "1.000", "0.500", "2.0", "-"],
+        ["set", "0.75", "erk", "84.67 ± 4.04", "3", "0.250", "0.250", "0.125", "0.5", "0.625"],
+        ["set@2x", "0.75", "erk", "84.67 ± 4.04", "3", "0.500", "0.250", "0.125", "0.5", "0.625"],
+        [
+            "set(epochs=1)", "0.75", "erk", "84.67 ± 4.04", "3",
+            "0.125", "0.250", "0.125", "0.5", "0.625",
+        ],
     ]  # fmt: skip
     stored = json.loads((in_empty_folder / "out" / "comparison.json").read_text())
     assert stored == {"command": "tf-rigl compare", "rows": rows}
+
+
+def test_runs_of_older_versions_have_an_empty_cell(runs, in_empty_folder):
+    compare.compare(["set"], [0.9], [0, 1], folder="out", base=BASE)
+    path = in_empty_folder / "out" / "runs" / f"{runs[0]}.json"
+    result = json.loads(path.read_text())
+    del result["explored"]
+    path.write_text(json.dumps(result))
+    for methods, expected in ((["set"], None), (["set", "rigl"], pytest.approx(0.55))):
+        rows = compare.compare(methods, [0.9], [0, 1], folder="out", base=BASE)
+        assert rows[-1]["explored"] == expected
+    assert rows[0]["explored"] is None
+    lines = (in_empty_folder / "out" / "table.md").read_text().splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[:4]][::2] == ["explored", ""]
+    assert lines[3].split("|")[-2].strip() == "0.550"
 
 
 def test_one_seed_has_no_deviation_and_none_no_number():
@@ -433,8 +452,8 @@ def test_one_seed_has_no_deviation_and_none_no_number():
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in compare.table([one, none]).splitlines()[2:4]
     ]
-    assert lines[0] == ["set", "0.9", "erk", "90.00", "1", "0.500", "0.100", "0.100", "0.1"]
-    assert lines[1] == ["set", "0.9", "erk", "-", "0 of 1", "-", "-", "-", "-"]
+    assert lines[0] == ["set", "0.9", "erk", "90.00", "1", "0.500", "0.100", "0.100", "0.1", ""]
+    assert lines[1] == ["set", "0.9", "erk", "-", "0 of 1", "-", "-", "-", "-", "-"]
 
 
 def test_the_pattern_has_a_column_where_it_differs():
@@ -497,11 +516,14 @@ def test_the_command_with_true_runs(in_empty_folder, capsys):
     assert [snip["inference_flops"], rigl["inference_flops"]] == pytest.approx([0.1] * 2, abs=1e-3)
     assert rigl["train_flops"] > snip["train_flops"] == pytest.approx(0.1, abs=1e-3)
     assert rigl["size"] < 0.2
+    assert snip["explored"] == 1
+    assert 0.1 < rigl["explored"] < 0.5
     for row in stored["rows"]:
         (name,) = row["runs"]
         result = json.loads((folder / "runs" / f"{name}.json").read_text())
         assert Settings(**result["settings"]).name == name
         assert row["accuracies"] == [result["accuracy"]]
+        assert row["explored"] == result.get("explored")
         assert result["train_flops_total"] == result["train_flops"] * 6 * 256
 
 

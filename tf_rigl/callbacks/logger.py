@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_rigl._base import files, workers
 from tf_rigl._base.arguments import check_path
+from tf_rigl.callbacks import bits, explored
 from tf_rigl.callbacks.watcher import Watcher
 from tf_rigl.training import loop
 from tf_rigl.weights import maskable
@@ -32,6 +33,7 @@ class Figures(NamedTuple):
     drop_fraction: float | None
     dead_units: int
     units: int
+    explored: float
 
 
 class SparsityLogger(Watcher):
@@ -49,19 +51,24 @@ class SparsityLogger(Watcher):
       grow by the method's schedule; 0 from `end_step` on; empty for methods without one.
     - `dead_units`, of `units`: outputs of the kernel (columns of a matrix, channels of a
       convolution, gates of a recurrent cell) all of whose incoming entries are masked.
+    - `explored`: the share of entries that were active at least once since training began, the
+      in-time exploration rate of RigL-ITOP. It counts the masks after every update. Of
+      `EdgePopup`, whose masks change at each step, it counts those after each execution.
 
     The callback also adds the figures of all weights to the logs of each epoch, as "sparsity",
-    "masks_changed" (since the start) and "dead_units". The progress bar, `History` and later
-    callbacks show them.
+    "masks_changed" (since the start), "dead_units" and "explored". The progress bar, `History`
+    and later callbacks show them.
 
     A resumed run continues the same files. It drops CSV rows of steps that the model has not
     reached, so a model at step 0 starts the file again. Put the logger before
-    `BackupAndRestore` in the list of callbacks: then no row is missing. A file next to the CSV
-    file keeps the masks of the start, one bit per entry, or per block that is stored.
+    `BackupAndRestore` in the list of callbacks: then no row is missing. Two files next to the CSV
+    file keep the masks of the start, one bit per entry, or per block that is stored, and when
+    others became active, four bytes each. If they are lost, a warning says from which step on
+    changes and explored entries count.
 
-    At steps without output the callback only copies the masks after each update, as bits. It
-    counts the updates within one execution of several steps as one. For a model that is not
-    built before `fit`, the start is after the first batch; if the method begins dense, the
+    At steps without output the callback only copies the masks after each update, as bits. For
+    changes, it counts the updates within one execution of several steps as one. For a model that
+    is not built before `fit`, the start is after the first batch; if the method begins dense, the
     start is the dense model.
 
     Args:
@@ -80,7 +87,7 @@ class SparsityLogger(Watcher):
     >>> logger = tf_rigl.callbacks.SparsityLogger(log_dir="logs", csv="sparsity.csv")
     >>> history = sparse.fit(x, y, batch_size=1, epochs=4, callbacks=[logger], verbose=0)
     >>> sorted(history.history)
-    ['accuracy', 'dead_units', 'loss', 'masks_changed', 'sparsity']
+    ['accuracy', 'dead_units', 'explored', 'loss', 'masks_changed', 'sparsity']
     >>> 0 < history.history["masks_changed"][-1] < 0.5
     True
 
@@ -88,6 +95,8 @@ class SparsityLogger(Watcher):
 
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), the analyses of how masks
       change.
+    - [Do We Actually Need Dense Over-Parameterization?](https://arxiv.org/abs/2102.02887),
+      the rate of exploration.
     """
 
     def __init__(self, log_dir=None, csv=None, update_freq="epoch"):
@@ -107,6 +116,7 @@ class SparsityLogger(Watcher):
     def on_train_begin(self, logs=None):
         """Checks that the CSV file can be continued."""
         self._begun = False
+        explored.follow(self.model, self._explore)
         self._writes = workers.is_chief(self.model.distribute_strategy)
         if self.csv is not None:
             _rows(self.csv)
@@ -125,11 +135,15 @@ class SparsityLogger(Watcher):
         if self._masks is None or step == 0:
             self._masks = _Masks(self.model, step, self._start_file(), self._writes)
         else:
-            self._masks.refresh(self.model)
+            self._masks.refresh(self.model, step)
         if self._writes and self.csv is not None:
             _cut(self.csv, step)
         if self._writes and self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
+
+    def _explore(self, step):
+        if self._begun:  # Otherwise the first batch builds the model: its masks are the start.
+            self._masks.explored.add(self.model, step)
 
     def on_train_batch_end(self, batch, logs=None):
         """Takes note of an update, and writes figures if they are due."""
@@ -139,6 +153,8 @@ class SparsityLogger(Watcher):
         if updated:
             self._updates = loop.of(self.model).updates
             self._masks.update(self.model)
+        if explored.changes_each_step(self.model):
+            self._explore(self.model.step)
         if self._is_due() or (updated and self.update_freq == "update"):
             self._write(self._figures())
 
@@ -150,11 +166,13 @@ class SparsityLogger(Watcher):
             logs["sparsity"] = total.sparsity
             logs["masks_changed"] = total.changed_since_start
             logs["dead_units"] = total.dead_units
+            logs["explored"] = total.explored
         if self.update_freq == "epoch":
             self._write(figures)
 
     def on_train_end(self, logs=None):
         """Closes the TensorBoard file."""
+        explored.unfollow(self.model, self._explore)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -169,7 +187,7 @@ class SparsityLogger(Watcher):
         """Returns a list of `Figures`: one for each weight, the last one for all of them."""
         model = self.model
         step, fraction = model.step, _drop_fraction(model)
-        result, sums = [], np.zeros(8, np.int64)
+        result, sums = [], np.zeros(9, np.int64)
         for path, *counts in self._masks.counts(model):
             sums += counts
             result.append(_row(self._epoch, step, path, fraction, counts))
@@ -198,75 +216,59 @@ class _Masks:
     """
 
     def __init__(self, model, step, path, writes):
-        self._start = {item.path: _packed(item) for item in model.masked_weights}
+        self._start = {item.path: bits.packed(item) for item in model.masked_weights}
         if model.step > step == 0 and model.method.begins_dense:
             # The first batch built the model, and may have pruned it: the start was dense.
             self._start = {
                 item.path: np.packbits(np.ones(item.shape, bool)) for item in model.masked_weights
             }
         self._now = dict(self._start)
-        self._changed = {}  # Path -> `_difference` of the masks before and after the last update.
+        self._changed = {}  # Path -> `bits.difference` of the masks around the last update.
         self._inputs = {
             item.path: maskable.input_axes(item.layer, item.shape) for item in model.masked_weights
         }
         self._sizes = {item.path: item.part_sizes() for item in model.masked_weights}
         if path is not None and step > 0:
-            self._start = _load(path, model, self._start) or self._start
+            loaded = _load(path, model, self._start)
+            self._start = loaded or self._start
+            path = loaded and path  # Without the start, nothing can be added to it.
         elif path is not None and writes:
             _save(path, model, self._start)
+        if path is not None:
+            path = path.with_name(path.name.removesuffix("start.npz") + "explored")
+        self.explored = explored.Explored(model, step, self._start, path, writes)
 
-    def refresh(self, model):
+    def refresh(self, model, step):
         """Copies the present masks: the model may have been restored."""
-        self._now = {item.path: _packed(item) for item in model.masked_weights}
+        self.explored.rewind(model, step)
+        self._now = {item.path: bits.packed(item) for item in model.masked_weights}
 
     def update(self, model):
         """Copies the masks after an update, and counts the entries that it changed."""
         for item in model.masked_weights:
-            before, now = self._now[item.path], _packed(item)
-            self._changed[item.path] = _difference(before, now, self._sizes[item.path])
+            before, now = self._now[item.path], bits.packed(item)
+            self._changed[item.path] = bits.difference(before, now, self._sizes[item.path])
             self._now[item.path] = now
 
     def counts(self, model):
-        """Yields the path of each weight with eight numbers.
+        """Yields the path of each weight with nine numbers.
 
-        They are: entries, active entries; `_difference` from the start, two numbers; the same
-        for the last update; dead units, units.
+        They are: entries, active entries; `bits.difference` from the start, two numbers; the same
+        for the last update; dead units, units; explored entries.
         """
         for item in model.masked_weights:
-            now, sizes = _packed(item), self._sizes[item.path]
+            now, sizes = bits.packed(item), self._sizes[item.path]
             units = item.alive(self._inputs[item.path])
             yield (
                 item.path,
                 math.prod(item.shape),
-                _entries(now, sizes),
-                *_difference(self._start[item.path], now, sizes),
+                bits.entries(now, sizes),
+                *bits.difference(self._start[item.path], now, sizes),
                 *self._changed.get(item.path, (0, 0)),
                 np.count_nonzero(~units),
                 units.size,
+                self.explored.entries(item.path, sizes),
             )
-
-
-def _packed(item):
-    return np.packbits(item.footprint())
-
-
-def _entries(bits, sizes) -> int:
-    """Returns the number of entries of the set bits.
-
-    Args:
-        bits: array of bytes, one bit per part of a weight.
-        sizes: the entries of each part; 1 for single entries.
-    """
-    found = np.unpackbits(bits)
-    if isinstance(sizes, int):
-        return int(np.count_nonzero(found))
-    return int(sizes.ravel() @ found[: sizes.size].astype(np.int64))
-
-
-def _difference(before, now, sizes):
-    """Returns the number of entries that differ, and the number active in both, added."""
-    differing, first, second = (_entries(bits, sizes) for bits in (before ^ now, before, now))
-    return differing, first + second
 
 
 def _drop_fraction(model):
@@ -282,12 +284,14 @@ def _drop_fraction(model):
 
 
 def _row(epoch, step, path, fraction, counts):
-    entries, active, *changes, dead, units = counts
+    entries, active, *changes, dead, units, seen = counts
     since_start, since_update = (
         part / of if of else 0.0 for part, of in (changes[:2], changes[2:])
     )
     sparsity = 1 - active / entries if entries else 0.0
-    return Figures(epoch, step, path, sparsity, since_start, since_update, fraction, dead, units)
+    changes = since_start, since_update
+    share = seen / entries if entries else 0.0
+    return Figures(epoch, step, path, sparsity, *changes, fraction, dead, units, share)
 
 
 # TensorBoard.
@@ -309,18 +313,23 @@ def _summarise(figures):
 
 
 def _rows(path):
-    """Returns the complete rows of a CSV file as lists; raises if its header is another one."""
+    """Returns the complete rows of a CSV file as lists; raises if its header is another one.
+
+    Files of version 0.1.0 have no column "explored": it is empty in their rows.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    header = ",".join(Figures._fields) + "\n"
+    header, old = (",".join(names) + "\n" for names in (Figures._fields, Figures._fields[:-1]))
+    header = old if text.startswith(old) else header
     if not text.startswith(header) and not header.startswith(text):
         raise ValueError(
             "Argument `csv` must be a new file, or a file that a `SparsityLogger` has written. "
             f"Received: csv={str(path)!r}"
         )
     whole = text[len(header) : text.rfind("\n") + 1]
-    return list(csv_files.reader(io.StringIO(whole)))
+    rows = csv_files.reader(io.StringIO(whole))
+    return [[*row, *[""] * (len(Figures._fields) - len(row))] for row in rows]
 
 
 def _lines(rows):

@@ -197,6 +197,7 @@ def _row(cell, store):
     done = [settings for settings in cell.runs if store.get(settings) is not None]
     results = [store.get(settings) for settings in done]
     accuracies = [result["accuracy"] for result in results]
+    explored = [result.get("explored") for result in results]
 
     def mean(function):
         return statistics.fmean(map(function, results)) if results else None
@@ -219,6 +220,8 @@ def _row(cell, store):
         "inference_flops": mean(lambda r: r["report"]["flops"] / r["report"]["dense_flops"]),
         "size": mean(lambda r: r["report"]["bytes"] / r["report"]["dense_bytes"]),
         "bytes": mean(lambda r: r["report"]["bytes"]),
+        # Results of older versions have none.
+        "explored": None if None in explored else mean(lambda r: r["explored"]),
         "runs": [settings.name for settings in cell.runs],
     }
 
@@ -263,7 +266,7 @@ def table(rows) -> str:
         A str.
     """
     head = ["method", "sparsity", "distribution", "pattern", "test accuracy, %", "seeds"]
-    head += ["training FLOPs", "inference FLOPs", "size", "kB"]
+    head += ["training FLOPs", "inference FLOPs", "size", "kB", "explored"]
     lines = [head, *map(_line, rows)]
     if all(row["pattern"] == "unstructured" for row in rows):
         lines = [line[:3] + line[4:] for line in lines]
@@ -271,7 +274,9 @@ def table(rows) -> str:
     note = (
         "Test accuracy after the last epoch, mean ± sample standard deviation over seeds. FLOPs "
         "and size\nare relative to the dense network. Training FLOPs are relative to training it "
-        "once for the epochs of\nthe comparison, so @2x counts double."
+        "once for the epochs of\nthe comparison, so @2x counts double. Explored is the share of "
+        "the entries of masked weights\nthat were active at least once (R_s of RigL-ITOP); runs of "
+        "older versions lack it."
     )
     return f"{body}\n\n{note}\n"
 
@@ -280,6 +285,7 @@ def _line(row):
     """Returns the cells of a row as text."""
     number, wanted = len(row["accuracies"]), row["seeds_wanted"]
     accuracy = tables.mean_and_spread(row["accuracies"], scale=100) if number else "-"
+    explored = "" if row.get("explored") is None else f"{row['explored']:.3f}"
     ratios = [row["train_flops"], row["inference_flops"], row["size"]]
     return [
         row["method"],
@@ -290,4 +296,5 @@ def _line(row):
         f"{number}" if number == wanted else f"{number} of {wanted}",
         *("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios),
         "-" if row["bytes"] is None else f"{row['bytes'] / 1000:,.1f}",
+        "-" if row["sparsity"] is None or not number else explored,
     ]

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_rigl
 from tf_rigl import callbacks
 from tf_rigl.accounting import reporting
+from tf_rigl.callbacks.explored import Exploration
 from tf_rigl.convert import sparsifying
 from tf_rigl.experiments import data, models
 from tf_rigl.experiments.settings import Settings
@@ -127,7 +128,8 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
         The trained `keras.Model` and a dict of JSON values: settings, test accuracy and loss,
         history, parameters, and FLOPs (of the trained network for one example, of a training
         step for one example, and of the whole training). For sparse models also the layers,
-        the changes of their masks, and the connections of each entry of the input.
+        the changes of their masks, the share of their entries that were active at least once
+        ("explored"), and the connections of each entry of the input.
     """
     dataset = data.load(
         settings.dataset, settings.batch_size, seed=settings.seed, data_dir=data_dir
@@ -137,7 +139,8 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
     sparse = settings.method != "dense"
     masks = MaskHistory()
     inputs = InputConnections(dataset.input_shape, settings.epochs)
-    watchers = [masks, inputs]
+    exploration = Exploration()
+    watchers = [masks, inputs, exploration]
     if csv is not None:
         watchers.append(callbacks.SparsityLogger(csv=csv))
     began = time.perf_counter()
@@ -172,6 +175,7 @@ def run(settings: Settings, *, data_dir=None, verbose="auto", csv=None):
             "since_start": masks.since_start,
             "since_last_epoch": masks.since_last,
         }
+        result["explored"] = exploration.explored.share(model)
         if inputs.result is not None:
             result["input_connections"] = inputs.result
     return model, result
@@ -233,6 +237,8 @@ def summary(result) -> str:
     ]
     if result["layers"]:
         lines.append(f"  sparsity        {result['sparsity']:.4f} ({settings['distribution']})")
+        if "explored" in result:
+            lines.append(f"  explored        {result['explored']:.4f} of the entries")
         width = max(len(layer["path"]) for layer in result["layers"])
         moved = result["masks_moved"]["since_start"][-1]
         for layer in result["layers"]:

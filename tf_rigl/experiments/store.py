@@ -66,6 +66,8 @@ def _check(result, settings):
     stored = Settings(**result["settings"])
     _check_numbers(result, ("accuracy", "train_flops", "steps"))
     _check_numbers(result["report"], ("flops", "dense_flops", "bytes", "dense_bytes"))
+    if "explored" in result:  # Older versions have not stored it.
+        _check_numbers(result, ("explored",))
     _check_inputs(result.get("input_connections"))
     if stored != settings:
         raise ValueError(f"it belongs to another run. Expected: {settings}. Received: {stored}")

@@ -34,6 +34,8 @@ class Loop:
         loading: bool, whether a file is being loaded: masks may not fit the weights yet.
         optimizers: `weakref.WeakSet` of the optimizers that have trained the model.
         warns_of_others: bool, whether to warn of a loop of others that trains block-sparse weights.
+        listeners: list of functions that are called after each update of this run of `fit`, with
+            the number of steps taken by then.
     """
 
     def __init__(self):
@@ -49,6 +51,7 @@ class Loop:
         self.compiled_for = []
         self.optimizers = weakref.WeakSet()
         self.warns_of_others = True
+        self.listeners = []
 
     def fresh(self):
         """Forgets plan, step and traces: there may be a new optimizer or method."""
@@ -107,6 +110,7 @@ def with_own(callbacks, model, initial_epoch):
         model: `tf_rigl.SparseModel`.
         initial_epoch: int, the argument of `fit`.
     """
+    of(model).listeners.clear()
     own, watcher = of(model).callbacks, RunLength(initial_epoch)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         return [*(keras.tree.flatten(callbacks) if callbacks else []), *own, watcher]
@@ -244,6 +248,8 @@ class Steps:
             logs = self.update(batch, *numbers, *past)
         loop.updates += 1
         plan.updated(counts)
+        for listen in loop.listeners:
+            listen(step + 1)
         return logs
 
     def _without_update(self, batch, observation):
