@@ -25,7 +25,7 @@ import tf_rigl
 from tf_rigl import data, methods, schedules
 from tf_rigl._base import files, tables
 from tf_rigl._base.store import Store
-from tf_rigl.training import loop
+from tf_rigl.callbacks.explored import Exploration
 
 SHAPE, BATCH = (28, 28, 1), 128
 
@@ -149,25 +149,6 @@ PARTS = {
 }
 
 
-class Explored(keras.callbacks.Callback):
-    """Counts the entries that were active at least once: after each update, or 50 steps."""
-
-    def on_train_begin(self, logs=None):
-        self.masks, self.updates = self.model.masks, 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        updates = loop.of(self.model).updates
-        each_step = self.model.method.trained_state is not None and self.model.step % 50 == 0
-        if updates != self.updates or each_step:
-            self.updates = updates
-            self.masks = {p: mask | self.masks[p] for p, mask in self.model.masks.items()}
-
-    def share(self):
-        """Returns their number over that of all entries."""
-        masks = self.masks.values()
-        return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
-
-
 class Study:
     """The trainings of one network, with its data."""
 
@@ -198,9 +179,9 @@ class Study:
                     chosen,
                     run.sparsity,
                     seed=run.seed,
-                    **({} if run.initialization == "model" else {"initialization": "sparse"}),
+                    initialization=run.initialization,
                 )
-            callbacks = [Explored()]
+            callbacks = [Exploration()]
         rate = keras.optimizers.schedules.CosineDecay(
             self.plan.rate if run.optimizer == "SGD" else 1e-3, self.steps
         )
@@ -226,7 +207,7 @@ class Study:
             "sparsity": getattr(model, "sparsity", 0.0),
             "train_flops": flops / (3.0 * report.dense_flops),
             "inference_flops": report.flops / report.dense_flops,
-            "explored": callbacks[0].share() if callbacks else None,
+            "explored": callbacks[0].explored.share(model) if callbacks else None,
             "seconds": time.perf_counter() - began,
         }
 
@@ -241,8 +222,9 @@ def train(runs, store):
         with store.claim(run.name) as mine:
             if not mine:
                 continue
-            study = studies.setdefault(run.network, None) or Study(run.network)
-            studies[run.network] = study
+            if run.network not in studies:
+                studies[run.network] = Study(run.network)
+            study = studies[run.network]
             result = study.run(run)
             store.add(run.name, result)
         minutes = (time.perf_counter() - began) / number * (len(left) - number) / 60

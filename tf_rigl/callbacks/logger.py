@@ -53,7 +53,8 @@ class SparsityLogger(Watcher):
       convolution, gates of a recurrent cell) all of whose incoming entries are masked.
     - `explored`: the share of entries that were active at least once since training began, the
       in-time exploration rate of RigL-ITOP. It counts the masks after every update. Of
-      `EdgePopup`, whose masks change at each step, it counts those after each execution.
+      methods whose masks change at each step (`EdgePopup`, `STE`), it counts those after each
+      execution.
 
     The callback also adds the figures of all weights to the logs of each epoch, as "sparsity",
     "masks_changed" (since the start), "dead_units" and "explored". The progress bar, `History`
