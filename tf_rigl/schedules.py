@@ -156,6 +156,24 @@ def check_end_step(value, argument="end_step"):
         ) from None
 
 
+def step_at(when, first_step, run_steps) -> int:
+    """Returns a step that is given as one, or as a fraction of a run.
+
+    Args:
+        when: int, the step; or float, the fraction.
+        first_step: int, the step at which the run begins.
+        run_steps: int, the number of its steps; not used if `when` is a step.
+
+    Example:
+
+    >>> step_at(70, 100, 200), step_at(0.7, 100, 200)
+    (70, 240)
+    """
+    if isinstance(when, float):
+        return first_step + int(floor_product(when, run_steps))
+    return when
+
+
 @dataclasses.dataclass(frozen=True)
 class _PruningSchedule(ChecksArguments):
     """The base class of pruning schedules: it decides when to prune.

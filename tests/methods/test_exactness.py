@@ -49,6 +49,19 @@ def weights_of(sparse):
     return [v.numpy() for v in sparse.trainable_variables]
 
 
+def reading_off(sparse):
+    """What the library has grown at random: new, as much as asked for, and no more is dropped."""
+
+    def read_off(layer, kept, k):
+        mask = masks_of(sparse)[layer]
+        assert not np.any(kept & ~mask), "something was dropped that the reference keeps"
+        grown = mask & ~kept
+        assert np.count_nonzero(grown) == k
+        return grown
+
+    return read_off
+
+
 def make_batches(seed, count=STEPS):
     """Batches of a task that can be learned: the label is a random linear function's."""
     rng = np.random.default_rng(seed)
@@ -96,13 +109,7 @@ def test_set_drops_what_the_reference_drops_and_grows_as_many():
     sparse = make_model(tf_rigl.methods.SET(**SCHEDULE), 0.8, seed=0)
     reference = make_reference(sparse)
 
-    def read_off(layer, kept, k):
-        mask = masks_of(sparse)[layer]
-        assert not np.any(kept & ~mask), "something was dropped that the reference keeps"
-        grown = mask & ~kept
-        assert np.count_nonzero(grown) == k
-        return grown
-
+    read_off = reading_off(sparse)
     for x, y in make_batches(0):
         before = masks_of(sparse)
         updates = reference.is_update_step()

@@ -14,6 +14,7 @@ from tests.methods.test_exactness import (
     make_batches,
     make_model,
     masks_of,
+    reading_off,
     weights_of,
 )
 
@@ -39,7 +40,9 @@ def test_granet(initial, drop_fraction):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("times", [(10, 5, (30, 40)), (3, 4, (17, 18)), (8, 4, (12, 30))])
+@pytest.mark.parametrize(
+    "times", [(10, 5, (30, 40)), (3, 4, (17, 18)), (8, 4, (12, 30)), (0, 6, (30, 36))]
+)
 def test_acdc(scope, times):
     warm_up, phase, last = times
     method = tf_rigl.methods.ACDC(scope, warm_up=warm_up, phase=phase, last_dense=last)
@@ -73,13 +76,7 @@ def test_mest(soft, margins):
     sparse = make_model(tf_rigl.methods.MEST(**OFTEN, **own), SPARSITY, seed=3)
     reference = like(newer_numpy.MestMLP, sparse, **own)
 
-    def read_off(layer, kept, k):
-        mask = masks_of(sparse)[layer]
-        assert not np.any(kept & ~mask), "something was dropped that the reference keeps"
-        grown = mask & ~kept
-        assert np.count_nonzero(grown) == k
-        return grown
-
+    read_off = reading_off(sparse)
     # Where nothing moves, the library trains; so does the reference, at a margin of 0.
     for x, y in make_batches(3, 90):
         last = reference.step * len(margins) // 90 == len(margins) - 1

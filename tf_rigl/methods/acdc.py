@@ -4,7 +4,6 @@ import keras
 
 from tf_rigl import schedules
 from tf_rigl._base.arguments import check_integer
-from tf_rigl._base.rounding import floor_product
 from tf_rigl.methods.pruning import Pruning
 
 _FRACTIONS = "a fraction of the steps that `fit` runs"
@@ -60,9 +59,9 @@ class ACDC(Pruning):
             ) from None
         ends = [schedules.check_end_step(each, "last_dense") for each in (begin, end)]
         self.last_dense = tuple(ends)
-        for name, value in [("warm_up", self.warm_up), ("phase", self.phase)]:
+        for name, value, least in [("warm_up", self.warm_up, 0), ("phase", self.phase, 1)]:
             if not isinstance(value, float):
-                check_integer(name, value, 1)
+                check_integer(name, value, least)
         kinds = {type(each) for each in (self.warm_up, *ends)}
         if len(kinds) > 1 or not self.warm_up <= ends[0] <= ends[1]:
             raise ValueError(
@@ -77,14 +76,11 @@ class ACDC(Pruning):
 
     def _steps(self, first_step, run_steps):
         """Returns the times of a run as steps: warm-up, phase, and the last dense one."""
-
-        def at(when, first):
-            if isinstance(when, float):
-                return first + int(floor_product(when, run_steps))
-            return when
-
-        begin, end = (at(each, first_step) for each in self.last_dense)
-        return at(self.warm_up, first_step), max(1, at(self.phase, 0)), begin, end
+        warm_up, begin, end = (
+            schedules.step_at(each, first_step, run_steps)
+            for each in (self.warm_up, *self.last_dense)
+        )
+        return warm_up, max(1, schedules.step_at(self.phase, 0, run_steps)), begin, end
 
     def is_dense(self, step, first_step=0, run_steps=None) -> bool:
         """Returns whether the model is dense at a step. Arguments are those of `plan`."""
@@ -109,6 +105,8 @@ class ACDC(Pruning):
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
         """Returns what each weight keeps and grows at the begin of a phase; see `Method.plan`."""
         dense = self.is_dense(step, first_step, run_steps)
+        if step > first_step and dense == self.is_dense(step - 1, first_step, run_steps):
+            return None
         counts = []
         for item, n in zip(items, active, strict=True):
             keep, grow = n, 0

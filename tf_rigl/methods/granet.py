@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from tf_rigl import distributions, schedules
 from tf_rigl._base.arguments import check_integer, check_sparsity
-from tf_rigl._base.rounding import floor_product
 from tf_rigl.methods.pruning import kept_of_all
 from tf_rigl.methods.rigl import RigL
 
@@ -35,7 +34,8 @@ class GraNet(RigL):
             end_step=1.0, apply_optimizer_on_update=True.
         initial_sparsity: float in [0, 1), the overall sparsity s_i at which training begins.
         prune_end: int, the step t_1 from which the target is reached; or float in (0, 1], that
-            fraction of the steps that `fit` runs.
+            fraction of the steps that `fit` runs. The target is reached at the first update from
+            there on. If there is none, `fit` warns when it ends.
 
     Raises:
         ValueError: as for `RigL`; or if `initial_sparsity` or `prune_end` is out of range.
@@ -83,17 +83,6 @@ class GraNet(RigL):
         """True if `end_step` or `prune_end` is a fraction of the steps that `fit` runs."""
         return super().needs_length or isinstance(self.prune_end, float)
 
-    def last_step(self, first_step=0, run_steps=None):
-        """Returns the step from which masks no longer change."""
-        return self._at(self.end_step, first_step, run_steps)
-
-    @staticmethod
-    def _at(when, first_step, run_steps):
-        """Returns a step that is given as such, or as a fraction of a run."""
-        if isinstance(when, float):
-            return first_step + int(floor_product(when, run_steps))
-        return when
-
     def sparsity(self, step, target, first_step=0, run_steps=None) -> float:
         """Returns the overall sparsity to which an update at a step prunes.
 
@@ -103,7 +92,7 @@ class GraNet(RigL):
             first_step, run_steps: as for `Method.plan`.
         """
         begin = self._start + (first_step if isinstance(self.prune_end, float) else 0)
-        length = self._at(self.prune_end, first_step, run_steps) - begin
+        length = schedules.step_at(self.prune_end, first_step, run_steps) - begin
         left = 1 - (step - begin) / length if length > 0 else 0.0
         return target + (self.initial_sparsity - target) * min(1.0, max(0.0, left)) ** 3
 

@@ -20,6 +20,8 @@ class MEST(SET):
     - with `soft=True` it prunes to n units and grows to `n + k`, so that k more train until the
       next update decides which n stay.
 
+    At an update that moves nothing the optimizer is applied as at any other step.
+
     The gradient of an entry that is active is all that it needs, so no step costs more than a
     sparse one, apart from the further units of `soft=True`.
 

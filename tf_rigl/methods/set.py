@@ -110,9 +110,7 @@ class SET(Method):
 
     def last_step(self, first_step=0, run_steps=None) -> int:
         """Returns the step from which masks no longer change."""
-        if not self.needs_length:
-            return self.end_step
-        return first_step + int(floor_product(self.end_step, run_steps))
+        return schedules.step_at(self.end_step, first_step, run_steps)
 
     def next_update(self, step, first_step=0, run_steps=None):
         """Returns the first update step from `step` on, or None; see `Method.next_update`."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_rigl._base.arguments import check_flag, check_integer, unknown_name
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.layout import Layout, as_axes
-from tf_rigl.patterns.selection import best_of_columns
+from tf_rigl.patterns.selection import evenly
 
 SCORES = ("sum", "mean", "max")
 TAPS = ("each", "all")
@@ -108,14 +108,7 @@ class Block(Pattern):
         """
         if not self.constant_fan_in:
             return super().select_units(scores, count, allowed, kept, shape)
-        grid = self.grid(shape)
-        kept = tf.cast(tf.reshape(kept, grid), tf.int32)
-        total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
-        # Rounds as `possible` does, except that a total of 0 stays 0.
-        each = tf.cast(tf.round(total / self.step(shape)), tf.int32)
-        room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
-        scores, allowed = tf.reshape(scores, grid), tf.reshape(allowed, grid)
-        return tf.reshape(best_of_columns(scores, room, allowed), [-1])
+        return evenly(scores, count, allowed, kept, self.grid(shape))
 
     def keep(self, scores, count, mask):
         """Selects the best blocks of a mask, whatever their columns; growing fills the columns."""

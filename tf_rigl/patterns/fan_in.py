@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_rigl._base.arguments import check_flag
 from tf_rigl.patterns.base import Pattern
 from tf_rigl.patterns.layout import Layout, as_axes
-from tf_rigl.patterns.selection import best_of_columns, top_k_mask
+from tf_rigl.patterns.selection import evenly, top_k_mask
 
 
 @keras.saving.register_keras_serializable(package="tf_rigl")
@@ -65,17 +65,8 @@ class ConstantFanIn(Pattern):
         return matrices * outputs
 
     def select_units(self, scores, count, allowed, kept, shape):
-        """Selects the `count` best units so that kept and selected ones are as many per output.
-
-        The total is `count` more than are kept, or the nearest number that divides evenly.
-        """
-        grid = self.layout(shape).size
-        kept = tf.cast(tf.reshape(kept, grid), tf.int32)
-        total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
-        each = tf.cast(tf.round(total / self.step(shape)), tf.int32)
-        room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
-        scores, allowed = tf.reshape(scores, grid), tf.reshape(allowed, grid)
-        return tf.reshape(best_of_columns(scores, room, allowed), [-1])
+        """Selects the `count` best units, the same number for each output with those kept."""
+        return evenly(scores, count, allowed, kept, self.layout(shape).size)
 
     def keep(self, scores, count, mask):
         """Selects the best units of a mask, whatever their output; growing fills the outputs."""

@@ -123,6 +123,30 @@ def best_of_columns(scores, number, among):
     return above | (equal & (tf.cumsum(tf.cast(equal, tf.int32), axis=-2) <= ties))
 
 
+def evenly(scores, count, allowed, kept, grid):
+    """Selects units so that kept and selected ones together are as many in each column.
+
+    The total is `count` more than are kept, or the nearest number that divides evenly among the
+    columns; but each column gets at least one unless nothing is asked for.
+
+    Args:
+        scores: real tensor of shape (units,).
+        count: int or int32 scalar tensor, number of units to select.
+        allowed, kept: boolean tensors of shape (units,).
+        grid: tuple of int, the numbers of matrices, of rows and of columns.
+
+    Returns:
+        A boolean tensor of shape (units,).
+    """
+    kept = tf.cast(tf.reshape(kept, grid), tf.int32)
+    total = tf.cast(count, tf.int32) + tf.reduce_sum(kept)
+    # Rounds as `Pattern.possible` does, except that a total of 0 stays 0.
+    each = tf.cast(tf.round(total / (grid[0] * grid[2])), tf.int32)
+    room = tf.maximum(each, tf.minimum(total, 1)) - tf.reduce_sum(kept, axis=1, keepdims=True)
+    scores, allowed = tf.reshape(scores, grid), tf.reshape(allowed, grid)
+    return tf.reshape(best_of_columns(scores, room, allowed), [-1])
+
+
 def _kth_largest(keys, k):
     """Returns the k-th largest key, and how many keys equal to it are among the k largest."""
     bits = 8 * keys.dtype.size
