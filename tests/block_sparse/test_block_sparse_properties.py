@@ -14,6 +14,7 @@ from tf_rigl import block_sparse, methods
 from tf_rigl.block_sparse.geometry import Geometry
 from tf_rigl.block_sparse.weight import BlockSparseWeight
 from tf_rigl.patterns import Block
+from tf_rigl.weights.sparse_weight import Slot
 
 # The same examples everywhere, and no files left behind.
 FIXED = {"deadline": None, "derandomize": True, "database": None}
@@ -158,7 +159,7 @@ def test_blocks_move_with_all_that_is_kept_of_them(data):
     old, weight = item.mask.numpy(), rng.normal(size=shape).astype("float32") * new
     slot = keras.Variable(rng.normal(size=geometry.values_shape))
     before = item.dense(slot).numpy()
-    for variable, value in item.replaced(None, new, weight, [(slot, 0.0)]):
+    for variable, value in item.replaced(None, new, weight, [Slot(slot)]):
         variable.assign(value)
     np.testing.assert_array_equal(item.mask, new)
     np.testing.assert_array_equal(item.dense(), weight)

@@ -13,6 +13,7 @@ from tf_rigl import block_sparse, methods
 from tf_rigl._base import tensors
 from tf_rigl.block_sparse import drawing, strips
 from tf_rigl.block_sparse.weight import BlockSparseWeight
+from tf_rigl.weights.sparse_weight import Slot
 
 some = settings(max_examples=25, **FIXED)
 
@@ -79,7 +80,7 @@ def test_blocks_move_as_by_the_dense_gradient(case, entries, data):
         patch.setattr(strips, "LIMIT", entries)
         weight, gradient = heard(layer, [(x, dy)])
         seed = tf.constant([3, 4])
-        for variable, value in weight.changes(method, counts, gradient, seed, [(slot, 0.0)]):
+        for variable, value in weight.changes(method, counts, gradient, seed, [Slot(slot)]):
             variable.assign(value)
     kept = reference.block_mask(np.abs(kernel), keep, rows, cols, among=mask)
     scores = np.abs(x.numpy().T @ dy.numpy())

@@ -201,7 +201,7 @@ def moving(draw, name):
         "grow_initializer": draw(st.sampled_from(["zeros", "random_normal", "glorot_uniform"])),
         "apply_optimizer_on_update": draw(st.booleans()),
     }
-    if name == "rigl":
+    if name in ("rigl", "srigl"):
         arguments["gradient_batches"] = draw(st.integers(1, 3))
     if name == "snfs":
         arguments["momentum"] = draw(st.sampled_from([0.0, 0.5, 0.99]))
@@ -229,14 +229,36 @@ def pruning(draw, name, sparsity):
 
 
 @st.composite
+def newer(draw, name):
+    """The arguments of a method that changes counts, so that the target is reached at the end."""
+    often = {"update_interval": 1, "end_step": draw(st.sampled_from([3, 1.0]))}
+    if name == "granet":
+        begin = draw(st.sampled_from([0.0, 0.0, 0.3]))
+        often |= {"start_step": draw(st.integers(0, 1)), "prune_end": draw(st.integers(2, 3))}
+        return {**often, "initial_sparsity": begin, "drop_fraction": draw(st.floats(0.01, 0.99))}
+    if name == "mest":
+        soft = draw(st.booleans())
+        return {**often, "soft": soft, "margins": draw(st.sampled_from([(0.3, 0), (0.9, 0.1, 0)]))}
+    if name == "acdc":
+        times = {"warm_up": draw(st.integers(0, 2)), "phase": draw(st.integers(1, 2))}
+        scope = draw(st.sampled_from(["layer", "global"]))
+        return {"scope": scope, **times, "last_dense": draw(st.sampled_from([(2, 3), (3, 5)]))}
+    if name == "sr_ste":
+        return {"decay": draw(st.sampled_from([0.0, 2e-4, 0.1]))}
+    return {"scope": draw(st.sampled_from(["layer", "global"]))} if name == "grasp" else {}
+
+
+@st.composite
 def configurations(draw):
     sparsity = draw(sparsities)
     method = draw(st.sampled_from(list(methods.NAMES)))
     arguments = {}
-    if method in ("set", "rigl", "snfs"):
+    if method in ("set", "rigl", "snfs", "srigl"):
         arguments = draw(moving(method))
-    elif method != "static":
+    elif method in ("snip", "magnitude"):
         arguments = draw(pruning(method, sparsity))
+    else:
+        arguments = draw(newer(method))
     return {
         "kind": draw(st.sampled_from(KINDS)),
         "method": (method, arguments),
@@ -333,7 +355,8 @@ class CheckEveryStep(keras.callbacks.Callback):
             assert mask.dtype == bool
             assert np.isfinite(value).all(), item.path
             assert (value[~mask] == 0).all(), item.path
-        if self.masks and self.model.method.begins_dense:
+        method = self.model.method
+        if self.masks and method.begins_dense and method.keeps_counts:
             assert not any((mask & ~self.masks[path]).any() for path, mask in masks.items())
         self.masks = masks
 

@@ -142,13 +142,13 @@ class CheckEveryStep(keras.callbacks.Callback):
         self.masks = []
 
     def on_train_batch_end(self, batch, logs=None):
-        pruning = self.model.method.begins_dense
-        check_masks(self.model, pruning=pruning)
+        method = self.model.method
+        check_masks(self.model, pruning=method.begins_dense or not method.keeps_counts)
         self.masks.append(self.model.masks)
         for item in self.model.masked_weights:
             for slot in slots(self.model, item.weight):
                 assert (slot[~item.mask.numpy()] == 0).all(), item.path
-        if pruning:
+        if method.begins_dense and method.keeps_counts:
             for earlier, later in itertools.pairwise(self.masks[-2:]):
                 assert not any((later[path] & ~earlier[path]).any() for path in later)
 
@@ -189,8 +189,8 @@ def trained(make, method, pattern, sparsity=0.5, batches=8, **kwargs):
 @pytest.mark.parametrize(
     ("name", "pattern", "sparsity"),
     [
-        *((name, "block_4x1", 0.5) for name in METHODS),
-        *((name, "2:4", 0.5) for name in METHODS),
+        *((name, "block_4x1", 0.5) for name in METHODS if name != "srigl"),  # That has its own.
+        *((name, "2:4", 0.5) for name in METHODS if name != "srigl"),
         *((name, "litert", 0.5) for name in ("rigl", "snfs", "snip")),
         *((name, "channels_1x2", 0.5) for name in ("rigl", "snfs", "magnitude", "snip")),
         *((name, Block(3, 2, "max"), 0.6) for name in ("set", "rigl-after", "magnitude-global")),

@@ -170,10 +170,15 @@ class Step:
         with tf.GradientTape() as tape:
             loss, metrics = self.forward(data)
         found = tape.gradient(loss, weights)
-        reached = [tensors.whole(each) for each in found if each is not None]
-        constant = [tf.stop_gradient(each) for each in tensors.all_reduce(reached)]
-        pairs = zip(reached, constant, strict=True)
-        product = tf.add_n([tf.reduce_sum(one * other) for one, other in pairs])
+        reached = [
+            (w, tensors.whole(g)) for w, g in zip(weights, found, strict=True) if g is not None
+        ]
+        constant = [tf.stop_gradient(g) for g in tensors.all_reduce([g for _, g in reached])]
+        product = tf.zeros([], loss.dtype)
+        for (weight, gradient), other in zip(reached, constant, strict=True):
+            # The gradient may not depend on a weight. Its product is then 0, not missing.
+            part = tf.reduce_sum(gradient * other + 0 * weight)
+            product += tf.cast(part, loss.dtype)
         return self.optimizer.scale_loss(product), metrics
 
     def _dense_gradients(self, probed):
