@@ -52,9 +52,9 @@ METHODS = {
         tf_rigl.schedules.ConstantSparsity(begin_step=3, frequency=2)
     ),
     "edge-popup": tf_rigl.methods.EdgePopup,
-    "granet": lambda: tf_rigl.methods.GraNet(update_interval=2, prune_end=5),
+    "granet": lambda: tf_rigl.methods.GraNet(update_interval=2, prune_end=5, end_step=7),
     "granet-dense": lambda: tf_rigl.methods.GraNet(
-        update_interval=2, prune_end=5, initial_sparsity=0.0
+        update_interval=2, prune_end=5, end_step=7, initial_sparsity=0.0
     ),
     "srigl": lambda: tf_rigl.methods.SRigL(**_OFTEN),
     "mest": lambda: tf_rigl.methods.MEST(update_interval=2, end_step=7),
