@@ -96,7 +96,7 @@ def test_a_layer_computes_what_the_dense_one_does(name, mode):
         values = np.random.default_rng(1).normal(size=layer.bias.shape)
         layer.bias.assign(values)
         dense.bias.assign(values)
-    direction = tf.constant(np.random.default_rng(2).normal(size=dense(x).shape), tf.float32)
+    direction = tf.constant(np.random.default_rng(2).normal(size=layer(x).shape), tf.float32)
 
     def call(layer):
         step = lambda x, direction: compute(layer, x, direction)  # noqa: E731
@@ -107,26 +107,30 @@ def test_a_layer_computes_what_the_dense_one_does(name, mode):
             step = tf.function(step, input_signature=free)
         return step(tf.cast(x, layer.compute_dtype), direction)
 
-    (ours, stored, whole), (theirs, kernel, _) = call(layer), call(dense)
-    exact = theirs
     if mode == "mixed_float16":
-        # TensorFlow 2.21 computes "...x,xy->...y" of float16 wrongly on processors with
-        # AVX512-FP16, so the values come from a dense layer of float32.
+        # Of float16, TensorFlow 2.21 computes "...x,xy->...y" wrongly on processors with
+        # AVX512-FP16, and no convolution with channels first on those without.
         precise = type(dense).from_config({**dense.get_config(), "dtype": "float32"})
         precise.build((None, *shape))
         for variable, value in zip(precise.weights, dense.weights, strict=True):
             variable.assign(value)
-        exact, kernel, _ = call(precise)
-    close = (
-        {"rtol": 0.02, "atol": 0.05} if mode == "mixed_float16" else {"rtol": 1e-4, "atol": 1e-5}
-    )
-    for one, other, value in zip(ours, theirs, exact, strict=True):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        np.testing.assert_allclose(one, value, **close)
-    np.testing.assert_allclose(whole, kernel, **close)
+        dense = precise
+
+    def check(one, other):
+        # Sums of float16 are off by so much of their largest terms.
+        least = 0.01 * np.abs(other).max() + 0.05 if mode == "mixed_float16" else 1e-5
+        rtol = 0.02 if mode == "mixed_float16" else 1e-4
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=least)
+
+    (ours, stored, whole), (theirs, kernel, _) = call(layer), call(dense)
+    dtypes = [layer.compute_dtype] * 2 + ["float32"]
+    for one, other, like in zip(ours, theirs, dtypes, strict=False):  # Some have no bias.
+        assert one.dtype == like
+        check(one, other)
+    check(whole, kernel)
     places = tf.constant(layer.places)
-    packed = layer.geometry.pack(layer.as_matrix(kernel), places)
-    np.testing.assert_allclose(stored, packed, **close)
+    check(stored, layer.geometry.pack(layer.as_matrix(kernel), places))
 
 
 def test_nothing_of_dense_size_is_stored():

@@ -109,6 +109,21 @@ def test_a_prepared_data_set_is_found_again(raw_fashion_mnist, tmp_path, monkeyp
     assert len(collect(data.load("fashion_mnist", data_dir=tmp_path / "tfds").test)[1]) == 10
 
 
+def test_another_process_may_be_first(raw_fashion_mnist, tmp_path, monkeypatch):
+    folder, _ = raw_fashion_mnist
+    monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", folder)
+    read = data._read_idx
+
+    def meanwhile(path):
+        monkeypatch.setattr(data, "_read_idx", read)
+        data.load("fashion_mnist", data_dir=tmp_path / "tfds")
+        return read(path)
+
+    monkeypatch.setattr(data, "_read_idx", meanwhile)
+    assert len(collect(data.load("fashion_mnist", data_dir=tmp_path / "tfds").test)[1]) == 10
+    assert not list(tmp_path.rglob(".incomplete*"))
+
+
 def test_broken_raw_files_leave_nothing_behind(raw_fashion_mnist, tmp_path, monkeypatch):
     folder, _ = raw_fashion_mnist
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"not gzip")

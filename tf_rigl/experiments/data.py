@@ -212,7 +212,7 @@ def _prepared(builder, name, data_dir):
 
 
 def _prepare_fashion_mnist(source, builder):
-    """Prepares Fashion-MNIST from its raw files, in about a minute."""
+    """Prepares Fashion-MNIST from its raw files, in a few minutes."""
     import tensorflow_datasets as tfds
 
     def examples(prefix):
@@ -222,7 +222,7 @@ def _prepare_fashion_mnist(source, builder):
             {"image": images[..., None], "label": labels.astype(np.int64)}
         )
 
-    print(f"Preparing Fashion-MNIST from {source} (once, about a minute) ...", flush=True)
+    print(f"Preparing Fashion-MNIST from {source} (once, one to three minutes) ...", flush=True)
     target = pathlib.Path(builder.data_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target.parent))
@@ -235,7 +235,11 @@ def _prepare_fashion_mnist(source, builder):
             data_dir=scratch,
             disable_shuffling=True,
         )
-        (scratch / "fashion_mnist" / str(builder.version)).rename(target)
+        try:
+            (scratch / "fashion_mnist" / str(builder.version)).rename(target)
+        except OSError:
+            if not target.exists():  # Else another process was first.
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
