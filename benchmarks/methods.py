@@ -7,11 +7,12 @@ three sparsities and with several seeds. Then come what new optimizer slots and 
 of sparse networks are worth. Finished trainings are stored and not repeated, and the same command
 in a second shell shares the work (`--threads 1` then). Writes tables of accuracies, FLOPs and
 R_s (the entries active at least once), and what each method has over another, paired by seed.
-`--stored` trains nothing.
+`--stored` trains nothing. `--recorded docs/results/methods` begins from results that were recorded.
 """
 
 import argparse
 import itertools
+import json
 import pathlib
 import statistics
 import time
@@ -231,6 +232,14 @@ def train(runs, store):
         print(f"[{number}/{len(left)}, {minutes:.0f} min] {run.name}: {result['accuracy']:.4f}")
 
 
+def take(folder, store):
+    """Stores the recorded results of a folder that are not there yet."""
+    for path in sorted(folder.glob("*.json")):
+        for name, result in json.loads(path.read_text(encoding="utf-8")).items():
+            if store.get(name) is None:
+                store.add(name, result)
+
+
 def accuracies(store, run):
     """Returns the accuracies of a run in percent, by seed, as far as they are there."""
     found = {}
@@ -324,9 +333,12 @@ def main():
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--threads", type=int, default=0, help="of each operation; 0: all")
     parser.add_argument("--stored", action="store_true", help="train nothing")
+    parser.add_argument("--recorded", type=pathlib.Path, help="a folder of results to begin from")
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     store, lines = Store(options.output / "runs"), []
+    if options.recorded is not None:
+        take(options.recorded, store)
     for network, part in itertools.product(options.networks, options.parts):
         runs = PARTS[part](network)
         if not options.stored:
