@@ -32,6 +32,7 @@ _MODULES = (
     "data",
     "distributions",
     "export",
+    "factorized",
     "interop",
     "lottery",
     "maskable",
@@ -69,5 +70,6 @@ def __dir__():
 def _register(keras):
     """Registers our classes when Keras is imported, so that `load_model` finds them."""
     if keras.backend.backend() == "tensorflow":
-        for room in ("convert", "lottery"):  # They import all rooms that have classes in files.
+        # They import all rooms that have classes in files.
+        for room in ("convert", "factorized", "lottery"):
             importlib.import_module(f"tf_rigl.{room}")

@@ -80,20 +80,21 @@ def fresh_copy(model):
     return copy
 
 
-def copied(model, makers=None):
+def copied(model, makers=None, exact=True):
     """Returns a copy of a dense model with its weights.
 
     Args:
         model: a `keras.Model`.
         makers: for a graph of layers, a dict of id(layer) to a function that returns a new
             layer in its place, and a function that sets the weights of the new layer.
+        exact: as in `try_copy`.
 
     Raises:
         ValueError: if Keras cannot clone the model.
     """
     with model.distribute_strategy.scope():
         try:
-            return try_copy(model, makers)
+            return try_copy(model, makers, exact)
         except CannotCopyError as error:
             raise _clone_error(model, error) from error
 
