@@ -645,6 +645,26 @@ def test_a_shuffled_mask_has_the_numbers_of_each_unit(found):
     assert same_arrays(one.weights, ticket.weights)
 
 
+def test_resampled_weights_are_of_those_that_the_mask_keeps(found):
+    model, ticket = found[0], found[1][3]
+    one, other, again = (lottery.resampled(ticket, model, seed) for seed in (0, 1, 0))
+    check_equal(one, again)
+    assert same_arrays(one.masks.values(), ticket.masks.values())
+    masks = [ticket.masks.get(w.path.partition("/")[2]) for w in model.weights]
+    assert sum(mask is not None for mask in masks) == len(ticket.masks)
+    for mask, old, new, newer in zip(
+        masks, ticket.weights, one.weights, other.weights, strict=True
+    ):
+        if mask is None:
+            np.testing.assert_array_equal(new, old)
+            continue
+        assert set(new[mask]) < set(old[mask])  # Some are drawn twice, so others are not.
+        assert not np.array_equal(new[mask], newer[mask])
+        np.testing.assert_array_equal(new[~mask], old[~mask])
+    with pytest.raises(ValueError, match="Argument `model` must be the one that was searched"):
+        lottery.resampled(ticket, keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+
+
 @pytest.mark.parametrize(
     ("layer", "axes"),
     [

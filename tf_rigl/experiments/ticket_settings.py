@@ -14,6 +14,7 @@ SEARCHES = {"result.json": ("settings", "rows")}
 # The controls of a ticket.
 CONTROLS = {
     "reinitialised": "the same mask with new random weights",
+    "resampled": "the same mask with weights drawn from the initial ones that it keeps",
     "random": "a random mask with as many weights in each layer, and the same initial weights",
     "shuffled": "a random mask with as many inputs of each unit",
 }

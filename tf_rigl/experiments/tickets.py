@@ -34,6 +34,7 @@ TABLE, PICTURE = "table.md", "tickets.png"
 # Functions of the ticket, the dense model and a seed, which return the control.
 _MAKE = {
     "reinitialised": control.reinitialised,
+    "resampled": control.resampled,
     "random": lambda ticket, model, seed: control.random_mask(ticket, seed),
     "shuffled": control.shuffled,
 }
@@ -62,7 +63,8 @@ def tickets(
         settings: `TicketSettings`.
         rounds: int, as in `tf_rigl.lottery.find_ticket`.
         seeds: iterable of int, for weights, the order of the data, and the held-out examples.
-        controls: iterable of str, from "reinitialised", "random" and "shuffled".
+        controls: iterable of str, from "reinitialised", "resampled", "random" and
+            "shuffled".
         densities: iterable of float in (0, 1), values of `(1 - prune_fraction)^round`. The
             tickets of the nearest rounds are compared with controls. Defaults to those of 0.51,
             0.21, 0.07 and 0.036 that the rounds reach.

@@ -38,6 +38,41 @@ def reinitialised(ticket, model, seed=0):
     return _changed(ticket, weights=values(redrawn(model, seed).weights), rewind_step=0)
 
 
+def resampled(ticket, model, seed=0):
+    """Returns a ticket with the same mask, and weights drawn from those that survived in it.
+
+    In each masked weight, each value that the mask keeps is drawn anew, with replacement, from the
+    initial values that the mask keeps there (the distribution D_m). All other weights stay. So
+    the control tells whether a ticket needs more than the distribution of its initial weights.
+
+    Args:
+        ticket: `Ticket`.
+        model: the dense `keras.Model` that was searched; its layers tell which weights have masks.
+        seed: int.
+
+    Returns:
+        A `Ticket`.
+
+    Raises:
+        ValueError: if the model is not the one that was searched.
+
+    Reference:
+
+    - [The Lottery Ticket Hypothesis](https://arxiv.org/abs/1803.03635), appendix F.3.
+    """
+    check_ticket("ticket", ticket)
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    found = _searched(ticket, model)
+    places = {id(variable): place for place, variable in enumerate(model.weights)}
+    weights = list(ticket.weights)
+    for path, mask in ticket.masks.items():
+        place = places[id(found[path].weight)]
+        value = weights[place].copy()
+        value[mask] = rng.choice(value[mask], np.count_nonzero(mask))
+        weights[place] = value
+    return _changed(ticket, weights=weights)
+
+
 def random_mask(ticket, seed=0):
     """Returns a ticket with random masks of the same densities and the same initial weights."""
     check_ticket("ticket", ticket)
@@ -63,15 +98,21 @@ def shuffled(ticket, model, seed=0):
     """
     check_ticket("ticket", ticket)
     rng = np.random.default_rng(check_integer("seed", seed, 0))
-    layers = {each.path: each.layer for each in maskable.find(model, include_self=False)}
-    unknown = [path for path in ticket.masks if path not in layers]
+    found = _searched(ticket, model)
+    masks = {path: _shuffle(rng, mask, found[path].layer) for path, mask in ticket.masks.items()}
+    return _changed(ticket, masks=masks)
+
+
+def _searched(ticket, model):
+    """Returns the maskable weights of the model that was searched, by path."""
+    found = {each.path: each for each in maskable.find(model, include_self=False)}
+    unknown = [path for path in ticket.masks if path not in found]
     if unknown:
         raise ValueError(
             f"Argument `model` must be the one that was searched: it has no weights {unknown}. "
             f"Received: model={model!r}"
         )
-    masks = {path: _shuffle(rng, mask, layers[path]) for path, mask in ticket.masks.items()}
-    return _changed(ticket, masks=masks)
+    return found
 
 
 def _shuffle(rng, mask, layer):
