@@ -27,6 +27,7 @@ _HOME = {
     "training_step": "training.by_hand",
 }
 _MODULES = (
+    "analysis",
     "block_sparse",
     "callbacks",
     "data",

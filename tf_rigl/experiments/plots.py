@@ -221,6 +221,24 @@ def draw_mask_distances(distances, path, *, drawn=None, first=0):
     figure.savefig(pathlib.Path(path), dpi=120)
 
 
+def draw_paths(paths, path, *, name="loss"):
+    """Draws the loss along paths between two solutions.
+
+    Args:
+        paths: dict of label to `tf_rigl.analysis.Path`.
+        path: str or path of the PNG file.
+        name: str, what the paths measured.
+    """
+    if not paths:
+        raise ValueError(f"Argument `paths` must not be empty. Received: paths={paths!r}")
+    figure, axes = _figure()
+    for (label, each), color in zip(paths.items(), itertools.cycle(_COLORS)):
+        axes.plot(each.positions, each.losses, color=color, label=f"{label} ({each.barrier:.3g})")
+    axes.set(xlabel="position between the solutions", ylabel=name)
+    axes.legend(frameon=False, title="path (barrier)")
+    figure.savefig(pathlib.Path(path), dpi=120)
+
+
 def draw_tickets(rows, path):
     """Draws accuracy and early-stopping step against the weights left, with bands over seeds.
 

@@ -1,0 +1,116 @@
+"""Paths between solutions, against NumPy."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_rigl
+from tests.helpers import CLASSES, FEATURES, mlp, random_data, rigl, sparsify
+from tf_rigl import analysis
+
+X, Y = random_data(batches=8)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def loss(model):
+    return float(CROSS_ENTROPY(Y, model(X)))
+
+
+def trained(seed, make=mlp, method=None, epochs=2):
+    keras.utils.set_random_seed(seed)
+    model = sparsify(make(), method or rigl(), sparsity=0.6, seed=seed)
+    model.compile(keras.optimizers.Adam(0.02), CROSS_ENTROPY)
+    model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0)
+    return model
+
+
+def fit(model):
+    model.compile(keras.optimizers.Adam(0.02), CROSS_ENTROPY)
+    model.fit(X, Y, batch_size=8, epochs=15, verbose=0)
+
+
+def numpy_loss(weights):
+    """Cross entropy of the two dense layers."""
+    (kernel, bias), (head, head_bias) = weights[:2], weights[2:]
+    logits = np.maximum(X.astype(float) @ kernel + bias, 0) @ head + head_bias
+    logits -= logits.max(axis=1, keepdims=True)
+    log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -log[np.arange(len(Y)), Y].mean()
+
+
+def network():
+    inputs = keras.Input((FEATURES,))
+    x = keras.layers.Dense(8, activation="relu", name="hidden")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(x))
+
+
+def test_the_straight_path():
+    models = trained(0, network), trained(1, network)
+    before = [model.get_weights() for model in models]
+    path = analysis.interpolate(*models, loss, points=5)
+    ends = [tf_rigl.strip(model).get_weights() for model in models]
+    expected = [
+        numpy_loss([(1 - t) * one + t * other for one, other in zip(*ends, strict=True)])
+        for t in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    np.testing.assert_allclose(path.losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(path.barrier, max(expected) - max(expected[0], expected[-1]))
+    for model, weights in zip(models, before, strict=True):  # The models do not change.
+        for one, other in zip(model.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("subspace", ["masks", "dense"])
+def test_a_trained_curve(subspace):
+    models = trained(0, network), trained(1, network)
+    straight = analysis.interpolate(*models, loss, points=9)
+    path = analysis.bezier(*models, fit, loss, subspace=subspace, points=9)
+    ends = [tf_rigl.strip(model).get_weights() for model in models]
+    np.testing.assert_allclose(path.losses[[0, -1]], straight.losses[[0, -1]], rtol=1e-6)
+    assert path.losses.mean() < straight.losses.mean()
+    masks = [np.logical_or(*pair) for pair in zip(*(m.masks.values() for m in models), strict=True)]
+    outside = [
+        np.any(path.control[place][~mask]) for place, mask in zip((0, 2), masks, strict=True)
+    ]
+    assert all(outside) if subspace == "dense" else not any(outside)
+    t = path.positions[3]
+    weights = [
+        (1 - t) ** 2 * one + 2 * t * (1 - t) * middle + t**2 * other
+        for one, other, middle in zip(*ends, path.control, strict=True)
+    ]
+    np.testing.assert_allclose(path.losses[3], numpy_loss(weights), rtol=1e-5)
+
+
+def test_statistics_and_dropout_are_no_hindrance():
+    def make():
+        layers = [keras.Input((FEATURES,)), keras.layers.Dense(8, name="hidden")]
+        layers += [keras.layers.BatchNormalization(), keras.layers.Dropout(0.2)]
+        return keras.Sequential([*layers, keras.layers.Dense(CLASSES, name="head")])
+
+    models = trained(0, make), trained(1, make, tf_rigl.methods.Static())
+    path = analysis.bezier(*models, fit, loss, points=3)
+    np.testing.assert_allclose(path.losses[0], loss(tf_rigl.strip(models[0])), rtol=1e-6)
+    np.testing.assert_allclose(path.losses[-1], loss(tf_rigl.strip(models[1])), rtol=1e-6)
+    assert len(path.control) == len(tf_rigl.strip(models[0]).trainable_weights)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a, b: analysis.interpolate(a, b, loss, points=1), "`points` must be an integer"),
+        (lambda a, b: analysis.interpolate(a, mlp(), loss), "`second` must be a `tf_rigl.Sparse"),
+        (lambda a, b: analysis.bezier(a, b, fit, loss, "sparse"), "`subspace` must be one of"),
+        (
+            lambda a, b: analysis.interpolate(
+                a,
+                sparsify(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), "static"),
+                loss,
+            ),
+            "`second` must be a model of the same architecture",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    models = [sparsify(network(), "static", seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match=message):
+        call(*models)
