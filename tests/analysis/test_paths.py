@@ -54,7 +54,8 @@ def test_the_straight_path():
         for t in (0, 0.25, 0.5, 0.75, 1)
     ]
     np.testing.assert_allclose(path.losses, expected, rtol=1e-5)
-    np.testing.assert_allclose(path.barrier, max(expected) - max(expected[0], expected[-1]))
+    barrier = max(expected) - max(expected[0], expected[-1])
+    np.testing.assert_allclose(path.barrier, barrier, atol=1e-5)
     for model, weights in zip(models, before, strict=True):  # The models do not change.
         for one, other in zip(model.get_weights(), weights, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -92,6 +93,15 @@ def test_statistics_and_dropout_are_no_hindrance():
     np.testing.assert_allclose(path.losses[0], loss(tf_rigl.strip(models[0])), rtol=1e-6)
     np.testing.assert_allclose(path.losses[-1], loss(tf_rigl.strip(models[1])), rtol=1e-6)
     assert len(path.control) == len(tf_rigl.strip(models[0]).trainable_weights)
+
+
+def test_a_picture(tmp_path):
+    models = [sparsify(network(), "static", seed=seed) for seed in (0, 1)]
+    path = analysis.interpolate(*models, loss, points=3)
+    tf_rigl.plots.draw_paths({"straight": path}, tmp_path / "paths.png")
+    assert (tmp_path / "paths.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="`paths` must not be empty"):
+        tf_rigl.plots.draw_paths({}, tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(
