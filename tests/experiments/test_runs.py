@@ -24,6 +24,15 @@ def test_names_of_plain_settings_are_short():
     )
 
 
+def test_the_drop_fraction_is_that_of_the_method():
+    assert (Settings().drop_fraction, Settings(method="static").drop_fraction) == (0.3, 0.3)
+    granet = Settings(method="granet")
+    assert granet == Settings(method="granet", drop_fraction=0.5)
+    assert granet.name == "digits-lenet-300-100-granet-0.9-erk-seed0"
+    assert granet.make_method(100).drop_fraction == 0.5
+    assert "dropfraction0.3" in Settings(method="granet", drop_fraction=0.3).name
+
+
 def test_options_are_in_the_name_in_order():
     one = Settings(method="rigl", options={"end_step": 0.5, "decay": "linear"})
     other = Settings(method="rigl", options={"decay": "linear", "end_step": 0.5})

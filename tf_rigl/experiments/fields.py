@@ -53,9 +53,13 @@ def integer(minimum, optional=False):
     return check_one
 
 
-def number(**bounds):
-    """Returns a check for a number; bounds as in `check_number`."""
-    return lambda name, value: check_number(name, value, **bounds)
+def number(optional=False, **bounds):
+    """Returns a check for a number, bounds as in `check_number`; if optional, also for None."""
+
+    def check_one(name, value):
+        return None if optional and value is None else check_number(name, value, **bounds)
+
+    return check_one
 
 
 def one_of(allowed, others=None):

@@ -6,6 +6,7 @@ input at once.
 
 import dataclasses
 import difflib
+import functools
 import json
 import urllib.parse
 
@@ -38,7 +39,7 @@ class Settings:
         batch_size: int.
         learning_rate: float, the initial learning rate of SGD with momentum 0.9; it follows
             a cosine decay to zero.
-        drop_fraction: float in (0, 1].
+        drop_fraction: float in (0, 1]. None: the default of the method.
         update_interval: int, steps between mask updates; for "magnitude", between prunings.
             None: 100, or a fiftieth of the steps in runs of fewer than 5,000.
         options: dict of further arguments of the method, with JSON values, such as
@@ -75,10 +76,10 @@ class Settings:
     learning_rate: float = setting(
         0.1, "initial learning rate of SGD, with cosine decay", fields.number(above=0)
     )
-    drop_fraction: float = setting(
-        0.3,
-        "fraction of the active weights that move at the first update",
-        fields.number(above=0, at_most=1),
+    drop_fraction: float | None = setting(
+        None,
+        "fraction of the active weights that move at the first update (default: the method's)",
+        fields.number(above=0, at_most=1, optional=True),
     )
     update_interval: int | None = setting(
         None,
@@ -104,6 +105,8 @@ class Settings:
         from tf_rigl import patterns  # From here on, with Keras.
 
         pattern = patterns.get(self.pattern)
+        if self.drop_fraction is None:
+            object.__setattr__(self, "drop_fraction", _usual_drop_fraction(self.method))
         self._check_options()
         if self.method != "dense":
             method = self.make_method(steps=5_000)  # The true number is unknown here.
@@ -151,9 +154,14 @@ class Settings:
             value = getattr(self, field.name)
             if field.name == "options":
                 parts += [f"{key}={_in_a_name(value[key])}" for key in sorted(value)]
-            elif value != field.default or field.name == "seed":
+            elif value != self._usual(field) or field.name == "seed":
                 parts.append(f"{field.name.replace('_', '')}{value}")
         return "-".join(parts)
+
+    def _usual(self, field):
+        """Returns the value of a field that is not in the name."""
+        is_own = field.name == "drop_fraction"
+        return _usual_drop_fraction(self.method) if is_own else field.default
 
     def make_method(self, steps):
         """Makes the `tf_rigl.methods.Method` for a run of this number of steps."""
@@ -175,6 +183,13 @@ class Settings:
             others = {key: value for key, value in self.options.items() if key not in taken}
             arguments["schedule"] = schedules.PolynomialDecay(frequency=interval, **others)
         return cls(**arguments)
+
+
+@functools.cache
+def _usual_drop_fraction(method) -> float:
+    """Returns the default of a method; that of RigL for those that have none."""
+    name = method if "drop_fraction" in method_arguments(method) else "rigl"
+    return registry.METHODS[name].load()().drop_fraction
 
 
 def method_arguments(method) -> list[str]:
