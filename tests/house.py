@@ -19,7 +19,7 @@ import typing
 ROOMS = (
     *("_base", "distributions", "schedules", "patterns", "weights", "methods", "block_sparse"),
     *("training", "callbacks", "convert", "accounting", "compaction", "export", "channels"),
-    *("factorized", "lottery", "analysis", "experiments"),
+    *("factorized", "lottery", "analysis", "wann", "experiments"),
 )
 DOOR = "_base/keras_internals.py"  # The one file that may use private API.
 TABLE = "_base/private_names.py"  # What the door uses, as a table.

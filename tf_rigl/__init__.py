@@ -41,6 +41,7 @@ _MODULES = (
     "models",
     "patterns",
     "schedules",
+    "wann",
 )
 _OPTIONAL = ("plots",)  # Needs matplotlib; `import *` must work without it.
 _WITHOUT_KERAS = ("data", "distributions", "schedules")

@@ -239,6 +239,43 @@ def draw_paths(paths, path, *, name="loss"):
     figure.savefig(pathlib.Path(path), dpi=120)
 
 
+def draw_network(network, path):
+    """Draws a weight-agnostic network as a graph, inputs on the left.
+
+    Args:
+        network: `tf_rigl.wann.Network`.
+        path: str or path of the PNG file.
+    """
+    from tf_rigl.wann.activations import NAMES
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots()
+    depths = np.asarray(network.depths)
+    places = np.zeros((len(depths), 2))
+    for depth in np.unique(depths):
+        nodes = np.flatnonzero(depths == depth)
+        places[nodes, 0] = depth
+        places[nodes, 1] = -(np.arange(len(nodes)) + 0.5) / len(nodes)
+    for source, target in network.edges[network.enabled]:
+        axes.plot(*places[[source, target]].T, color="#888888", linewidth=0.5, zorder=1)
+    hidden = np.arange(len(depths)) >= network.first_hidden
+    ends = [
+        (slice(0, network.inputs), "input"),
+        (slice(network.inputs, network.first_output), "bias"),
+        (slice(network.first_output, network.first_hidden), "output"),
+    ]
+    for (chosen, label), color in zip(ends, ("#222222", "#888888", "#D55E00"), strict=True):
+        axes.scatter(*places[chosen].T, s=18, color=color, label=label, zorder=2)
+    kinds = np.unique(network.kinds[hidden])
+    for kind, color in zip(kinds, itertools.cycle(_COLORS)):
+        chosen = hidden & (network.kinds == kind)
+        axes.scatter(*places[chosen].T, s=36, color=color, label=NAMES[kind], zorder=2)
+    axes.set_axis_off()
+    axes.set_title(f"{network.connections} connections, {network.hidden} hidden nodes", fontsize=11)
+    figure.legend(loc="outside right", frameon=False)
+    figure.savefig(pathlib.Path(path), dpi=120)
+
+
 def draw_tickets(rows, path):
     """Draws accuracy and early-stopping step against the weights left, with bands over seeds.
 

@@ -1,0 +1,89 @@
+"""What networks are searched for: tasks give each network a score for each shared weight."""
+
+import numpy as np
+
+from tf_rigl.wann.population import Stack
+
+SCORES = ("log_likelihood", "accuracy")
+_CHUNK = 2**25  # Numbers in the arrays of a chunk of networks.
+
+
+class Classification:
+    """Classes of examples; the outputs are logits.
+
+    Args:
+        x: float array of shape (examples, inputs).
+        y: int array of shape (examples,), the classes, from 0 on.
+        score: str, "log_likelihood" (the mean over examples, at most 0) or "accuracy".
+        classes: int, or None: the largest in `y`, and one.
+
+    Raises:
+        ValueError: if the arrays have other shapes, or `score` is unknown.
+
+    Example:
+
+    >>> task = tf_rigl.wann.Classification(x, y)
+    >>> task.inputs, task.outputs
+    (16, 4)
+    """
+
+    def __init__(self, x, y, score="log_likelihood", classes=None):
+        x, y = np.asarray(x, np.float32), np.asarray(y)
+        if x.ndim != 2 or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+            raise ValueError(
+                "Arguments `x` and `y` must have shapes (examples, inputs) and (examples,), and "
+                f"`y` integers. Received: x of shape {x.shape}, y of shape {y.shape} and dtype "
+                f"{y.dtype}"
+            )
+        if score not in SCORES:
+            raise ValueError(
+                f"Argument `score` must be one of {list(SCORES)}. Received: score={score!r}"
+            )
+        self.x, self.y, self.score = x, y, score
+        self.inputs, self.outputs = x.shape[1], int(y.max()) + 1 if classes is None else classes
+
+    def scores(self, networks, weights) -> np.ndarray:
+        """Returns a score for each network and shared weight.
+
+        Args:
+            networks: list of `Network`.
+            weights: float array.
+
+        Returns:
+            A float array of shape (networks, weights).
+        """
+        found = np.zeros((len(networks), len(weights)))
+        most = max(len(network.kinds) for network in networks)
+        size = max(1, _CHUNK // (most * len(self.x)))
+        for begin in range(0, len(networks), size):
+            stack = Stack(networks[begin : begin + size])
+            for number, weight in enumerate(weights):
+                outputs = stack.run(self.x, weight)
+                found[begin : begin + size, number] = self._score(outputs)
+        return found
+
+    def _score(self, outputs):
+        if self.score == "accuracy":
+            return (outputs.argmax(axis=-1) == self.y).mean(axis=-1)
+        logits = outputs - outputs.max(axis=-1, keepdims=True)
+        chosen = logits[:, np.arange(len(self.y)), self.y]
+        return (chosen - np.log(np.exp(logits).sum(axis=-1))).mean(axis=-1)
+
+    def accuracy(self, network, weights) -> np.ndarray:
+        """Returns the accuracy of a network with each shared weight, and of their ensemble.
+
+        Args:
+            network: `Network`.
+            weights: float array.
+
+        Returns:
+            Two results: an array of an accuracy for each weight; and the accuracy of the class
+            with the highest mean probability over the weights.
+        """
+        stack, total, found = Stack([network]), 0.0, []
+        for weight in np.atleast_1d(weights):
+            (logits,) = stack.run(self.x, weight)
+            found.append((logits.argmax(axis=-1) == self.y).mean())
+            odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            total = total + odds / odds.sum(axis=-1, keepdims=True)
+        return np.array(found), float((total.argmax(axis=-1) == self.y).mean())
