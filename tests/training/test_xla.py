@@ -21,8 +21,11 @@ from tf_rigl.training.begin import begin
 # Pattern and compute; where a method has one pool, or begins dense, not all are possible.
 FORMS = [("unstructured", "masked"), ("block_2x1", "masked"), ("2:4", "masked")]
 FORMS_OF_SOME = [("constant_fan_in_2x2", "masked"), ("block_2x2", "sparse")]
-CASES = [(name, *form) for name in METHODS for form in FORMS if name != "srigl"]
-CASES.append(("srigl", *FORMS[0]))  # It has a pattern of its own.
+# They select by what the others select by; SRigL has a pattern of its own.
+NEWER = ("granet", "srigl", "mest", "mest-soft", "acdc", "ste", "sr-ste", "grasp-global")
+OLDER = [*METHODS][: [*METHODS].index("granet")]
+CASES = [(name, *form) for name in OLDER for form in FORMS]
+CASES += [(name, *FORMS[0]) for name in NEWER] + [("ste", *FORMS[2])]
 CASES += [
     (name, *form) for name in ("static", "set", "rigl", "rigl-after") for form in FORMS_OF_SOME
 ]
