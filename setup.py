@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "tf_rigl" / "__init__.py")
 DATA = ["tensorflow-datasets>=4.9.7", "importlib_resources", "scikit-learn>=1.3"]
 PLOTS = ["matplotlib>=3.7"]
 NOTEBOOKS = ["nbclient>=0.10", "nbformat>=5.9", "ipykernel>=6.25"]
+CONTROL = ["gymnasium>=1.0"]
 RUNTIMES = ["onnxruntime>=1.20", "onnx>=1.17", "tf2onnx>=1.16", "openvino>=2025.0"]
 TESTS = [
     "pytest>=8",
@@ -44,8 +45,9 @@ setup(
     extras_require={
         "plots": PLOTS,
         "examples": [*PLOTS, *NOTEBOOKS],
+        "control": CONTROL,  # For `tf_rigl.wann.Control`.
         "runtimes": RUNTIMES,  # For benchmarks/compact.py.
-        "tests": [*PLOTS, *NOTEBOOKS, *TESTS],
+        "tests": [*PLOTS, *NOTEBOOKS, *CONTROL, *TESTS],
     },
     entry_points={"console_scripts": ["tf-rigl=tf_rigl.experiments.cli:main"]},
     classifiers=[

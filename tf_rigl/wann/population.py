@@ -42,7 +42,7 @@ class Stack:
 
         Args:
             x: float array of shape (examples, inputs), or (networks, examples, inputs).
-            weight: float, the shared weight; or an array of shape (networks,).
+            weight: float, the shared weight; or an array of shape (examples,), one for each.
 
         Returns:
             A float32 array of shape (networks, examples, outputs).
@@ -52,7 +52,7 @@ class Stack:
         values = np.zeros((networks, most, x.shape[-2]), np.float32)
         values[:, : self.inputs] = np.swapaxes(x, -1, -2)
         values[:, self.inputs] = 1
-        weight = np.asarray(weight, np.float32).reshape(-1, 1, 1)
+        weight = np.asarray(weight, np.float32)
         for step in self.steps:
             if step is None:
                 continue
