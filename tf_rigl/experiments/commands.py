@@ -34,6 +34,7 @@ def train(options):
     if options.beside_dense and settings.method != "dense":
         print(f"Training dense, {settings.model} on {settings.dataset}", flush=True)
         usual = {"options": {}, "compute": "masked", "initialization": "model"}
+        usual["drop_fraction"] = None
         twin = dataclasses.replace(settings, method="dense", **usual)
         _, dense = runs.run(twin, data_dir=options.data_dir, verbose=verbose)
     print(f"Training {settings.method}, {settings.model} on {settings.dataset}", flush=True)
