@@ -217,6 +217,14 @@ def test_a_window_of_gradients_that_is_longer_than_the_usual_interval(runs):
 # What is done, and what is not done again.
 
 
+def test_each_method_has_its_own_drop_fraction():
+    base = Settings()
+    assert Spec("granet").settings(base).drop_fraction == 0.5
+    assert Spec("set").settings(base).drop_fraction == 0.3
+    assert Spec("granet", {"drop_fraction": 0.3}).settings(base).drop_fraction == 0.3
+    assert Spec("granet").settings(Settings(drop_fraction=0.2)).drop_fraction == 0.2
+
+
 def test_no_run_is_repeated(runs, in_empty_folder, capsys):
     compare.compare(["dense", "set"], [0.8, 0.9], [0, 1], folder="out", base=BASE)
     assert len(runs) == len(set(runs)) == 6

@@ -106,7 +106,7 @@ class Settings:
 
         pattern = patterns.get(self.pattern)
         if self.drop_fraction is None:
-            object.__setattr__(self, "drop_fraction", _usual_drop_fraction(self.method))
+            object.__setattr__(self, "drop_fraction", usual_drop_fraction(self.method))
         self._check_options()
         if self.method != "dense":
             method = self.make_method(steps=5_000)  # The true number is unknown here.
@@ -161,7 +161,7 @@ class Settings:
     def _usual(self, field):
         """Returns the value of a field that is not in the name."""
         is_own = field.name == "drop_fraction"
-        return _usual_drop_fraction(self.method) if is_own else field.default
+        return usual_drop_fraction(self.method) if is_own else field.default
 
     def make_method(self, steps):
         """Makes the `tf_rigl.methods.Method` for a run of this number of steps."""
@@ -186,7 +186,7 @@ class Settings:
 
 
 @functools.cache
-def _usual_drop_fraction(method) -> float:
+def usual_drop_fraction(method) -> float:
     """Returns the default of a method; that of RigL for those that have none."""
     name = method if "drop_fraction" in method_arguments(method) else "rigl"
     return registry.METHODS[name].load()().drop_fraction

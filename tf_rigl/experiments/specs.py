@@ -6,7 +6,14 @@ import math
 import re
 
 from tf_rigl._base.arguments import unknown_name
-from tf_rigl.experiments.settings import METHODS, OF_METHODS, OTHERS, Settings, method_arguments
+from tf_rigl.experiments.settings import (
+    METHODS,
+    OF_METHODS,
+    OTHERS,
+    Settings,
+    method_arguments,
+    usual_drop_fraction,
+)
 
 _FIELDS = [f.name for f in dataclasses.fields(Settings) if f.name not in ("method", "options")]
 _SPEC = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*(?:@\s*(\d+(?:\.\d+)?)x)?\s*", re.DOTALL)
@@ -50,6 +57,8 @@ class Spec:
         """
         others |= {k: v for k, v in self.arguments.items() if k in _FIELDS}
         options = {k: v for k, v in self.arguments.items() if k not in _FIELDS}
+        if base.drop_fraction == usual_drop_fraction(base.method):
+            others.setdefault("drop_fraction", None)  # That of this method.
         try:
             result = dataclasses.replace(base, method=self.method, options=options, **others)
         except ValueError as error:
