@@ -47,7 +47,8 @@ def wide_resnet(blocks=2, width=2):
 
     inputs = keras.Input(SHAPE)
     x = keras.layers.Conv2D(16, 3, strides=2, **same)(inputs)
-    for stage, units in enumerate((16 * width, 32 * width, 64 * width)):
+    for stage, channels in enumerate((16, 32, 64)):
+        units = max(1, round(channels * width))
         for block in range(blocks):
             strides = 2 if stage and not block else 1
             y = activated(x)
