@@ -343,7 +343,7 @@ def test_a_layer_comes_back_from_its_configuration():
             ),
             "must have layers of Dense",
         ),
-        (lambda: factorized.merge(network()), "must have a factorized layer"),
+        (lambda: factorized.merge(network()), "must be a graph with factorized layers"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -3,6 +3,7 @@
 import keras
 
 from tf_rigl._base.arguments import check_number
+from tf_rigl._base.keras_internals import all_layers
 from tf_rigl.convert import copies
 from tf_rigl.factorized import ranks
 from tf_rigl.factorized.attention import MultiHeadAttention
@@ -122,8 +123,11 @@ def merge(model):
     attention = [layer for layer in layers if isinstance(layer, MultiHeadAttention)]
     makers |= {id(layer): _attention_merger(layer) for layer in attention}
     if not makers:
+        inside = [x.path for x in all_layers(model) if isinstance(x, Factorized)]
+        hint = f" Those in custom layers cannot be merged: {inside}." if inside else ""
         raise ValueError(
-            f"Argument `model` must have a factorized layer. Received: model={model!r}"
+            "Argument `model` must be a graph with factorized layers. "
+            f"Received: model={model!r}.{hint}"
         )
     return copies.copied(model, makers, exact=False)
 
