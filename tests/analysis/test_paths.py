@@ -1,5 +1,7 @@
 """Paths between solutions, against NumPy."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -65,7 +67,9 @@ def test_the_straight_path():
 def test_a_trained_curve(subspace):
     models = trained(0, network), trained(1, network)
     straight = analysis.interpolate(*models, loss, points=9)
-    path = analysis.bezier(*models, fit, loss, subspace=subspace, points=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = analysis.bezier(*models, fit, loss, subspace=subspace, points=9)
     ends = [tf_rigl.strip(model).get_weights() for model in models]
     np.testing.assert_allclose(path.losses[[0, -1]], straight.losses[[0, -1]], rtol=1e-6)
     assert path.losses.mean() < straight.losses.mean()

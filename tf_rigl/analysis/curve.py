@@ -19,8 +19,8 @@ class Curve(keras.Model):
     def __init__(self, first, second, masks):
         super().__init__(name="curve")
         weights = first.trainable_weights
-        # Not attributes that Keras follows: only the middle point is trained.
-        self._first, self._seeds = [first], keras.random.SeedGenerator()
+        # Keras does not look into a function: only the middle point is trained.
+        self._model, self._seeds = lambda: first, keras.random.SeedGenerator()
         self._ends = [
             [tf.constant(keras.ops.convert_to_numpy(w)) for w in model.trainable_weights]
             for model in (first, second)
@@ -57,7 +57,7 @@ class Curve(keras.Model):
             + tf.cast(t**2, one.dtype) * other
             for one, other, middle in zip(*self._ends, self._masked(), strict=True)
         ]
-        (model,) = self._first
+        model = self._model()
         frozen = [weight.value for weight in model.non_trainable_variables]
         outputs, _ = model.stateless_call(weights, frozen, inputs, training=training)
         return outputs
