@@ -68,7 +68,7 @@ def test_a_trained_curve(subspace):
     models = trained(0, network), trained(1, network)
     straight = analysis.interpolate(*models, loss, points=9)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         path = analysis.bezier(*models, fit, loss, subspace=subspace, points=9)
     ends = [tf_rigl.strip(model).get_weights() for model in models]
     np.testing.assert_allclose(path.losses[[0, -1]], straight.losses[[0, -1]], rtol=1e-6)
