@@ -409,3 +409,15 @@ def test_the_module_is_the_program(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__")
     assert error.value.code == 2
     assert "trian" in capsys.readouterr().err
+
+
+def test_a_search_for_a_weight_agnostic_network(in_empty_folder, capsys):
+    command = ["wann", "--population", "6", "--generations", "2", "--size", "50", "--output", "out"]
+    assert cli.main(command) == 0
+    assert "connections" in capsys.readouterr().out
+    names = {path.name for path in pathlib.Path("out").iterdir()}
+    assert {"model.keras", "population.npz", "result.json"} <= names
+    assert cli.main([*command, "--generations", "3"]) == 0
+    assert capsys.readouterr().out.count("hidden\n") == 1  # One generation more.
+    assert cli.main(["wann", "--population", "3"]) == 2
+    assert "population=3" in capsys.readouterr().err

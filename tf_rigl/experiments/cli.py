@@ -125,6 +125,14 @@ def _parser():
         epilog=_names("models", "controls"),
     )
     add(
+        "wann",
+        commands.wann,
+        _add_wann,
+        "search for a network that classifies with any shared weight",
+        "Searches for a weight-agnostic network, and writes a picture and a model of the best.\n"
+        "Each generation is stored, and the same command goes on where it was cut off.",
+    )
+    add(
         "report",
         commands.report,
         _add_report,
@@ -211,6 +219,15 @@ def _add_tickets(tickets):
     text += "as far as the rounds reach)"
     add(tickets, "densities", None, text, type=float, nargs="+", metavar="D")
     _add_places(tickets, "folder (default: runs/tickets- and a name of the settings)")
+
+
+def _add_wann(wann):
+    fields.add_options(wann, Settings, ["dataset", "seed"])
+    add = fields.add_option
+    add(wann, "population", 192, "networks in a generation", type=int)
+    add(wann, "generations", 128, "number of generations", type=int)
+    add(wann, "size", None, "number of training images (default: all)", type=int)
+    _add_places(wann, "folder (default: runs/wann- and a name of the settings)")
 
 
 def _add_report(report):

@@ -16,6 +16,9 @@ from tf_rigl.experiments import fields, model_files, specs
 from tf_rigl.experiments.settings import COMPARISON, Settings
 from tf_rigl.experiments.ticket_settings import SEARCHES, TicketSettings, rounds_with_controls
 
+# The files in the folder of a search, see `files.check_folder`.
+WANN = {"result.json": ("settings", "history")}
+
 
 def train(options):
     """Trains a network, and with `--beside-dense` the dense one first."""
@@ -137,6 +140,36 @@ def tickets(options):
         experiment.table,
         folder,
     )
+
+
+def wann(options):
+    """Searches for a weight-agnostic network."""
+    check_integer("population", options.population, 5)
+    check_integer("generations", options.generations, 1)
+    check_integer("seed", options.seed, 0)
+    if options.size is not None:
+        check_integer("size", options.size, 1)
+    name = f"wann-{options.dataset}-population{options.population}-seed{options.seed}"
+    folder = files.check_folder(options.output or os.path.join("runs", name), WANN)
+
+    from tf_rigl.experiments import wann_runs
+
+    try:
+        result = wann_runs.run(
+            options.dataset,
+            options.population,
+            options.generations,
+            options.seed,
+            folder=folder,
+            size=options.size,
+            data_dir=options.data_dir,
+        )
+    except KeyboardInterrupt:
+        print(f"tf-rigl: interrupted; the same command goes on from {folder}", file=sys.stderr)
+        return 130
+    print(f"\n{wann_runs.summary(result)}")
+    _print_written(folder)
+    return 0
 
 
 def _check_seeds(count):
