@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import pathlib
 import runpy
 import subprocess
 import sys
