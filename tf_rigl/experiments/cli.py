@@ -132,6 +132,12 @@ def _parser():
         "Searches for a weight-agnostic network, and writes a picture and a model of the best.\n"
         "Each generation is stored, and the same command goes on where it was cut off.",
     )
+    _add_commands_of_files(add)
+    return parser
+
+
+def _add_commands_of_files(add):
+    """Adds the commands for model files."""
     add(
         "report",
         commands.report,
@@ -155,7 +161,6 @@ def _parser():
         "Exports a model file to LiteRT (if the path ends in .tflite) or to a SavedModel. The\n"
         "outputs are checked before the export is put in place.",
     )
-    return parser
 
 
 def _names(*kinds):
