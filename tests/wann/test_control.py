@@ -29,7 +29,7 @@ def returned(env, net, weight, seed, act):
     observation, _ = env.reset(seed=seed)
     total = 0.0
     while True:
-        outputs = Stack([net]).run(np.asarray(observation, np.float32)[None], weight)[0, 0]
+        outputs = Stack([net]).outputs_of(np.asarray(observation, np.float32)[None], weight)[0, 0]
         observation, reward, ended, cut, _ = env.step(act(outputs))
         total += reward
         if ended or cut:

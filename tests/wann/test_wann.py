@@ -60,7 +60,7 @@ def networks(draw, least=0):
 def test_a_network_computes_what_its_graph_says(net, weight):
     x = np.random.default_rng(0).normal(size=(3, net.inputs))
     expected = [outputs_of(net, row, weight) for row in x]
-    found = Stack([net]).run(x, weight)[0]
+    found = Stack([net]).outputs_of(x, weight)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -75,9 +75,11 @@ def test_networks_side_by_side_are_each_by_itself(seed):
             net = mutations.mutated(net, rng)
         nets.append(net)
     x = rng.normal(size=(5, 3))
-    together = Stack(nets).run(x, -1.3)
+    together = Stack(nets).outputs_of(x, -1.3)
     for net, outputs in zip(nets, together, strict=True):
-        np.testing.assert_allclose(Stack([net]).run(x, -1.3)[0], outputs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            Stack([net]).outputs_of(x, -1.3)[0], outputs, rtol=1e-5, atol=1e-6
+        )
 
 
 @some
@@ -194,7 +196,9 @@ def test_the_keras_model_computes_the_same(net, weight):
     keras.backend.clear_session(free_memory=False)
     x = np.random.default_rng(0).normal(size=(4, net.inputs)).astype("float32")
     model = net.to_keras(weight)
-    np.testing.assert_allclose(model(x), Stack([net]).run(x, weight)[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        model(x), Stack([net]).outputs_of(x, weight)[0], rtol=1e-4, atol=1e-4
+    )
     kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]
     assert sum(map(np.count_nonzero, kernels)) == net.connections
 

@@ -20,14 +20,18 @@ NAMES = tuple(ACTIVATIONS)
 LINEAR = NAMES.index("linear")
 
 
-def apply(values, kinds):
-    """Applies to each row its activation, in place.
+def runs(kinds):
+    """Returns the runs of equal numbers, as a list of (number, begin, end)."""
+    ends = [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    begins = [0, *ends[:-1]]
+    return [(int(kinds[begin]), begin, end) for begin, end in zip(begins, ends, strict=True)]
 
-    Args:
-        values: float array of shape (rows, examples).
-        kinds: int array of shape (rows,), numbers in `NAMES`.
-    """
-    for kind in np.unique(kinds):
-        if kind != LINEAR:
-            rows = kinds == kind
-            values[rows] = ACTIVATIONS[NAMES[kind]][0](values[rows])
+
+def of_array(kind):
+    """Returns the activation of a number in `NAMES` as a function of NumPy arrays."""
+    return ACTIVATIONS[NAMES[kind]][0]
+
+
+def of_tensor(kind):
+    """Returns the activation of a number in `NAMES` as a function of tensors."""
+    return ACTIVATIONS[NAMES[kind]][1]

@@ -87,7 +87,7 @@ class Control:
         total, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
         for _ in range(_LONGEST):
             x = np.asarray(observed, np.float32).reshape(len(networks), -1, self.inputs)
-            outputs = stack.run(np.nan_to_num(x), weight).reshape(env.num_envs, -1)
+            outputs = stack.outputs_of(np.nan_to_num(x), weight).reshape(env.num_envs, -1)
             observed, reward, ended, cut, _ = env.step(self._actions(outputs, env))
             total += np.where(running, reward, 0.0)
             running &= ~(np.asarray(ended) | np.asarray(cut))

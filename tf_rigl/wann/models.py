@@ -1,7 +1,5 @@
 """Networks as Keras models: a layer for each depth, whose zeros are missing connections."""
 
-import itertools
-
 import keras
 import numpy as np
 
@@ -36,9 +34,7 @@ def make(network, weight, trainable):
 
 def _activated(x, kinds):
     """Applies activations to runs of equal ones."""
-    begins = [0, *(np.flatnonzero(np.diff(kinds)) + 1), len(kinds)]
     parts = [
-        activations.ACTIVATIONS[activations.NAMES[kinds[begin]]][1](x[:, begin:end])
-        for begin, end in itertools.pairwise(begins)
+        activations.of_tensor(kind)(x[:, begin:end]) for kind, begin, end in activations.runs(kinds)
     ]
     return parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)

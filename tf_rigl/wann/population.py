@@ -14,54 +14,80 @@ class Stack:
 
     def __init__(self, networks):
         first = networks[0]
-        self.inputs, self.outputs = first.inputs, first.outputs
+        self.outputs, begin = first.outputs, first.first_output
         most = max(len(network.kinds) for network in networks)
-        self.matrix = np.zeros((len(networks), most, most), np.float32)
-        self.kinds = np.full((len(networks), most), activations.LINEAR)
-        depths = np.zeros((len(networks), most), int)
+        matrix = np.zeros((len(networks), most, most), np.float32)
+        self.kinds = np.full((len(networks), most - begin), activations.LINEAR)
+        depths = np.zeros(self.kinds.shape, int)
         for number, network in enumerate(networks):
             size = len(network.kinds)
-            self.matrix[number, :size, :size] = network.matrix()
-            self.kinds[number, :size] = network.kinds
-            depths[number, :size] = network.depths
-        # Outputs come last in each network, whatever its depth.
+            matrix[number, :size, :size] = network.matrix()
+            self.kinds[number, : size - begin] = network.kinds[begin:]
+            depths[number, : size - begin] = network.depths[begin:]
+        # Outputs come last in each network, whatever its depth, and lead nowhere.
         last = depths.max() + 1
-        depths[:, first.first_output : first.first_hidden] = last
-        self.steps = [self._nodes_at(depths == depth) for depth in range(1, last + 1)]
+        depths[:, : self.outputs] = last
+        self._first, self._bias = (
+            matrix[:, begin:, : begin - 1].copy(),
+            matrix[:, begin:, begin - 1],
+        )
+        self._inner = matrix[:, begin:, first.first_hidden :]
+        steps = (self._computing(depths == depth) for depth in range(1, last + 1))
+        self._steps = [step for step in steps if step is not None]
 
-    def _nodes_at(self, chosen):
-        """Returns the nodes of a step: places of shape (networks, nodes), and which are real."""
+    def _computing(self, chosen):
+        """Returns what it takes to compute the chosen nodes of each network, or None."""
         most = int(chosen.sum(axis=1).max())
         if not most:
             return None
         order = np.argsort(~chosen, axis=1, kind="stable")[:, :most]
-        return order, np.take_along_axis(chosen, order, axis=1)
+        network, row = np.nonzero(np.take_along_axis(chosen, order, axis=1))
+        kinds = self.kinds[network, order[network, row]]
+        # Nodes of one activation lie side by side.
+        sort = np.argsort(kinds, kind="stable")
+        network, row, kinds = network[sort], row[sort], kinds[sort]
+        rows = np.take_along_axis(self._inner, order[:, :, None], axis=1)
+        return rows, network, row, order[network, row], activations.runs(kinds)
 
-    def run(self, x, weight):
-        """Returns the outputs of all networks.
+    def sums(self, x) -> np.ndarray:
+        """Returns what the inputs and the bias add up to at each node, with a weight of 1.
 
         Args:
             x: float array of shape (examples, inputs), or (networks, examples, inputs).
+
+        Returns:
+            A float32 array of shape (networks, nodes, examples).
+        """
+        x = np.swapaxes(np.asarray(x, np.float32), -1, -2)
+        first = self._first
+        if x.ndim == 2:  # One product, not one for each network.
+            found = (first.reshape(-1, len(x)) @ x).reshape(*first.shape[:2], -1)
+        else:
+            found = first @ x
+        found += self._bias[..., None]
+        return found
+
+    def outputs_of(self, x, weight) -> np.ndarray:
+        """Returns the outputs of all networks for inputs, see `sums`, and a weight, see `run`."""
+        return self.run(self.sums(x), weight)
+
+    def run(self, sums, weight) -> np.ndarray:
+        """Returns the outputs of all networks.
+
+        Args:
+            sums: array that `sums` returned.
             weight: float, the shared weight; or an array of shape (examples,), one for each.
 
         Returns:
             A float32 array of shape (networks, examples, outputs).
         """
-        x = np.asarray(x, np.float32)
-        networks, most = self.kinds.shape
-        values = np.zeros((networks, most, x.shape[-2]), np.float32)
-        values[:, : self.inputs] = np.swapaxes(x, -1, -2)
-        values[:, self.inputs] = 1
-        weight = np.asarray(weight, np.float32)
-        for step in self.steps:
-            if step is None:
-                continue
-            places, real = step
-            rows = np.take_along_axis(self.matrix, places[:, :, None], axis=1)
-            sums = weight * (rows @ values)
-            network, node = np.nonzero(real)
-            new = sums[network, node]
-            activations.apply(new, self.kinds[network, places[network, node]])
-            values[network, places[network, node]] = new
-        begin = self.inputs + 1
-        return np.swapaxes(values[:, begin : begin + self.outputs], 1, 2)
+        values, weight = np.zeros_like(sums), np.asarray(weight, np.float32)
+        hidden = values[:, self.outputs :]
+        for rows, network, row, place, runs in self._steps:
+            new = (rows @ hidden)[network, row]
+            new += sums[network, place]
+            new *= weight
+            for kind, begin, end in runs:
+                new[begin:end] = activations.of_array(kind)(new[begin:end])
+            values[network, place] = new
+        return np.swapaxes(values[:, : self.outputs], 1, 2)

@@ -5,7 +5,7 @@ import numpy as np
 from tf_rigl.wann.population import Stack
 
 SCORES = ("log_likelihood", "accuracy")
-_CHUNK = 2**25  # Numbers in the arrays of a chunk of networks.
+_CHUNK = 2**21  # Numbers in the arrays of a chunk of networks, which fit into a cache.
 
 
 class Classification:
@@ -53,12 +53,13 @@ class Classification:
             A float array of shape (networks, weights).
         """
         found = np.zeros((len(networks), len(weights)))
-        most = max(len(network.kinds) for network in networks)
+        most = max(self.outputs + network.hidden for network in networks)
         size = max(1, _CHUNK // (most * len(self.x)))
         for begin in range(0, len(networks), size):
             stack = Stack(networks[begin : begin + size])
+            sums = stack.sums(self.x)
             for number, weight in enumerate(weights):
-                outputs = stack.run(self.x, weight)
+                outputs = stack.run(sums, weight)
                 found[begin : begin + size, number] = self._score(outputs)
         return found
 
@@ -81,8 +82,9 @@ class Classification:
             with the highest mean probability over the weights.
         """
         stack, total, found = Stack([network]), 0.0, []
+        sums = stack.sums(self.x)
         for weight in np.atleast_1d(weights):
-            (logits,) = stack.run(self.x, weight)
+            (logits,) = stack.run(sums, weight)
             found.append((logits.argmax(axis=-1) == self.y).mean())
             odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
             total = total + odds / odds.sum(axis=-1, keepdims=True)
