@@ -56,7 +56,7 @@ def test_acdc(scope, times):
 
 
 @pytest.mark.parametrize(
-    ("gamma", "ablates"), [(0.0, False), (0.2, True), (0.5, True), (1.0, True)]
+    ("gamma", "ablates"), [(0.0, False), (0.5, True), (0.75, True), (1.0, True)]
 )
 def test_srigl(gamma, ablates):
     method = tf_rigl.methods.SRigL(**OFTEN, drop_fraction=0.3, gamma=gamma)

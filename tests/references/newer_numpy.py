@@ -128,7 +128,8 @@ class SrigLMLP(Updating):
         stays = list(range(outputs))
         if layer == 0:  # The last one keeps all.
             least = max(1, math.ceil(total / inputs))
-            stays = [j for j in stays if counts[j] >= max(1, int(self.gamma * inputs))]
+            needed = max(1, int(self.gamma * (total // outputs)))
+            stays = [j for j in stays if counts[j] >= needed]
             if len(stays) < least:
                 stays = sorted(range(outputs), key=lambda j: (-counts[j], j))[:least]
             self.ablated += outputs - len(stays)

@@ -67,6 +67,19 @@ def test_continuous_actions(make, monkeypatch):
     assert found.shape == (3, 2)
 
 
+def test_vectorised_environments_with_one_seed_for_all():
+    """Those of Gymnasium itself refuse a list of seeds."""
+    make = lambda n: gymnasium.make_vec("CartPole-v1", num_envs=n)  # noqa: E731
+    with pytest.raises(gymnasium.error.Error):
+        make(2).reset(seed=[0, 1])
+    task, networks = wann.Control(make, rollouts=2, seed=3), nets(4, 2)
+    found = task.scores(networks, [-1.0, 0.5])
+    assert found.shape == (3, 2)
+    assert (found >= 1).all()
+    assert (found <= 500).all()
+    np.testing.assert_array_equal(found, task.scores(networks, [-1.0, 0.5]))
+
+
 def test_the_equations_by_hand():
     """The pole falls from upright, hangs still, and energy is not made."""
     state = np.array([0.1, -0.2, 0.3, 0.4])

@@ -237,6 +237,16 @@ class Method(ChecksArguments):
         """
         return weight.masked_gradient(gradient)
 
+    def added_gradient(self, weight):
+        """Returns what is added to the gradient of the trained variable, such as a decay, or None.
+
+        It is added once, however many replicas there are, and without a loss scale.
+
+        Args:
+            weight: `tf_rigl.weights.sparse_weight.SparseWeight`.
+        """
+        del weight
+
     def after_optimizer(self, weights, compiled):
         """Recomputes masks and weights after each optimizer step: by default they stay.
 

@@ -122,11 +122,14 @@ class GraNet(RigL):
         target = zeros / total if total else 0.0
         sparsity = self.sparsity(step, target, first_step, run_steps)
         left = total - int(distributions.zeros(sparsity, total))
-        surplus = sum(active[n] for n in numbers) - left
-        keep = list(active)
+        keep, begin = list(active), 0
+        present = sum(active[n] for n in numbers)
+        surplus = max(0, present - left)
+        # Each weight loses its part: an optimizer that steps some of the weights prunes no more.
         for number in numbers:
-            less = max(0, min(surplus, keep[number]))
-            keep[number], surplus = keep[number] - less, surplus - less
+            end = begin + active[number]
+            keep[number] -= surplus * end // present - surplus * begin // present
+            begin = end
         return keep
 
     def share(self, counts, scored, patterns):
@@ -160,7 +163,8 @@ class GraNet(RigL):
         for step in range(steps):
             if self.next_update(step, 0, steps) == step:
                 reached = max(reached, self.sparsity(step, report.sparsity, 0, steps))
-                total += saved * reached / report.sparsity if report.sparsity else 0.0
+                # Masks are pruned after the step: what is dense is the gradient alone.
+                total += saved * sparsity / report.sparsity if report.sparsity else 0.0
             total += 3 * dense
             total -= 3 * saved * sparsity / report.sparsity if report.sparsity else 0.0
             sparsity = reached

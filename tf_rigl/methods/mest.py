@@ -18,7 +18,7 @@ class MEST(SET):
 
     - it prunes to `n - k` units and grows back to n;
     - with `soft=True` it prunes to n units and grows to `n + k`, so that k more train until the
-      next update decides which n stay.
+      next update decides which n stay. The last update moves nothing.
 
     At an update that moves nothing the optimizer is applied as at any other step.
 
@@ -35,7 +35,8 @@ class MEST(SET):
         soft: bool, whether the bound on the number of units is soft.
 
     Raises:
-        ValueError: as for `SET`; or if an argument is out of range.
+        ValueError: as for `SET`; or if an argument is out of range; or with `soft=True` and a
+            pattern of a constant fan-in.
 
     Example:
 
@@ -85,6 +86,16 @@ class MEST(SET):
             )
         self.gradient_weight = check_number("gradient_weight", gradient_weight, at_least=0)
 
+    def suited(self, pattern):
+        """Returns the pattern; raises for a constant fan-in that could not be kept."""
+        if self.soft and getattr(pattern, "constant_fan_in", False):
+            raise ValueError(
+                "Argument `pattern` must not have a constant fan-in with `MEST(soft=True)`: the "
+                "units that it drops are chosen in the whole layer, whatever their output. "
+                f"Received: pattern={pattern!r}"
+            )
+        return pattern
+
     def fraction(self, step, end_step):
         """Returns the margin at a step: the fraction of the units at the target that move."""
         last = len(self.margins) - 1
@@ -95,6 +106,8 @@ class MEST(SET):
         if super().plan(step, [1], first_step, run_steps) is None:
             return None
         margin, counts = self._margin(step, first_step, run_steps), []
+        if self.soft and self.next_update(step + 1, first_step, run_steps) is None:
+            margin = 0.0  # Else what it adds would stay.
         for item, n in zip(items, active, strict=True):
             target = min(n, item.target_active())
             room = item.pattern.units(item.shape) - target

@@ -19,16 +19,19 @@ class SRigL(RigL):
 
     - Salient are the entries that RigL would keep, the largest `|w|` of the layer, and the k of
       largest gradient.
-    - An output with fewer than `max(1, floor(gamma * f))` salient entries is ablated: it gets no
-      entries, and `tf_rigl.remove_channels` can remove it. So many stay that the others can hold
-      all entries, and the last masked layer keeps all of its outputs.
-    - Each other output then has `floor(T / outputs)` entries, at most f and at least one, where T
-      is what the target sparsity leaves in the layer. It keeps its entries among the largest
-      `|w|`, and is filled up by those of its largest gradients.
+    - An output with fewer than `max(1, floor(gamma * floor(T / n)))` salient entries is ablated,
+      where T is what the target sparsity leaves in the layer: it gets no entries, and
+      `tf_rigl.remove_channels` can remove it. So many stay that the others can hold all entries,
+      and the last masked layer keeps all of its outputs.
+    - Each other output then has `floor(T / outputs)` entries, at most f and at least one. It keeps
+      its entries among the largest `|w|`, and is filled up by those of its largest gradients.
+
+    The threshold is a fraction of the fan-in that the target leaves, as in the authors' training.
+    As a fraction of all inputs f, it would ablate nearly all outputs at high sparsity.
 
     Args:
         *args, **kwargs: the arguments of `RigL`.
-        gamma: float in [0, 1], the fraction of the inputs of an output that has to be salient.
+        gamma: float in [0, 1], the fraction of the entries of an output that has to be salient.
             0.3 for convolutional networks and 0.95 for vision transformers in the paper.
 
     Raises:
@@ -64,10 +67,10 @@ class SRigL(RigL):
         )
 
     def plan(self, step, active, first_step=0, run_steps=None, items=None):
-        """Returns what moves, what the target leaves, and whether outputs may go.
+        """Returns what moves, what the target leaves, and what an output needs to stay.
 
         Returns:
-            None, or a list of `(keep, grow, left, may_ablate)`.
+            None, or a list of `(keep, grow, left, needed)`.
         """
         counts = super().plan(step, active, first_step, run_steps)
         if counts is None:
@@ -77,15 +80,18 @@ class SRigL(RigL):
         for number, (item, (keep, grow)) in enumerate(zip(items, counts, strict=True)):
             units = item.pattern.units(item.shape)
             left = int(floor_product(1 - item.target_sparsity, units))
-            rows.append((keep, grow, left, int(number != sparse[-1]) if sparse else 0))
+            fan_in = left // item.pattern.step(item.shape)
+            needed = max(1, int(floor_product(self.gamma, fan_in)))
+            is_last = not sparse or number == sparse[-1]
+            rows.append((keep, grow, left, 0 if is_last else needed))
         return rows
 
-    def update(self, weight, gradient, mask, keep, grow, left, may_ablate, pattern, seed):
+    def update(self, weight, gradient, mask, keep, grow, left, needed, pattern, seed):
         """Ablates outputs and gives the others as many entries each; see `Method.update`.
 
         Args:
             left: int32 scalar tensor, the entries that the target sparsity leaves in the weight.
-            may_ablate: int32 scalar tensor, 0 if all outputs have to stay.
+            needed: int32 scalar tensor, the salient entries that an output needs to stay.
         """
         layout = pattern.layout(weight.shape)
         inputs = layout.size[1]
@@ -95,7 +101,7 @@ class SRigL(RigL):
 
         salient = top_k_mask(magnitude, keep, present) | top_k_mask(slope, grow)
         number = tf.math.count_nonzero(salient, axis=1, keepdims=True, dtype=tf.int32)
-        stays = self._outputs_that_stay(number, inputs, left, may_ablate)
+        stays = self._outputs_that_stay(number, inputs, left, needed)
         survivors = present & stays
         most = tf.minimum(keep, tf.math.count_nonzero(survivors, dtype=tf.int32))
         survivors = top_k_mask(magnitude, most, survivors)
@@ -109,20 +115,19 @@ class SRigL(RigL):
         old_values = tf.where(mask, weight, self.new_values(weight, seed))
         return new_mask, tf.where(new_mask, old_values, tf.zeros([], weight.dtype))
 
-    def _outputs_that_stay(self, salient, inputs, left, may_ablate):
+    def _outputs_that_stay(self, salient, inputs, left, needed):
         """Returns which outputs stay: a boolean tensor of the shape of `salient`.
 
         Args:
             salient: int32 tensor of shape (matrices, 1, outputs), salient entries of each output.
             inputs: int, the inputs of an output.
-            left, may_ablate: as for `update`.
+            left, needed: as for `update`.
         """
-        needed = max(1, int(floor_product(self.gamma, inputs)))
         least = tf.maximum(1, -(-left // inputs))
         enough = salient >= needed
         best = top_k_mask(salient, least)
         some = tf.math.count_nonzero(enough, dtype=tf.int32) >= least
-        return tf.where(some, enough, best) | tf.equal(may_ablate, 0)
+        return tf.where(some, enough, best)
 
     def get_config(self):
         """Returns the arguments of the constructor, for serialisation."""

@@ -46,13 +46,16 @@ class STE(Method):
         return item.pattern.select(tf.abs(tf.convert_to_tensor(dense.value)), item.target_active())
 
     def trained_gradient(self, weight, gradient):
-        """Returns the gradient of the dense weights: that of the weight, and the decay's."""
+        """Returns the dense gradient: it goes straight through the mask."""
+        del weight
+        return gradient
+
+    def added_gradient(self, weight):
+        """Returns the gradient of the decay of dense weights that are not used, or None."""
         if not self.decay:
-            return gradient
-        gradient = tf.convert_to_tensor(gradient)
+            return None
         dense = tf.convert_to_tensor(weight.state["dense"].value)
-        unused = ~tf.convert_to_tensor(weight.mask)
-        return gradient + tf.cast(self.decay * tensors.where(unused, dense), gradient.dtype)
+        return self.decay * tensors.where(~tf.convert_to_tensor(weight.mask), dense)
 
     def after_optimizer(self, weights, compiled):
         """Sets masks to the largest of the dense weights, and weights to these under the mask."""

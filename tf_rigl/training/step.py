@@ -220,6 +220,9 @@ class Step:
             trained[place] = method.trained_variable(weight)
             if masked[place] is not None:
                 masked[place] = method.trained_gradient(weight, masked[place])
+                added = method.added_gradient(weight)
+                if added is not None:
+                    masked[place] = self._sum(masked[place], added)
         if usable is None and self._checks_one_replica():
             usable = tensors.all_finite(masked)
         reached = [place for place, gradient in enumerate(masked) if gradient is not None]
@@ -231,6 +234,13 @@ class Step:
             with guard.inside([record.weight.weight for record in self.records]):
                 self.optimizer.apply_gradients(zip(masked, trained, strict=True))
         tensors.assign(self._after_optimizer() or self._emptied())
+
+    def _sum(self, gradient, added):
+        """Adds to the gradient of this replica its part of what counts once for all."""
+        part = self.optimizer.scale_loss(tf.ones([]))
+        part /= tf.distribute.get_strategy().num_replicas_in_sync
+        gradient = tf.convert_to_tensor(gradient)
+        return gradient + tf.cast(added, gradient.dtype) * tf.cast(part, gradient.dtype)
 
     def _after_optimizer(self):
         """Returns the pairs (variable, new value) of `Method.after_optimizer`."""

@@ -21,7 +21,8 @@ class Control:
         make_env: function without arguments that returns a `gymnasium.Env`; or function of a
             number that returns a `gymnasium.vector.VectorEnv` of so many copies.
         rollouts: int, for each network and weight. They begin alike for all, so that scores can be
-            compared.
+            compared, if a vectorised environment takes a list of seeds (those of
+            `gymnasium.make_vec(..., vectorization_mode="sync")` do).
         seed: int, of the environments.
 
     Raises:
@@ -82,8 +83,7 @@ class Control:
         shape = len(networks), len(weights), self.rollouts
         stack, env = Stack(networks), self._several(int(np.prod(shape)))
         weight = np.repeat(np.asarray(weights, np.float32), self.rollouts)
-        seeds = [self.seed + number for number in range(self.rollouts)]
-        observed, _ = env.reset(seed=seeds * (shape[0] * shape[1]))
+        observed = self._begun(env, shape[0] * shape[1])
         total, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
         for _ in range(_LONGEST):
             x = np.asarray(observed, np.float32).reshape(len(networks), -1, self.inputs)
@@ -96,6 +96,16 @@ class Control:
             self._reset_ended(env, ~running)
         env.close()
         return total.reshape(shape).mean(axis=2)
+
+    def _begun(self, env, times):
+        """Resets all copies, and returns their observations."""
+        from gymnasium.error import Error
+
+        seeds = [self.seed + number for number in range(self.rollouts)] * times
+        try:
+            return env.reset(seed=seeds)[0]
+        except Error:  # Gymnasium's own vectorised environments take one seed for all.
+            return env.reset(seed=self.seed)[0]
 
     def _actions(self, outputs, env):
         if self._discrete:
