@@ -5,10 +5,12 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_rigl
 from tests.helpers import CLASSES, FEATURES, mlp, random_data, rigl, sparsify
 from tf_rigl import analysis
+from tf_rigl.analysis.curve import Curve
 
 X, Y = random_data(batches=8)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -128,3 +130,135 @@ def test_bad_arguments_are_refused(call, message):
     models = [sparsify(network(), "static", seed=seed) for seed in (0, 1)]
     with pytest.raises(ValueError, match=message):
         call(*models)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    """Layers without names of their own."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.layers = [keras.layers.Dense(units, activation="relu"), keras.layers.Dense(units)]
+
+    def build(self, input_shape):
+        self.layers[0].build(input_shape)
+        self.layers[1].build((*input_shape[:-1], self.units))
+        self.built = True
+
+    def call(self, x):
+        return self.layers[1](self.layers[0](x))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    """A model that is no graph."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.head = Block(8), keras.layers.Dense(CLASSES)
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.head.build((*input_shape[:-1], 8))
+        self.built = True
+
+    def call(self, x):
+        return self.head(self.first(x))
+
+
+def with_block():
+    inputs = keras.Input((FEATURES,))
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(Block(8)(inputs)))
+
+
+def subclassed():
+    model = Subclassed()
+    model.build((None, FEATURES))
+    return model
+
+
+@pytest.mark.parametrize("make", [with_block, subclassed])
+@pytest.mark.parametrize("subspace", ["masks", "dense"])
+def test_models_of_custom_layers(make, subspace):
+    first, second = trained(0, make), trained(1, make)
+    path = analysis.bezier(first, second, fit, loss, subspace=subspace, points=3)
+    assert np.isfinite(path.losses).all()
+    if subspace == "masks":
+        union = [
+            one | other
+            for one, other in zip(first.masks.values(), second.masks.values(), strict=True)
+        ]
+        kernels = [value for value in path.control if value.ndim == 2]
+        for kernel, mask in zip(kernels, union, strict=True):
+            np.testing.assert_array_equal(kernel != 0, mask & (kernel != 0))
+            assert np.count_nonzero(kernel) > np.count_nonzero(mask) / 2
+
+
+def ends(make):
+    """Two models of one architecture, which are ordinary."""
+    keras.utils.set_random_seed(0)
+    return make(), make()
+
+
+def at(curve, t):
+    """Has a curve compute at a fixed position."""
+    draw = keras.random.uniform
+    return lambda *args, **kwargs: (
+        keras.ops.convert_to_tensor(t, "float32") if args == ((),) else draw(*args, **kwargs)
+    )
+
+
+def test_a_curve_draws_new_dropout_masks_at_each_call():
+    def make():
+        inputs = keras.Input((FEATURES,))
+        x = keras.layers.Dropout(0.5)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+    model, _ = ends(make)
+    curve = Curve(model, model, {})
+    one, other = (np.asarray(curve(X, training=True)) for _ in range(2))
+    assert np.abs(one - other).max() > 0.1
+    compiled = tf.function(lambda: curve(X, training=True))
+    assert np.abs(np.asarray(compiled()) - np.asarray(compiled())).max() > 0.1
+
+
+def test_what_is_not_trained_is_on_the_straight_line(monkeypatch):
+    def make():
+        inputs = keras.Input((FEATURES,))
+        x = keras.layers.Dense(8, trainable=False)(inputs)
+        x = keras.layers.BatchNormalization()(x)
+        return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+    first, second = ends(make)
+    second(X, training=True)  # Moves the statistics.
+    curve = Curve(first, second, {})
+    for t, end in ((0.0, first), (1.0, second)):
+        expected = end(X)
+        monkeypatch.setattr(keras.random, "uniform", at(curve, t))
+        np.testing.assert_allclose(curve(X), expected, rtol=1e-5, atol=1e-6)
+        monkeypatch.undo()
+
+
+def test_regularizers_count_on_the_curve():
+    def make():
+        inputs = keras.Input((FEATURES,))
+        layer = keras.layers.Dense(CLASSES, kernel_regularizer=keras.regularizers.L2(10.0))
+        return keras.Model(inputs, layer(inputs))
+
+    model, _ = ends(make)
+    curve = Curve(model, model, {})
+    curve(X)
+    np.testing.assert_allclose(curve.losses, model.losses, rtol=1e-5)
+
+
+def test_a_curve_in_mixed_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        path = analysis.bezier(trained(0), trained(1), fit, loss, points=3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(path.losses).all()

@@ -17,14 +17,13 @@ class Curve(keras.Model):
     """
 
     def __init__(self, first, second, masks):
-        super().__init__(name="curve")
+        super().__init__(name="curve", dtype="float32")  # The inner model casts by itself.
         weights = first.trainable_weights
         # Keras does not look into a function: only the middle point is trained.
         self._model, self._seeds = lambda: first, keras.random.SeedGenerator()
-        self._ends = [
-            [tf.constant(keras.ops.convert_to_numpy(w)) for w in model.trainable_weights]
-            for model in (first, second)
-        ]
+        models = first, second
+        self._ends = [_constants(model.trainable_variables) for model in models]
+        self._still = [_constants(model.non_trainable_variables) for model in models]
         self._allowed = [masks.get(id(weight)) for weight in weights]
         self._middle = []
         for number, (one, other) in enumerate(zip(*self._ends, strict=True)):
@@ -50,6 +49,7 @@ class Curve(keras.Model):
         ]
 
     def call(self, inputs, training=False):
+        del training  # The inner model has it from Keras, also if its `call` does not take it.
         t = keras.random.uniform((), seed=self._seeds)
         weights = [
             tf.cast((1 - t) ** 2, one.dtype) * one
@@ -58,9 +58,24 @@ class Curve(keras.Model):
             for one, other, middle in zip(*self._ends, self._masked(), strict=True)
         ]
         model = self._model()
-        frozen = [weight.value for weight in model.non_trainable_variables]
-        outputs, _ = model.stateless_call(weights, frozen, inputs, training=training)
+        still, is_number = model.non_trainable_variables, keras.backend.is_float_dtype
+        values = [
+            tf.cast(1 - t, one.dtype) * one + tf.cast(t, one.dtype) * other
+            if is_number(variable.dtype)
+            else tf.convert_to_tensor(variable.value)
+            for variable, one, other in zip(still, *self._still, strict=True)
+        ]
+        outputs, changed, losses = model.stateless_call(weights, values, inputs, return_losses=True)
+        for variable, value in zip(still, changed, strict=True):
+            if not is_number(variable.dtype):  # The state of a random generator.
+                variable.assign(value)
+        for loss in losses:
+            self.add_loss(loss)
         return outputs
+
+
+def _constants(variables):
+    return [tf.constant(keras.ops.convert_to_numpy(each)) for each in variables]
 
 
 class _Constant(keras.initializers.Initializer):

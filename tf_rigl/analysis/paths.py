@@ -8,7 +8,8 @@ import numpy as np
 from tf_rigl._base.arguments import check_integer
 from tf_rigl.analysis.curve import Curve
 from tf_rigl.convert import sparsifying
-from tf_rigl.weights import maskable
+from tf_rigl.weights import maskable, places
+from tf_rigl.weights.masked_weight import MaskedWeight
 
 SUBSPACES = ("masks", "dense")
 
@@ -81,7 +82,9 @@ def bezier(first, second, fit, loss, subspace="masks", points=21):
         first, second: `tf_rigl.SparseModel`s of one architecture, trained.
         fit: function of a Keras model that compiles and trains it, as for
             `tf_rigl.lottery.find_ticket`. The model is the curve: it computes what the
-            architecture does at a random position, and its weights are those of the middle point.
+            architecture does at a random position, its regularizers included, and its weights are
+            those of the middle point. Weights that are not trainable, statistics of
+            `BatchNormalization` among them, are on the straight line.
         loss, points: as for `interpolate`.
         subspace: str, "masks": w is zero where neither of the two masks is set; "dense": w is
             dense.
@@ -110,7 +113,6 @@ def bezier(first, second, fit, loss, subspace="masks", points=21):
     positions = np.linspace(0, 1, check_integer("points", points, 2))
     masks = _union(first, second, ends[0]) if subspace == "masks" else {}
     curve = Curve(*ends, masks)
-    curve(_example(ends[0]))
     fit(curve)
     middle = curve.middle()
     trained = {
@@ -139,23 +141,21 @@ def _ends(first, second):
 
 def _union(first, second, copy):
     """Returns the masks of either model, by the id of the weight in the copy."""
-    found = {each.path: each.weight for each in maskable.find(copy, include_self=False)}
-    ours, theirs = list(first.masks.items()), list(second.masks.values())
-    if [mask.shape for _, mask in ours] != [mask.shape for mask in theirs]:
+    ours, theirs = list(first.masks.values()), list(second.masks.values())
+    if [mask.shape for mask in ours] != [mask.shape for mask in theirs]:
         raise ValueError(
             "Argument `second` must have masks for the same weights as `first`. Received: "
             f"first={first!r}, second={second!r}"
         )
-    pairs = zip(ours, theirs, strict=True)
-    return {id(found[path]): mask | other for (path, mask), other in pairs}
-
-
-def _example(model):
-    """Returns zeros in the shapes of the model's inputs, for a first call."""
-    return keras.tree.map_structure(
-        lambda x: np.zeros([1 if size is None else size for size in x.shape], x.dtype),
-        model.input if model.inputs else None,
-    )
+    items = first.masked_weights
+    if all(isinstance(item, MaskedWeight) for item in items):
+        # Layers without names of their own have other ones in the copy.
+        found = [each.weight for each in places.find(copy, places.entries(first, items))]
+    else:  # Layers that store blocks: the copy is a graph, which keeps all names.
+        named = {each.path: each.weight for each in maskable.find(copy, include_self=False)}
+        found = [named[item.path] for item in items]
+    triples = zip(found, ours, theirs, strict=True)
+    return {id(weight): mask | other for weight, mask, other in triples}
 
 
 def _losses(ends, positions, loss, middles):
