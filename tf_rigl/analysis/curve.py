@@ -1,5 +1,7 @@
 """A model that computes at a random point of a curve between two others."""
 
+import inspect
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -49,7 +51,6 @@ class Curve(keras.Model):
         ]
 
     def call(self, inputs, training=False):
-        del training  # The inner model has it from Keras, also if its `call` does not take it.
         t = keras.random.uniform((), seed=self._seeds)
         weights = [
             tf.cast((1 - t) ** 2, one.dtype) * one
@@ -58,6 +59,8 @@ class Curve(keras.Model):
             for one, other, middle in zip(*self._ends, self._masked(), strict=True)
         ]
         model = self._model()
+        takes_phase = "training" in inspect.signature(model.call).parameters
+        phase = {"training": training} if takes_phase else {}
         still, is_number = model.non_trainable_variables, keras.backend.is_float_dtype
         values = [
             tf.cast(1 - t, one.dtype) * one + tf.cast(t, one.dtype) * other
@@ -65,7 +68,9 @@ class Curve(keras.Model):
             else tf.convert_to_tensor(variable.value)
             for variable, one, other in zip(still, *self._still, strict=True)
         ]
-        outputs, changed, losses = model.stateless_call(weights, values, inputs, return_losses=True)
+        outputs, changed, losses = model.stateless_call(
+            weights, values, inputs, **phase, return_losses=True
+        )
         for variable, value in zip(still, changed, strict=True):
             if not is_number(variable.dtype):  # The state of a random generator.
                 variable.assign(value)
