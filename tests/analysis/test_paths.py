@@ -133,7 +133,7 @@ def test_bad_arguments_are_refused(call, message):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Block(keras.layers.Layer):
+class BlockOfPaths(keras.layers.Layer):
     """Layers without names of their own."""
 
     def __init__(self, units, **kwargs):
@@ -154,12 +154,12 @@ class Block(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Subclassed(keras.Model):
+class SubclassedOfPaths(keras.Model):
     """A model that is no graph."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.first, self.head = Block(8), keras.layers.Dense(CLASSES)
+        self.first, self.head = BlockOfPaths(8), keras.layers.Dense(CLASSES)
 
     def build(self, input_shape):
         self.first.build(input_shape)
@@ -172,11 +172,11 @@ class Subclassed(keras.Model):
 
 def with_block():
     inputs = keras.Input((FEATURES,))
-    return keras.Model(inputs, keras.layers.Dense(CLASSES)(Block(8)(inputs)))
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(BlockOfPaths(8)(inputs)))
 
 
 def subclassed():
-    model = Subclassed()
+    model = SubclassedOfPaths()
     model.build((None, FEATURES))
     return model
 

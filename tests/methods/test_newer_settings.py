@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Two(keras.Model):
-    """Two networks, each with an optimizer of its own."""
+class TwoOptimizers(keras.Model):
+    """TwoOptimizers networks, each with an optimizer of its own."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -49,7 +49,7 @@ class Two(keras.Model):
 def test_granet_prunes_each_network_of_an_own_train_step(initial):
     keras.utils.set_random_seed(0)
     x, y = random_data(batches=4)
-    model = Two()
+    model = TwoOptimizers()
     model(x[:1])
     method = tf_rigl.methods.GraNet(update_interval=2, end_step=20, initial_sparsity=initial)
     sparse = tf_rigl.sparsify(model, method, 0.8, seed=0)

@@ -184,8 +184,11 @@ def _copy_graph(model, makers=None, exact=True):
                 )
             weight_setters.append(lambda: None)  # It has set those of its layers already.
             return _copy_graph(original, makers, exact)
-        pairs.append((original, clone(original)))
-        return pairs[-1][1]
+        new = clone(original)
+        # Layers that draw their values at length (factorized ones) need not.
+        getattr(new, "set_later", lambda: None)()
+        pairs.append((original, new))
+        return new
 
     with _not_compiled(model):
         for operation in _with_shared_layers(model):

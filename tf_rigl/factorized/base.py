@@ -56,6 +56,12 @@ class Factorized(keras.layers.Layer):
         self.decay = check_number("decay", decay, at_least=0)
         self._check(template)
         self._options = template.get_config()
+        self.supports_masking = template.supports_masking
+        self._is_drawn = True
+
+    def set_later(self):
+        """Says that values are set after the layer is built, so that none need to be drawn."""
+        self._is_drawn = False
 
     def _check(self, template):
         """Raises if the ordinary layer has what factors cannot have."""
@@ -111,16 +117,10 @@ class Factorized(keras.layers.Layer):
     def build(self, input_shape):
         self._input_shape = tuple(input_shape)
         shape = self.kernel_shape(input_shape)
-        *stack, inputs, outputs = self.matrix(np.empty(shape, bool)).shape
-        self.sizes = int(np.prod(stack, initial=1)), inputs, outputs
+        self.sizes = _, inputs, outputs = self.sizes_for(shape)
         self.kernel_rank = rank = ranks.chosen(self.rank, self.scale, inputs, outputs)
         template = self.ordinary.from_config(self._options)
-        drawn = [template.kernel_initializer] * 2
-        if self.initialization == "spectral":
-            draw = products.Draw(template.kernel_initializer, shape, self.matrix, rank)
-            drawn = [products.FactorOf(draw, n, self._restore(n)) for n in (0, 1)]
-        else:
-            drawn[1] = type(drawn[0]).from_config(drawn[0].get_config())
+        drawn = self._initializers(template.kernel_initializer, shape, rank)
         regularizers = [template.kernel_regularizer] * 2
         if self.decay:
             regularizers = [products.FrobeniusDecay(self.decay, self.factors), None]
@@ -132,6 +132,27 @@ class Factorized(keras.layers.Layer):
         self.first.build(input_shape)
         self.second.build(self.first.compute_output_shape(input_shape))
         self.built = True
+
+    def build_from_config(self, config):
+        self.set_later()  # To the values of a file.
+        super().build_from_config(config)
+
+    def sizes_for(self, shape) -> tuple:
+        """Returns the number of matrices of a kernel of this shape, their inputs and outputs."""
+        *stack, inputs, outputs = self.matrix(np.empty(shape, bool)).shape
+        return int(np.prod(stack, initial=1)), inputs, outputs
+
+    def _initializers(self, kernel, shape, rank):
+        """Returns the initializers of the two factors, given that of the kernel."""
+        if not self._is_drawn:  # The decomposition of a large kernel takes long.
+            return ["zeros"] * 2
+        if self.initialization == "spectral":
+            draw = products.Draw(kernel, shape, self.matrix, rank)
+            return [products.FactorOf(draw, n, self._restore(n)) for n in (0, 1)]
+        config = kernel.get_config()
+        if isinstance(config.get("seed"), int):
+            config["seed"] += 1  # Else both factors would hold the same numbers.
+        return [kernel, type(kernel).from_config(config)]
 
     def _restore(self, number):
         return lambda factor, shape: self.kernel_of_factor(number, factor, shape)

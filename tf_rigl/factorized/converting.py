@@ -3,7 +3,7 @@
 import keras
 
 from tf_rigl._base.arguments import check_number
-from tf_rigl._base.keras_internals import all_layers
+from tf_rigl._base.keras_internals import all_layers, nodes_of
 from tf_rigl.convert import copies
 from tf_rigl.factorized import ranks
 from tf_rigl.factorized.attention import MultiHeadAttention
@@ -14,6 +14,9 @@ from tf_rigl.training.sparse_model import SparseModel
 
 _KINDS = {cls.ordinary: cls for cls in (Dense, EinsumDense, Conv2D)}
 _ATTENTION = keras.layers.MultiHeadAttention
+_CONVOLUTIONS = tuple(
+    getattr(keras.layers, name) for name in ("Conv2D", "SeparableConv2D", "DepthwiseConv2D")
+)
 
 
 def factorize(
@@ -43,15 +46,15 @@ def factorize(
         decay: float, at least 0, the Frobenius decay, see `tf_rigl.factorized.Dense`. It takes
             the place of the layers' `kernel_regularizer`.
         exclude: sequence of str, names of layers that stay as they are.
-        ends: bool, whether the first convolution and the last layer are factorized too. In the
-            paper they stay as they are.
+        ends: bool, whether the first convolution, the last layer, and layers whose outputs are
+            those of the model are factorized too. In the paper they stay as they are.
 
     Returns:
         A `keras.Model` with the same names of layers, not compiled.
 
     Raises:
         ValueError: if an argument is out of range, a name in `exclude` is unknown, `model` is not
-            a graph of layers, or has no layer to factorize.
+            a graph of layers, has no layer to factorize, or one that is quantized or has LoRA.
 
     Example:
 
@@ -71,7 +74,7 @@ def factorize(
     _check_arguments(model, scale, parameters, initialization)
     check_number("decay", decay, at_least=0)
     layers = _layers(model)
-    chosen = _chosen(layers, exclude, ends)
+    chosen = _chosen(model, layers, exclude, ends)
     attention = [x for x in layers if type(x) is _ATTENTION and x.name not in exclude]
     if not chosen:
         raise ValueError(
@@ -83,8 +86,7 @@ def factorize(
         sizes = []
         for layer in chosen:
             probe = _new(layer, scale=1.0, **options)
-            probe.build(_input_shape(layer))
-            sizes.append(probe.sizes)
+            sizes.append(probe.sizes_for(probe.kernel_shape(_input_shape(layer))))
         scale = ranks.scale_for(parameters, sizes)
         options["scale"] = max(scale, 1e-9)
     else:
@@ -108,7 +110,8 @@ def merge(model):
         A `keras.Model` of Keras's own layers, with the same outputs to float tolerance.
 
     Raises:
-        ValueError: if `model` is not a graph of layers, or has no factorized layer.
+        ValueError: if `model` is not a graph of layers, has no factorized layer, or has one inside
+            a custom layer or with LoRA.
 
     Example:
 
@@ -122,13 +125,17 @@ def merge(model):
     makers = {id(layer): _merger(layer) for layer in layers if isinstance(layer, Factorized)}
     attention = [layer for layer in layers if isinstance(layer, MultiHeadAttention)]
     makers |= {id(layer): _attention_merger(layer) for layer in attention}
-    if not makers:
-        inside = [x.path for x in all_layers(model) if isinstance(x, Factorized)]
-        hint = f" Those in custom layers cannot be merged: {inside}." if inside else ""
+    kinds = Factorized, MultiHeadAttention
+    inside = [x.path for x in all_layers(model) if isinstance(x, kinds) and id(x) not in makers]
+    if inside or not makers:
+        hint = f" Those inside other layers cannot be merged: {inside}." if inside else ""
         raise ValueError(
             "Argument `model` must be a graph with factorized layers. "
             f"Received: model={model!r}.{hint}"
         )
+    for layer in layers:
+        parts = [layer.first, layer.second] if isinstance(layer, Factorized) else []
+        _refuse_changed(parts, "merge", layer.path)
     return copies.copied(model, makers, exact=False)
 
 
@@ -170,7 +177,24 @@ def _layers(model) -> list:
     return list(dict.fromkeys(found))
 
 
-def _chosen(layers, exclude, ends) -> list:
+def _refuse_changed(layers, verb, path):
+    """Raises if kernels are no longer ordinary ones."""
+    for layer in layers:
+        how = "has LoRA" if getattr(layer, "lora_enabled", False) else "is quantized"
+        if how == "has LoRA" or getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                f"Argument `model` must have ordinary kernels: {verb} it before LoRA is enabled or "
+                f"layers are quantized. Received: a model whose layer {path!r} {how}"
+            )
+
+
+def _is_output(model, layer):
+    """Returns whether what a layer puts out is an output of the model."""
+    ours = {id(tensor) for node in nodes_of(layer) for tensor in node.output_tensors}
+    return any(id(tensor) in ours for tensor in keras.tree.flatten(model.outputs))
+
+
+def _chosen(model, layers, exclude, ends) -> list:
     """Returns the layers that are factorized."""
     unknown = sorted(set(exclude) - {layer.name for layer in layers})
     if unknown:
@@ -180,9 +204,10 @@ def _chosen(layers, exclude, ends) -> list:
             f"Received: exclude={exclude!r}, of which {unknown} are unknown"
         )
     found = [layer for layer in layers if type(layer) in _KINDS]
-    convolutions = [x for x in found if type(x) is keras.layers.Conv2D]
-    kept = set() if ends else {id(layer) for layer in convolutions[:1] + found[-1:]}
-    return [
+    convolutions = [x for x in layers if isinstance(x, _CONVOLUTIONS)]
+    heads = [layer for layer in found if _is_output(model, layer)]
+    kept = set() if ends else {id(layer) for layer in convolutions[:1] + found[-1:] + heads}
+    chosen = [
         layer
         for layer in found
         if id(layer) not in kept
@@ -190,6 +215,9 @@ def _chosen(layers, exclude, ends) -> list:
         and getattr(layer, "groups", 1) == 1
         and layer.kernel_constraint is None
     ]
+    for layer in chosen:
+        _refuse_changed([layer], "factorize", layer.path)
+    return chosen
 
 
 def _input_shape(layer):
@@ -207,6 +235,8 @@ def _new(layer, **options):
 def _maker(layer, options):
     def make():
         new = _new(layer, **options)
+        if options["initialization"] == "spectral":
+            new.set_later()
 
         def fill():
             if options["initialization"] == "spectral":
@@ -239,8 +269,10 @@ def _merger(layer):
         parts = layer.small(layer.kernel_rank) if layer.is_smaller else [layer.plain()]
         new = parts[0]
         if len(parts) > 1:
-            inputs = keras.Input(_input_shape(layer)[1:])
+            parts[-1].activity_regularizer = layer.activity_regularizer
+            inputs = keras.Input(_any_size(layer)[1:])
             new = keras.Sequential([inputs, *parts], name=layer.name)
+            new.supports_masking = layer.supports_masking
         new.trainable = layer.trainable
 
         def fill():
@@ -254,6 +286,18 @@ def _merger(layer):
         return new, fill
 
     return make
+
+
+def _any_size(layer):
+    """Returns the shape of a layer's inputs, with None where its calls may differ."""
+    shape = list(_input_shape(layer))
+    if len(nodes_of(layer)) > 1:
+        channels = len(shape) - 1
+        if layer.get_config().get("data_format") == "channels_first":
+            channels = 1
+        if not isinstance(layer, EinsumDense):
+            shape = [size if axis == channels else None for axis, size in enumerate(shape)]
+    return shape
 
 
 def _attention_merger(layer):

@@ -13,14 +13,16 @@ def split(matrix, rank):
 
     Args:
         matrix: float array of shape (..., inputs, outputs).
-        rank: int, at most the number of inputs and that of outputs.
+        rank: int. Beyond the number of inputs or that of outputs, factors are filled by zeros.
 
     Returns:
         Two float64 arrays of shapes (..., inputs, rank) and (..., rank, outputs).
     """
     left, values, right = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
     root = np.sqrt(values[..., :rank])
-    return left[..., :rank] * root[..., None, :], root[..., None] * right[..., :rank, :]
+    first, second = left[..., :rank] * root[..., None, :], root[..., None] * right[..., :rank, :]
+    still, gap = [(0, 0)] * (first.ndim - 1), (0, max(0, rank - values.shape[-1]))
+    return np.pad(first, [*still, gap]), np.pad(second, [*still[1:], gap, (0, 0)])
 
 
 def squared_norm(first, second):
