@@ -1,5 +1,6 @@
 """Control tasks, against rollouts of a single environment in a plain loop."""
 
+import functools
 import math
 
 import numpy as np
@@ -65,6 +66,35 @@ def test_continuous_actions(make, monkeypatch):
         np.testing.assert_allclose(found, expected, rtol=1e-3)
     np.testing.assert_array_equal(found, task.scores(networks, weights))
     assert found.shape == (3, 2)
+
+
+def test_what_makes_one_environment_may_have_options():
+    makers = [
+        functools.partial(gymnasium.make, "CartPole-v1"),
+        lambda render_mode=None: gymnasium.make("CartPole-v1", render_mode=render_mode),
+        gymnasium.envs.classic_control.CartPoleEnv,
+    ]
+    found = [wann.Control(make, rollouts=1).scores(nets(4, 2), [0.5]) for make in makers]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[2].shape == (3, 1)
+
+
+def test_environments_that_are_refused():
+    class Buttons(swing_up.SwingUp):
+        action_space = gymnasium.spaces.MultiBinary(3)
+
+    with pytest.raises(ValueError, match="of discrete or flat actions"):
+        wann.Control(Buttons)
+    with pytest.raises(ValueError, match="must return a `gymnasium"):
+        wann.Control(lambda count: gymnasium.make("CartPole-v1"))
+
+
+def test_a_search_does_not_go_on_in_another_environment(tmp_path):
+    given = {"population": 5, "verbose": False, "folder": tmp_path}
+    make = functools.partial(gymnasium.make, "CartPole-v1", max_episode_steps=20)
+    wann.search(wann.Control(make, rollouts=1), generations=1, **given)
+    with pytest.raises(ValueError, match="another task"):
+        wann.search(wann.Control(make, rollouts=2), generations=2, **given)
 
 
 def test_vectorised_environments_with_one_seed_for_all():

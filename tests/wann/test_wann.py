@@ -177,6 +177,38 @@ def test_a_search_finds_better_networks_and_goes_on_where_it_was_cut_off(tmp_pat
         wann.search(TASK, population=20, generations=12, seed=2, folder=folder, verbose=False)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        wann.Classification(X, 3 - Y),
+        wann.Classification(2 * X, Y),
+        wann.Classification(X[1:], Y[1:]),
+        wann.Classification(X, Y, score="accuracy"),
+        wann.Classification(X, Y, classes=5),
+    ],
+)
+def test_a_search_does_not_go_on_with_another_task(other, tmp_path):
+    wann.search(TASK, population=5, generations=1, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="with other arguments or another task"):
+        wann.search(other, population=5, generations=2, folder=tmp_path, verbose=False)
+
+
+def test_scores_that_are_no_numbers_are_the_worst():
+    class Task:
+        inputs, outputs = 2, 1
+
+        def scores(self, networks, weights):
+            found = np.ones((len(networks), len(weights)))
+            found[::2] = np.nan
+            found[1] = -np.inf
+            found[3, 0] = 2
+            return found
+
+    found = wann.search(Task(), population=6, generations=3, verbose=False)
+    assert np.isfinite(found.history[-1]["mean"])
+    assert found.history[-1]["mean"] > 1
+
+
 def test_scores_of_classification():
     net = network.start(4, 4, 1.0, RNG)
     logits = np.array([outputs_of(net, row, 0.5) for row in X])
@@ -247,6 +279,11 @@ def test_bad_arguments_are_refused(kwargs, message):
         (lambda: wann.Classification(X, Y[:5]), "`x` and `y` must have shapes"),
         (lambda: wann.Classification(X, Y.astype(float)), "`y` integers"),
         (lambda: wann.Classification(X, Y, score="loss"), "`score` must be one of"),
+        (lambda: wann.Classification(X, Y - 1), "`y` must hold classes from 0 to 2"),
+        (lambda: wann.Classification(X, Y, classes=3), "`y` must hold classes from 0 to 2"),
+        (lambda: wann.Classification(X, Y, classes=0), "`classes`"),
+        (lambda: wann.Classification(X[:0], Y[:0]), "`x` must have examples"),
+        (lambda: wann.Classification(X + [np.nan, 0, 0, 0], Y), "`x` must .* be finite"),
     ],
 )
 def test_bad_data_is_refused(make, message):

@@ -149,7 +149,8 @@ def wann(options):
     check_integer("seed", options.seed, 0)
     if options.size is not None:
         check_integer("size", options.size, 1)
-    name = f"wann-{options.dataset}-population{options.population}-seed{options.seed}"
+    size = "" if options.size is None else f"-size{options.size}"
+    name = f"wann-{options.dataset}{size}-population{options.population}-seed{options.seed}"
     folder = files.check_folder(options.output or os.path.join("runs", name), WANN)
 
     from tf_rigl.experiments import wann_runs

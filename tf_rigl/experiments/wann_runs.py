@@ -34,19 +34,20 @@ def run(dataset, population, generations, seed, *, folder, size=None, data_dir=N
     test = wann.Classification(_flat(loaded.test[0]), loaded.test[1], classes=loaded.num_classes)
     settings = {"dataset": dataset, "population": population, "seed": seed, "size": len(x)}
     begun = {"settings": {**settings, "generations": generations}, "history": []}
-    files.write_text(folder / RESULT, files.to_json(begun))
+    if not (folder / RESULT).exists():  # A search that is refused leaves an earlier one's result.
+        files.write_text(folder / RESULT, files.to_json(begun))
     found = wann.search(
         task, population=population, generations=generations, seed=seed, folder=folder
     )
     each, ensemble = test.accuracy(found.best, WEIGHTS)
-    weight = WEIGHTS[int(np.argmax(each))]
+    weight = WEIGHTS[int(np.argmax(task.accuracy(found.best, WEIGHTS)[0]))]
     with files.beside(folder / MODEL) as scratch:
         found.best.to_keras(weight).save(scratch)
     if (plots := pictures.drawing()) is not None:
         with files.beside(folder / PICTURE) as scratch:
             plots.draw_network(found.best, scratch)
     result = {
-        **begun,
+        "settings": {**settings, "generations": len(found.history)},  # The folder may hold more.
         "accuracies": dict(zip(map(str, WEIGHTS), map(float, each), strict=True)),
         "ensemble": ensemble,
         "connections": found.best.connections,

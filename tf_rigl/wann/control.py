@@ -1,6 +1,7 @@
 """Control by networks: rollouts in environments of Gymnasium, of all networks at once."""
 
 import inspect
+import zlib
 
 import numpy as np
 
@@ -45,9 +46,13 @@ class Control:
         self._make = make_env
         env = self._several(1)
         observations, actions = env.single_observation_space, env.single_action_space
-        self._discrete = hasattr(actions, "n")
-        flat = len(getattr(observations, "shape", None) or ()) == 1
-        if not flat or not (self._discrete or len(actions.shape) == 1):
+        from gymnasium.spaces import Box, Discrete
+
+        self._discrete = isinstance(actions, Discrete)
+        flat = isinstance(observations, Box) and len(observations.shape) == 1
+        if not flat or not (
+            self._discrete or (isinstance(actions, Box) and len(actions.shape) == 1)
+        ):
             raise ValueError(
                 "Argument `make_env` must make an environment of flat observations, and of "
                 "discrete or flat actions. Received: an environment of "
@@ -59,16 +64,40 @@ class Control:
         self._first = int(getattr(actions, "start", 0))
         env.close()
 
+    @property
+    def fingerprint(self) -> int:
+        """A number that differs for other environments, rollouts or seeds."""
+        env = self._several(1)
+        name = type(getattr(env, "envs", [env])[0].unwrapped).__qualname__
+        env.close()
+        return zlib.crc32(f"{name} {self.rollouts} {self.seed}".encode())
+
     def _several(self, count):
         """Returns a vector environment of so many copies, which does not reset by itself."""
         try:
             import gymnasium
         except ImportError as error:
             raise ImportError("`Control` needs Gymnasium: pip install gymnasium") from error
-        if inspect.signature(self._make).parameters:
-            return self._make(count)
-        mode = gymnasium.vector.AutoresetMode.DISABLED
-        return gymnasium.vector.SyncVectorEnv([self._make] * count, autoreset_mode=mode)
+        vector = gymnasium.vector.VectorEnv
+        if not self._takes_count():
+            made = self._make()
+            made.close()
+            if not isinstance(made, vector):
+                mode = gymnasium.vector.AutoresetMode.DISABLED
+                return gymnasium.vector.SyncVectorEnv([self._make] * count, autoreset_mode=mode)
+        made = self._make(count)
+        if not isinstance(made, vector):
+            raise ValueError(
+                "Argument `make_env` must return a `gymnasium.vector.VectorEnv` if it takes an "
+                f"argument. Received: {made!r}"
+            )
+        return made
+
+    def _takes_count(self):
+        """Returns whether the function has to be given a number."""
+        parameters = inspect.signature(self._make).parameters.values()
+        optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        return any(x.default is x.empty and x.kind not in optional for x in parameters)
 
     def scores(self, networks, weights) -> np.ndarray:
         """Returns the mean return of each network and shared weight.

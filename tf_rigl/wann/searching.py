@@ -16,6 +16,7 @@ WEIGHTS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 STATE = "population.npz"
 _BY_SIZE = 0.8  # The probability that a generation is ranked by size, not by the best score.
 _CULLED = _KEPT = 0.2
+_HUGE = 1e100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +61,8 @@ def search(
         generations: int.
         seed: int; equal seeds give equal searches.
         folder: str or path, where each generation is stored, or None. The same call goes on where
-            it was cut off, also with more generations.
+            it was cut off, also with more generations. A task's `fingerprint`, a number, tells
+            whether it is the same one.
         weights: sequence of float, the shared weights.
         tournament: int, networks in a tournament.
         density: float in [0, 1], the probability that an edge is enabled at the start.
@@ -90,7 +92,8 @@ def search(
     weights = np.array([check_number("weights", float(weight)) for weight in weights])
     if not len(weights):
         raise ValueError("Argument `weights` must not be empty. Received: weights=()")
-    settings = [population, check_integer("seed", seed, 0), tournament, density, *weights]
+    settings = [population, check_integer("seed", seed, 0), tournament, density]
+    settings += [float(getattr(task, "fingerprint", 0)), *weights]
     state = None if folder is None else _read(pathlib.Path(folder) / STATE, settings, task)
     if state is None:
         rng = np.random.default_rng([seed, 0])
@@ -129,8 +132,9 @@ def _next(state, task, weights, seed, tournament):
     if number:
         networks = _children(networks, rng, tournament)
     scores = task.scores(networks, weights)
-    mean = np.nan_to_num(scores.mean(axis=1), nan=-np.inf)
-    top = np.nan_to_num(scores.max(axis=1), nan=-np.inf)
+    # Scores that are no numbers are the worst; infinite ones have no distances.
+    scores = np.nan_to_num(scores, nan=-_HUGE, posinf=_HUGE, neginf=-_HUGE)
+    mean, top = scores.mean(axis=1), scores.max(axis=1)
     size = -np.array([float(network.connections) for network in networks])
     goals = np.stack([mean, size if rng.random() < _BY_SIZE else top], axis=1)
     order = ranking.order(goals)

@@ -1,7 +1,10 @@
 """What networks are searched for: tasks give each network a score for each shared weight."""
 
+import zlib
+
 import numpy as np
 
+from tf_rigl._base.arguments import check_integer
 from tf_rigl.wann.population import Stack
 
 SCORES = ("log_likelihood", "accuracy")
@@ -18,7 +21,7 @@ class Classification:
         classes: int, or None: the largest in `y`, and one.
 
     Raises:
-        ValueError: if the arrays have other shapes, or `score` is unknown.
+        ValueError: if the arrays have other shapes or values, or `score` is unknown.
 
     Example:
 
@@ -39,8 +42,26 @@ class Classification:
             raise ValueError(
                 f"Argument `score` must be one of {list(SCORES)}. Received: score={score!r}"
             )
+        if not len(x) or not np.isfinite(x).all():
+            raise ValueError(
+                "Argument `x` must have examples, and be finite. Received: x of shape "
+                f"{x.shape}, of which {np.count_nonzero(~np.isfinite(x))} numbers are not finite"
+            )
+        outputs = int(y.max()) + 1 if classes is None else check_integer("classes", classes, 1)
+        if y.min() < 0 or y.max() >= outputs:
+            raise ValueError(
+                f"Argument `y` must hold classes from 0 to {outputs - 1}. Received: y from "
+                f"{y.min()} to {y.max()}"
+            )
         self.x, self.y, self.score = x, y, score
-        self.inputs, self.outputs = x.shape[1], int(y.max()) + 1 if classes is None else classes
+        self.inputs, self.outputs = x.shape[1], outputs
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that differs for other examples or another score."""
+        found = zlib.crc32(np.ascontiguousarray(self.x))
+        found = zlib.crc32(np.ascontiguousarray(self.y.astype(np.int64)), found)
+        return zlib.crc32(f"{self.score} {self.outputs}".encode(), found)
 
     def scores(self, networks, weights) -> np.ndarray:
         """Returns a score for each network and shared weight.
@@ -54,7 +75,7 @@ class Classification:
         """
         found = np.zeros((len(networks), len(weights)))
         most = max(self.outputs + network.hidden for network in networks)
-        size = max(1, _CHUNK // (most * len(self.x)))
+        size = max(1, _CHUNK // (most * max(len(self.x), self.inputs + most)))
         for begin in range(0, len(networks), size):
             stack = Stack(networks[begin : begin + size])
             sums = stack.sums(self.x)
