@@ -420,5 +420,9 @@ def test_a_search_for_a_weight_agnostic_network(in_empty_folder, capsys):
     assert {"model.keras", "population.npz", "result.json"} <= names
     assert cli.main([*command, "--generations", "3"]) == 0
     assert capsys.readouterr().out.count("hidden\n") == 1  # One generation more.
+    before = pathlib.Path("out", "result.json").read_bytes()
+    assert cli.main([*command, "--population", "7"]) == 2
+    assert "of the same search" in capsys.readouterr().err
+    assert pathlib.Path("out", "result.json").read_bytes() == before
     assert cli.main(["wann", "--population", "3"]) == 2
     assert "population=3" in capsys.readouterr().err

@@ -127,3 +127,26 @@ def test_srigl_keeps_most_outputs_at_high_sparsity():
     sparse.fit(rng.normal(size=(160, 200)), rng.integers(4, size=160), 16, verbose=0)
     hidden = np.asarray(next(iter(sparse.masks.values())))
     assert np.count_nonzero(hidden.any(axis=0)) > 30
+
+
+@pytest.mark.parametrize("method", ["ste", "sr_ste"])
+def test_regularizers_of_masked_weights_count(method):
+    """The optimizer trains dense weights, but the loss is that of the masked ones."""
+
+    def make():
+        keras.utils.set_random_seed(0)
+        regularizer = keras.regularizers.L2(0.5)
+        layers = [keras.layers.Dense(8, use_bias=False, kernel_regularizer=regularizer)]
+        return keras.Sequential([keras.Input((8,)), *layers])
+
+    sparse = tf_rigl.sparsify(make(), method, 0.5, "uniform_all", seed=0)
+    (item,) = sparse.masked_weights
+    expected = 0.5 * np.sum(np.square(item.weight.numpy()))
+    np.testing.assert_allclose(sum(sparse.losses), expected, rtol=1e-5)
+    sparse.compile(keras.optimizers.SGD(0.1), "mse")
+    dense, used = item.state["dense"].numpy(), np.asarray(item.mask)
+    x = np.zeros((8, 8), "float32")
+    history = sparse.fit(x, x, batch_size=8, verbose=0).history["loss"]
+    np.testing.assert_allclose(history[0], expected, rtol=1e-5)
+    after = item.state["dense"].numpy()
+    np.testing.assert_allclose(after[used], 0.9 * dense[used], rtol=1e-4)

@@ -38,6 +38,8 @@ class Method(ChecksArguments):
             the weight's place; None: it trains the weight itself. Such a method fills the
             state in `initial_mask` and sets masks and weights in `after_optimizer`, as
             `EdgePopup` does.
+        regularizes_masked: bool, whether regularizers of the weights count although the optimizer
+            trains another variable.
         freezes_others: bool, whether only the masked weights are trained.
         initial_sparsity: float, the overall sparsity at which training begins, by the
             distribution that `tf_rigl.sparsify` gets; None: the target.
@@ -57,6 +59,7 @@ class Method(ChecksArguments):
     scope = "layer"
     state_names = ()
     trained_state = None
+    regularizes_masked = False
     freezes_others = False
     initial_sparsity = None
     slots = "zero"

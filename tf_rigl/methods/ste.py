@@ -33,6 +33,7 @@ class STE(Method):
     """
 
     trained_state = "dense"
+    regularizes_masked = True
     state_names = ("dense",)
     decay = 0.0
 

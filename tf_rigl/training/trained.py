@@ -1,5 +1,7 @@
 """Which variables of a model the optimizer trains: that is for the method to say."""
 
+import keras
+
 from tf_rigl._base import keras_internals
 
 
@@ -25,6 +27,23 @@ class TrainedByMethod:
     def non_trainable_variables(self):
         """The other variables, those of metrics and random seeds included."""
         return _without(self.variables, self.trainable_variables)
+
+    @property
+    def losses(self):
+        """The losses of layers and regularizers, those of weights included that are not trained.
+
+        Keras has a regularizer count for trainable variables only. Where a method trains dense
+        weights behind the masked ones, the regularizer is that of the masked ones.
+        """
+        found, method = super().losses, getattr(self, "method", None)
+        if method is None or not method.regularizes_masked:
+            return found
+        weights = [i.weight for i in self.masked_weights if method.trained_state in i.state]
+        return found + [
+            weight.regularizer(keras.ops.convert_to_tensor(weight))
+            for weight in weights
+            if weight.trainable and weight.regularizer is not None
+        ]
 
     def _differentiated(self):
         """Returns the weights whose gradients training needs."""
