@@ -150,3 +150,28 @@ def test_regularizers_of_masked_weights_count(method):
     np.testing.assert_allclose(history[0], expected, rtol=1e-5)
     after = item.state["dense"].numpy()
     np.testing.assert_allclose(after[used], 0.9 * dense[used], rtol=1e-4)
+
+
+def test_srigl_keeps_the_outputs_of_all_heads():
+    inputs = keras.Input((60,))
+    x = keras.layers.Dense(40, activation="relu", name="hidden")(inputs)
+    neck = keras.Sequential([keras.Input((40,)), keras.layers.Dense(30, name="neck")])(x)
+    main = keras.layers.Softmax(name="softmax")(keras.layers.Dense(10, name="main")(neck))
+    aux = keras.layers.Dense(5, name="aux")(keras.layers.BatchNormalization()(x))
+    model = keras.Model(inputs, {"main": main, "aux": aux})
+    method = tf_rigl.methods.SRigL(update_interval=2, end_step=8, gamma=1.0)
+    sparse = tf_rigl.sparsify(model, method, 0.8, "uniform_all", seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    sparse.compile("sgd", {"main": "sparse_categorical_crossentropy", "aux": loss})
+    rng = np.random.default_rng(0)
+    labels = {"main": rng.integers(10, size=160), "aux": rng.integers(5, size=160)}
+    sparse.fit(rng.normal(size=(160, 60)), labels, 16, verbose=0)
+    left = {
+        item.path.split("/")[-2]: np.count_nonzero(item.mask.numpy().any(axis=0))
+        for item in sparse.masked_weights
+    }
+    assert (left["main"], left["aux"]) == (10, 5)
+    assert left["hidden"] < 40
+    assert left["neck"] < 30
+    ends = [item.path.split("/")[-2] for item in sparse.masked_weights if item.gives_output]
+    assert sorted(ends) == ["aux", "main"]

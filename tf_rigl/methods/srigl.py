@@ -22,7 +22,7 @@ class SRigL(RigL):
     - An output with fewer than `max(1, floor(gamma * floor(T / n)))` salient entries is ablated,
       where T is what the target sparsity leaves in the layer: it gets no entries, and
       `tf_rigl.remove_channels` can remove it. So many stay that the others can hold all entries,
-      and the last masked layer keeps all of its outputs.
+      and layers that give the outputs of the model keep all of theirs.
     - Each other output then has `floor(T / outputs)` entries, at most f and at least one. It keeps
       its entries among the largest `|w|`, and is filled up by those of its largest gradients.
 
@@ -75,15 +75,16 @@ class SRigL(RigL):
         counts = super().plan(step, active, first_step, run_steps)
         if counts is None:
             return None
-        sparse = [n for n, item in enumerate(items) if item.is_sparse]
+        last = {n for n, item in enumerate(items) if item.gives_output}
+        if not last:  # The model is no graph: it does not tell.
+            last = {max((n for n, item in enumerate(items) if item.is_sparse), default=0)}
         rows = []
         for number, (item, (keep, grow)) in enumerate(zip(items, counts, strict=True)):
             units = item.pattern.units(item.shape)
             left = int(floor_product(1 - item.target_sparsity, units))
             fan_in = left // item.pattern.step(item.shape)
             needed = max(1, int(floor_product(self.gamma, fan_in)))
-            is_last = not sparse or number == sparse[-1]
-            rows.append((keep, grow, left, 0 if is_last else needed))
+            rows.append((keep, grow, left, 0 if number in last else needed))
         return rows
 
     def update(self, weight, gradient, mask, keep, grow, left, needed, pattern, seed):

@@ -11,6 +11,7 @@ from tf_rigl.training.moment import set_now
 from tf_rigl.training.own_step import OwnStep, optimizers_of, without_decorator
 from tf_rigl.training.plan import Plan
 from tf_rigl.training.step import Record, Step
+from tf_rigl.weights import ends
 from tf_rigl.weights.masked_layer import MaskedLayer
 
 
@@ -56,6 +57,7 @@ def start(model, make):
     step.settle()
     sharing.join(loop, step)
     loop.step = step
+    ends.mark(model, weights)
     loop.plan = Plan(model.method, weights, loop.length, loop.traces.unreached)
 
 

@@ -67,9 +67,12 @@ class SparseWeight:
             share the weight share the set.
         compute: str, "masked": a product with the weight multiplies zeros too; "sparse": it
             multiplies active entries only.
+        gives_output: bool, whether what its layer computes goes to an output of the model without
+            passing another masked weight. Training sets it, see `tf_rigl.weights.ends`.
     """
 
     compute = "masked"
+    gives_output = False
 
     def __repr__(self):
         name, target = type(self).__name__, self.target_sparsity
