@@ -29,6 +29,7 @@ class BlockSparseWeight(SparseWeight):
     path: str
     layer: keras.layers.Layer
     target_sparsity: float | None = None
+    gives_output: bool = False
     state = {}  # noqa: RUF012, it stays empty: `check` refuses methods that keep state.
     compute = "sparse"
 

@@ -57,8 +57,7 @@ def start(model, make):
     step.settle()
     sharing.join(loop, step)
     loop.step = step
-    ends.mark(model, weights)
-    loop.plan = Plan(model.method, weights, loop.length, loop.traces.unreached)
+    loop.plan = Plan(model.method, ends.marked(model, weights), loop.length, loop.traces.unreached)
 
 
 def run_step(model, data, moment):

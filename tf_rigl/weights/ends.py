@@ -1,23 +1,26 @@
 """Which weights give the outputs of a model."""
 
+import dataclasses
+
 from tf_rigl._base.keras_internals import all_layers, graph_of, history, nodes_of
 
 
-def mark(model, items) -> None:
-    """Sets `gives_output` of each weight: no other masked weight comes between it and an output.
+def marked(model, items) -> list:
+    """Returns the weights with `gives_output` set.
 
-    Of a layer with several weights it is the last one. A model that is no graph tells nothing:
-    there it is False for all.
+    It is True if no other masked weight comes between what the layer computes and an output; of a
+    layer with several weights, for the last one. A model that is no graph tells nothing: there it
+    is False for all.
 
     Args:
         model: `keras.Model`.
         items: list of `tf_rigl.weights.sparse_weight.SparseWeight`, in model order.
     """
-    for item in items:
-        item.gives_output = False
-    if (graph := graph_of(model)) is not None:
-        for item in _last(graph, {id(item.layer): item for item in items}):
-            item.gives_output = True
+    graph = graph_of(model)
+    if graph is None:
+        return items
+    last = {id(item) for item in _last(graph, {id(item.layer): item for item in items})}
+    return [dataclasses.replace(item, gives_output=id(item) in last) for item in items]
 
 
 def _last(graph, holders) -> list:

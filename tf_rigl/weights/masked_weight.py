@@ -37,6 +37,7 @@ class MaskedWeight(SparseWeight):
     layer: keras.layers.Layer | None = None
     state: dict = dataclasses.field(default_factory=dict)
     trainers: weakref.WeakSet = dataclasses.field(default_factory=weakref.WeakSet)
+    gives_output: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

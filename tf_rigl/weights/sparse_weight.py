@@ -68,11 +68,10 @@ class SparseWeight:
         compute: str, "masked": a product with the weight multiplies zeros too; "sparse": it
             multiplies active entries only.
         gives_output: bool, whether what its layer computes goes to an output of the model without
-            passing another masked weight. Training sets it, see `tf_rigl.weights.ends`.
+            passing another masked weight. Training tells, see `tf_rigl.weights.ends`.
     """
 
     compute = "masked"
-    gives_output = False
 
     def __repr__(self):
         name, target = type(self).__name__, self.target_sparsity
