@@ -118,6 +118,28 @@ def test_the_numbers_of_the_rows(trainings, in_empty_folder):
     assert "| 100.0 | dense | 80.00 | 1000 | 40.00 | 1 |" in one
 
 
+def test_a_sweep_of_learning_rates(trainings, in_empty_folder, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "draw_tickets", lambda rows, path: drawn.append(rows))
+    command = ["tickets", "--rounds", "1", "--seeds", "1", "--controls", "--output", "out"]
+    assert cli.main([*command, "--learning-rates", "0.1", "0.001"]) == 0
+    assert trainings == [(100, 0), (80, 0)] * 2
+    out = in_empty_folder / "out"
+    assert {"rate-0.1", "rate-0.001", "sweep.json", "table.md"} <= {p.name for p in out.iterdir()}
+    rows = json.loads((out / "sweep.json").read_text())["rows"]
+    assert [(row["learning_rate"], row["round"]) for row in rows] == [
+        (0.1, 0), (0.1, 1), (0.001, 0), (0.001, 1),
+    ]  # fmt: skip
+    assert [(row["kind"], row["round"]) for row in drawn[-1]] == [
+        ("rate 0.1", 1), ("rate 0.1", 1), ("rate 0.001", 1), ("rate 0.001", 1),
+    ]  # fmt: skip
+    assert "**Learning rate 0.001**" in capsys.readouterr().out
+    assert cli.main([*command, "--learning-rates", "0.1", "0.001", "0.01"]) == 0
+    assert len(trainings) == 6  # Only what is new.
+    assert cli.main([*command, "--learning-rates", "0.1", "-1"]) == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_is_never_the_least():
     history = {"val_loss": [np.nan, 0.5, np.nan], "test_accuracy": [1, 2, 3], "step": [4, 5, 6]}
     assert ticket_table.stopped(history) == (2, 5)

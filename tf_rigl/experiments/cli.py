@@ -44,7 +44,10 @@ writes a table, its rows as JSON, and a picture: accuracy and early-stopping ste
 weights left. The defaults are those of the paper for LeNet-300-100.
 
 Every finished training is stored at once in the folder. The same command continues after an
-interruption, and one with more rounds, seeds or controls trains only those."""
+interruption, and one with more rounds, seeds or controls trains only those.
+
+With --learning-rates the search is done at each of them (appendix G.2 of the paper), and the
+picture shows the tickets of all rates."""
 
 
 def main(arguments=None) -> int:
@@ -223,6 +226,8 @@ def _add_tickets(tickets):
     text = f"fractions of weights left at which controls are trained (default: {reached}, "
     text += "as far as the rounds reach)"
     add(tickets, "densities", None, text, type=float, nargs="+", metavar="D")
+    text = "search at each of these learning rates, in a folder each"
+    add(tickets, "learning_rates", None, text, type=float, nargs="+", metavar="R")
     _add_places(tickets, "folder (default: runs/tickets- and a name of the settings)")
 
 

@@ -4,6 +4,7 @@ Options are checked as far as possible before TensorFlow is imported.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -14,7 +15,12 @@ from tf_rigl._base import files, registry
 from tf_rigl._base.arguments import check_integer, unknown_name
 from tf_rigl.experiments import fields, model_files, specs
 from tf_rigl.experiments.settings import COMPARISON, Settings
-from tf_rigl.experiments.ticket_settings import SEARCHES, TicketSettings, rounds_with_controls
+from tf_rigl.experiments.ticket_settings import (
+    SEARCHES,
+    SWEEPS,
+    TicketSettings,
+    rounds_with_controls,
+)
 
 # The files in the folder of a search, see `files.check_folder`.
 WANN = {"result.json": ("settings", "history")}
@@ -121,23 +127,32 @@ def tickets(options):
     settings = _settings(TicketSettings, options)
     check_integer("rounds", options.rounds, 1)  # Without one, dense networks would be trained.
     rounds_with_controls(settings, options.rounds, options.controls, options.densities)
-    name = f"tickets-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
-    folder = files.check_folder(options.output or os.path.join("runs", name), SEARCHES)
+    rates = options.learning_rates
+    for rate in rates or ():
+        dataclasses.replace(settings, learning_rate=rate)  # Raises if it is out of range.
+    name = "tickets" if rates is None else "ticket-rates"
+    name += f"-{settings.dataset}-{settings.model}-epochs{settings.epochs}"
+    marks = SEARCHES if rates is None else SWEEPS
+    folder = files.check_folder(options.output or os.path.join("runs", name), marks)
 
+    from tf_rigl.experiments import ticket_sweep
     from tf_rigl.experiments import tickets as experiment
 
+    search = experiment.tickets
+    if rates is not None:
+        search = functools.partial(ticket_sweep.sweep, learning_rates=rates)
     return _resumable(
-        lambda: experiment.tickets(
+        lambda: search(
             settings,
-            options.rounds,
-            range(options.seeds),
-            options.controls,
-            options.densities,
+            rounds=options.rounds,
+            seeds=range(options.seeds),
+            controls=options.controls,
+            densities=options.densities,
             folder=folder,
             data_dir=options.data_dir,
             command=_command(options),
         ),
-        experiment.table,
+        experiment.table if rates is None else ticket_sweep.table,
         folder,
     )
 

@@ -11,6 +11,7 @@ from tf_rigl.experiments.model_names import MODELS
 OPTIMIZERS = ("adam", "sgd")
 # The files in the folder of an experiment, see `tf_rigl._base.files.check_folder`.
 SEARCHES = {"result.json": ("settings", "rows")}
+SWEEPS = {"sweep.json": ("settings", "rows")}
 # The controls of a ticket.
 CONTROLS = {
     "reinitialised": "the same mask with new random weights",
