@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         "plots": PLOTS,
-        "examples": [*PLOTS, *NOTEBOOKS],
+        "examples": [*PLOTS, *NOTEBOOKS, *CONTROL],
         "control": CONTROL,  # For `tf_rigl.wann.Control`.
         "runtimes": RUNTIMES,  # For benchmarks/compact.py.
         "tests": [*PLOTS, *NOTEBOOKS, *CONTROL, *TESTS],
