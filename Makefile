@@ -2,7 +2,7 @@
 #
 #   make demo      train RigL at 90% sparsity beside dense, on embedded data
 #   make test      the whole test suite
-#   make lint      ruff
+#   make lint      ruff and mypy
 #   make door      the test of private API on the lowest Keras and TensorFlow that setup.py allows
 #   make sweep     more than 200 models of others through all that the library does: an hour
 #   make soak      long forms of the tests of reliability: an hour
@@ -27,6 +27,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # The newest versions are those of `make test`. Python 3.13 came with TensorFlow 2.20.
 LOWEST := $(VENV)-lowest

@@ -18,6 +18,7 @@ TESTS = [
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.12,<0.16",
+    "mypy>=1.11",
     "tensorboard>=2.18",  # For the callback of Keras.
     "keras-hub>=0.20",  # 260 MB with what it needs, of which tensorflow-text has 194.
 ]

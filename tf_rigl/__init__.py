@@ -5,10 +5,41 @@ needs only NumPy.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 import wrapt
 
 from tf_rigl._base import old_names
+
+if TYPE_CHECKING:  # For editors and type checkers: at run time names are loaded on first use.
+    from tf_rigl import analysis as analysis
+    from tf_rigl import block_sparse as block_sparse
+    from tf_rigl import callbacks as callbacks
+    from tf_rigl import distributions as distributions
+    from tf_rigl import export as export
+    from tf_rigl import factorized as factorized
+    from tf_rigl import lottery as lottery
+    from tf_rigl import methods as methods
+    from tf_rigl import patterns as patterns
+    from tf_rigl import schedules as schedules
+    from tf_rigl import wann as wann
+    from tf_rigl.accounting import Report as Report
+    from tf_rigl.accounting import plan as plan
+    from tf_rigl.accounting import report as report
+    from tf_rigl.accounting import train_flops as train_flops
+    from tf_rigl.compaction.compacting import compact as compact
+    from tf_rigl.convert import sparsify as sparsify
+    from tf_rigl.convert import strip as strip
+    from tf_rigl.convert import tfmot as interop  # noqa: F401
+    from tf_rigl.experiments import data as data
+    from tf_rigl.experiments import models as models
+    from tf_rigl.experiments import plots as plots
+    from tf_rigl.export.saved_model import export_saved_model as export_saved_model
+    from tf_rigl.export.tflite import export_tflite as export_tflite
+    from tf_rigl.training.by_hand import training_step as training_step
+    from tf_rigl.training.sparse_model import SparseModel as SparseModel
+    from tf_rigl.weights import maskable as maskable
+    from tf_rigl.weights.masked_layer import MaskedLayer as MaskedLayer
 
 __version__ = "0.1.0"
 

@@ -15,6 +15,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -181,6 +182,17 @@ class _PruningSchedule(ChecksArguments):
     A schedule receives the batch number, starting at 1. It returns whether to prune before that
     batch, and to which sparsity. tensorflow-model-optimization's schedules do the same.
     """
+
+    if TYPE_CHECKING:  # Fields of each subclass, in its own order.
+
+        @property
+        def begin_step(self) -> int: ...
+        @property
+        def end_step(self) -> Any: ...
+        @property
+        def frequency(self) -> int: ...
+        @property
+        def _ends_pruned(self) -> bool: ...
 
     def __post_init__(self):
         self._keep("begin_step", check_integer("begin_step", self.begin_step, 0))

@@ -224,8 +224,10 @@ def _count(model, arguments, input_shape, variables) -> _Counts:
     def per_example(number):
         return number // batch if number % batch == 0 else number / batch
 
-    parts = ({key: per_example(n) for key, n in each.items()} for each in (uses, biases, flops))
-    return _Counts(*parts, per_example(activations), own.kernels, own.uncounted)
+    used, added, rest = (
+        {key: per_example(n) for key, n in each.items()} for each in (uses, biases, flops)
+    )
+    return _Counts(used, added, rest, per_example(activations), own.kernels, own.uncounted)
 
 
 def _parameters(model):

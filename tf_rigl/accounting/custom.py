@@ -40,7 +40,8 @@ def count(trace, variables) -> Custom:
     """
     found = products.uses(trace)
     by_name = {each.operation: each for each in found.products}
-    adds, outputs, flops = (collections.Counter() for _ in range(3))
+    counters: list[collections.Counter] = [collections.Counter() for _ in range(3)]
+    adds, outputs, flops = counters
     uncounted, hidden = set(), _Hidden()
     for call in trace.calls:
         layer = id(call.layer)
@@ -53,7 +54,7 @@ def count(trace, variables) -> Custom:
             if product is None:
                 if hidden.products_in(operation):
                     uncounted.add(layer)
-            elif None in (times, product.multiply_adds, product.outputs):
+            elif times is None or None in (product.multiply_adds, product.outputs):
                 uncounted.add(layer)
             elif is_kernel:
                 adds[product.variable] += times * product.multiply_adds

@@ -102,7 +102,7 @@ def report(model, *, input_shape=None) -> Report:
     else:
         for found in maskable.find(model, include_self=False):
             values = keras.ops.convert_to_numpy(found.weight)
-            nnz = np.count_nonzero(values)
+            nnz = int(np.count_nonzero(values))
             if values.size - nnz < _CHANCE * values.size:
                 nnz = values.size
             if nnz < values.size or not found.is_frozen:

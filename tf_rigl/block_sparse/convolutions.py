@@ -1,6 +1,7 @@
 """Convolutions that store and compute only the active blocks of their kernel."""
 
 import math
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -27,6 +28,10 @@ _ARGUMENTS = """
 
 class Convolution(BlockSparseLayer):
     """Mixin of the block-sparse convolutions."""
+
+    if TYPE_CHECKING:  # Of the layer.
+        kernel_size: tuple[int, ...]
+        data_format: str
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -30,7 +31,7 @@ class BlockSparseWeight(SparseWeight):
     layer: keras.layers.Layer
     target_sparsity: float | None = None
     gives_output: bool = False
-    state = {}  # noqa: RUF012, it stays empty: `check` refuses methods that keep state.
+    state: ClassVar[dict] = {}
     compute = "sparse"
 
     def __post_init__(self):

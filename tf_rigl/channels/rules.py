@@ -231,7 +231,17 @@ class _Concatenate(Rule):
 
 
 # Activations that act on each number alone. Others, such as softmax, may mix channels.
-_BY_CHANNEL = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish")
+_BY_CHANNEL: tuple[str, ...] = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "mish",
+)
 _BY_CHANNEL += ("tanh", "sigmoid", "hard_sigmoid", "hard_silu", "hard_tanh", "softplus")
 _BY_CHANNEL += ("softsign", "exponential", "linear", "squareplus", "log_sigmoid", "soft_shrink")
 _BY_CHANNEL += ("hard_shrink", "tanh_shrink")
@@ -249,7 +259,13 @@ _SAME = (
     *_kinds("SpatialDropout", "MaxPooling", "AveragePooling", "GlobalMaxPooling"),
     *_kinds("GlobalAveragePooling", "ZeroPadding", "Cropping", "UpSampling"),
 )
-_MERGES = (layers.Add, layers.Subtract, layers.Average, layers.Maximum, layers.Minimum)
+_MERGES: tuple[type, ...] = (
+    layers.Add,
+    layers.Subtract,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+)
 _MERGES += (keras_internals.Add, keras_internals.Subtract)
 _MERGES += (keras_internals.Maximum, keras_internals.Minimum)
 _PRODUCTS = (layers.Multiply, keras_internals.Multiply)
@@ -271,7 +287,11 @@ _ONE_INPUT_RULES = {
 
 
 # Of these, the channels can be on any axis: they work number by number, or on an axis of their own.
-_NUMBERWISE = (layers.Dropout, layers.GaussianDropout, layers.ActivityRegularization)
+_NUMBERWISE: tuple[type, ...] = (
+    layers.Dropout,
+    layers.GaussianDropout,
+    layers.ActivityRegularization,
+)
 _NUMBERWISE += (layers.Identity, layers.Activation, layers.Concatenate, *_ACTIVATIONS)
 _NUMBERWISE += (*_MERGES, *_PRODUCTS, keras_internals.Relu, keras_internals.Cast)
 

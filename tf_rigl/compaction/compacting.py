@@ -13,7 +13,7 @@ from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training.sparse_model import SparseModel
 from tf_rigl.weights import masks
 
-_COMPACT = weakref.WeakSet()  # The models that `compact` has made.
+_COMPACT: weakref.WeakSet = weakref.WeakSet()  # The models that `compact` has made.
 
 
 def compact(model, *, form="auto", verbose=False, quantization=None):

@@ -45,6 +45,7 @@ class Entry:
     @property
     def stored(self) -> int:
         """How many entries of the kernel the compact form stores."""
+        assert self.part is not None
         columns = self.part.columns
         return columns.stored if self.form == "split" else columns.padded
 

@@ -11,7 +11,17 @@ from tf_rigl.compaction.columns import Columns
 from tf_rigl.weights import maskable
 
 # Activations that work entry by entry: columns may apply them one by one.
-_NAMES = ("elu", "gelu", "leaky_relu", "linear", "relu", "relu6", "selu", "sigmoid", "silu")
+_NAMES: tuple[str, ...] = (
+    "elu",
+    "gelu",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+)
 _NAMES += ("softplus", "softsign", "tanh", "hard_sigmoid", "hard_swish", "mish", "exponential")
 _ENTRYWISE = {getattr(keras.activations, name) for name in _NAMES}
 

@@ -52,7 +52,7 @@ def cells(specs, sparsities, distributions, seeds, base) -> list[Cell]:
     Raises:
         ValueError: if there is no run, or the settings of a run are invalid.
     """
-    result = {}
+    result: dict = {}
     specs = [spec if isinstance(spec, Spec) else parse(spec) for spec in listed("specs", specs)]
     sparsities, seeds = listed("sparsities", sparsities), listed("seeds", seeds)
     distributions = listed("distributions", distributions)

@@ -98,11 +98,12 @@ def arrays(name="digits", *, data_dir=None) -> Data:
     ((1437, 8, 8, 1), (1437,))
     """
     train, test, shape, classes = _examples(name, data_dir)
-    pairs = []
-    for part in (train, test):
+
+    def whole(part):
         batches = part.batch(1000).as_numpy_iterator()
-        pairs.append(tuple(np.concatenate(each) for each in zip(*batches, strict=True)))
-    return Data(name, *pairs, shape, classes)
+        return tuple(np.concatenate(each) for each in zip(*batches, strict=True))
+
+    return Data(name, whole(train), whole(test), shape, classes)
 
 
 def _examples(name, data_dir):

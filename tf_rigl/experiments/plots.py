@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Twelve distinguishable colours; neighbours differ most.
-_COLORS = ("#4878a8", "#e1812c", "#3a923a", "#c03d3e", "#8d69b8", "#85584e")
+_COLORS: tuple[str, ...] = ("#4878a8", "#e1812c", "#3a923a", "#c03d3e", "#8d69b8", "#85584e")
 _COLORS += ("#e377c2", "#a9a533", "#17becf", "#7f7f7f", "#1b2a6b", "#7ccd7c")
 _MARKERS = "osD^vP"
 

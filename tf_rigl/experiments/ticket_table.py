@@ -14,7 +14,7 @@ def rows(runs) -> list[dict]:
     Args:
         runs: list of (kind, round, density, seed, history).
     """
-    groups = {}
+    groups: dict = {}
     for kind, number, density, seed, history in runs:
         groups.setdefault((number, kind), []).append((density, seed, history))
     order = ["ticket", *CONTROLS]

@@ -19,8 +19,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")  # The types of weights 
 _HALF = ("float16", "bfloat16")
 _OVERHEAD = 4096  # Bytes that packing a weight must save, because it makes the graph larger.
 # For each value of a byte: its eight bits, spread over the eight bytes of an int64.
-_SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-_SPREAD = _SPREAD.view(np.int64).reshape(-1)
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_SPREAD = _BITS.view(np.int64).reshape(-1)
 
 
 def export_saved_model(model, path, *, packed=True, check_data=None, compute="auto") -> ExportInfo:

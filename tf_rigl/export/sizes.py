@@ -96,7 +96,7 @@ def smallest(model, quantization=None) -> str:
         quantization: as in `tf_rigl.export_tflite`.
     """
     sizes, own = weight_bytes(model), quantization or "float32"
-    best = min(sizes, key=sizes.get)
+    best = min(sizes, key=lambda name: sizes[name])
     if sizes[best] == sizes[own]:
         return ""
     return (

@@ -3,6 +3,8 @@
 `tf_rigl._base.registry.METHODS` lists the methods; their classes are loaded from there.
 """
 
+from typing import TYPE_CHECKING
+
 from tf_rigl._base import (
     backend,  # noqa: F401, first: checks that Keras runs on TensorFlow
     registry,
@@ -10,6 +12,22 @@ from tf_rigl._base import (
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.methods.base import Method
 from tf_rigl.schedules import ConstantSparsity, PolynomialDecay
+
+if TYPE_CHECKING:  # For editors and type checkers, which do not see what is loaded below.
+    from tf_rigl.methods.acdc import ACDC as ACDC
+    from tf_rigl.methods.edge_popup import EdgePopup as EdgePopup
+    from tf_rigl.methods.granet import GraNet as GraNet
+    from tf_rigl.methods.grasp import GraSP as GraSP
+    from tf_rigl.methods.magnitude import MagnitudePruning as MagnitudePruning
+    from tf_rigl.methods.mest import MEST as MEST
+    from tf_rigl.methods.rigl import RigL as RigL
+    from tf_rigl.methods.set import SET as SET
+    from tf_rigl.methods.snfs import SNFS as SNFS
+    from tf_rigl.methods.snip import SNIP as SNIP
+    from tf_rigl.methods.srigl import SRigL as SRigL
+    from tf_rigl.methods.static import Static as Static
+    from tf_rigl.methods.ste import SRSTE as SRSTE
+    from tf_rigl.methods.ste import STE as STE
 
 # All classes are loaded at once: Keras must know them to load a saved model.
 NAMES = {name: entry.load() for name, entry in registry.METHODS.items()}

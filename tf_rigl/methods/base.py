@@ -57,11 +57,11 @@ class Method(ChecksArguments):
     ends_at_target = True
     order = "instead"
     scope = "layer"
-    state_names = ()
-    trained_state = None
+    state_names: tuple[str, ...] = ()
+    trained_state: str | None = None
     regularizes_masked = False
     freezes_others = False
-    initial_sparsity = None
+    initial_sparsity: float | None = None
     slots = "zero"
     keeps_counts = True
     differentiates_twice = False

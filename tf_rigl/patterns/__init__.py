@@ -5,12 +5,22 @@ training step use nothing else of it. `tf_rigl._base.registry.PATTERNS` lists th
 classes are loaded from there.
 """
 
+from typing import TYPE_CHECKING
+
 from tf_rigl._base import (
     backend,  # noqa: F401, first: checks that Keras runs on TensorFlow
     registry,
 )
 from tf_rigl._base.arguments import unknown_name
 from tf_rigl.patterns.base import Pattern
+
+if TYPE_CHECKING:  # For editors and type checkers, which do not see what is loaded below.
+    from tf_rigl.patterns.block import Block as Block
+    from tf_rigl.patterns.compact import Compact as Compact
+    from tf_rigl.patterns.fan_in import ConstantFanIn as ConstantFanIn
+    from tf_rigl.patterns.litert import LiteRT as LiteRT
+    from tf_rigl.patterns.nm import NM as NM
+    from tf_rigl.patterns.unstructured import Unstructured as Unstructured
 
 # All classes are loaded at once: Keras must know them to load a saved model.
 _CLASSES = {"Pattern": Pattern, **registry.load_all(registry.PATTERNS)}
@@ -53,8 +63,8 @@ def get(identifier) -> Pattern:
     names, others = (
         read(registry.PATTERNS) for read in (registry.example_names, registry.other_words)
     )
-    error = unknown_name("pattern", identifier, names, others=others)
-    raise ValueError(f"{error} (Any sizes work in {', '.join(sized)}.)")
+    unknown = unknown_name("pattern", identifier, names, others=others)
+    raise ValueError(f"{unknown} (Any sizes work in {', '.join(sized)}.)")
 
 
 def _wrong_numbers(name, entry, numbers, error):

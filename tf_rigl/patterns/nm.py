@@ -46,7 +46,7 @@ class NM(Unstructured):
         self.axes = as_axes(axes)
 
     @property
-    def min_sparsity(self) -> float:
+    def min_sparsity(self) -> float:  # type: ignore[override]
         """The lowest possible sparsity, `1 - n / m`."""
         return 1 - self.n / self.m
 

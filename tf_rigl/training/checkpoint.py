@@ -23,7 +23,7 @@ COUNTERS = ("step", "seed", "seeds")  # Names in a file.
 
 def counters(model) -> dict:
     """Returns the step counter, the seed, and states of random seeds, which Keras leaves out."""
-    stored = {"step": np.int64(model.step), "seed": np.int64(model.seed)}
+    stored: dict = {"step": np.int64(model.step), "seed": np.int64(model.seed)}
     states = seed_states(model)
     if states:
         stored["seeds"] = np.stack([state.numpy() for state in states])

@@ -147,8 +147,8 @@ def optimizers_of(model) -> list:
     found = {}
     for layer in keras_internals.all_layers(model):
         for value in vars(layer).values():
-            values = value if isinstance(value, (list, tuple, dict)) else [value]
-            values = values.values() if isinstance(values, dict) else values
+            values = list(value.values()) if isinstance(value, dict) else value
+            values = values if isinstance(values, (list, tuple)) else [values]
             for each in values:
                 if isinstance(each, keras.optimizers.Optimizer):
                     found[id(each)] = each

@@ -115,7 +115,8 @@ def _pairs_by_name(weights, variables) -> list:
     for weight in weights:
         by_prefix[weight.path.replace("/", "_") + "_"].append(weight)
     prefixes = sorted(by_prefix, key=len, reverse=True)
-    pairs, seen = [], defaultdict(int)
+    pairs: list = []
+    seen: dict = defaultdict(int)
     for variable in variables:
         prefix = next((p for p in prefixes if variable.name.startswith(p)), None)
         # Weights of layers with the same name share a path; their slots are in the order in

@@ -59,8 +59,8 @@ class Classification:
     @property
     def fingerprint(self) -> int:
         """A number that differs for other examples or another score."""
-        found = zlib.crc32(np.ascontiguousarray(self.x))
-        found = zlib.crc32(np.ascontiguousarray(self.y.astype(np.int64)), found)
+        found = zlib.crc32(self.x.tobytes())
+        found = zlib.crc32(self.y.astype(np.int64).tobytes(), found)
         return zlib.crc32(f"{self.score} {self.outputs}".encode(), found)
 
     def scores(self, networks, weights) -> np.ndarray:
@@ -91,7 +91,7 @@ class Classification:
         chosen = logits[:, np.arange(len(self.y)), self.y]
         return (chosen - np.log(np.exp(logits).sum(axis=-1))).mean(axis=-1)
 
-    def accuracy(self, network, weights) -> np.ndarray:
+    def accuracy(self, network, weights) -> tuple[np.ndarray, float]:
         """Returns the accuracy of a network with each shared weight, and of their ensemble.
 
         Args:
@@ -102,7 +102,8 @@ class Classification:
             Two results: an array of an accuracy for each weight; and the accuracy of the class
             with the highest mean probability over the weights.
         """
-        stack, total, found = Stack([network]), 0.0, []
+        stack, found = Stack([network]), []
+        total = np.zeros((len(self.x), self.outputs))
         sums = stack.sums(self.x)
         for weight in np.atleast_1d(weights):
             (logits,) = stack.run(sums, weight)

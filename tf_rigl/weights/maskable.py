@@ -104,7 +104,9 @@ def find(layer, include_self=True, follow=True, adapted=False) -> list[Maskable]
         A list of `Maskable` with unique paths. It lists a weight that several layers share
         once.
     """
-    found, seen, paths = [], set(), set()
+    found: list = []
+    seen: set = set()
+    paths: set = set()
     walked = list(walk(layer, (layer.name,) if include_self else ()))
     followed = follow and isinstance(layer, keras.Model)
     learned = products.learn(layer, [each for each, _, _ in walked]) if followed else {}

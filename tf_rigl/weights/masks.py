@@ -202,12 +202,13 @@ def layers(model) -> list[Masks]:
 
 def stores_sparse(model) -> bool:
     """Returns whether a built layer of a model stores a weight in another form than dense."""
-    return any(isinstance(each, StoresSparse) and each.built for each in all_layers(model))
+    return any(each.built for each in all_layers(model) if isinstance(each, StoresSparse))
 
 
 def find(model) -> list[SparseWeight]:
     """Finds the sparse weights of a model, in model order, under unique paths."""
-    items, taken = [], set()
+    items: list = []
+    taken: set = set()
     for layer in layers(model):
         layer.settle()
         held.check(model, layer.items)

@@ -59,7 +59,9 @@ def _all(model) -> list[maskable.Maskable]:
 
     A file may be read into layers that have no LoRA yet.
     """
-    found, seen, paths = [], set(), set()
+    found: list = []
+    seen: set = set()
+    paths: set = set()
     for layer, route, owner in maskable.walk(model):
         if isinstance(layer, Masks):
             continue

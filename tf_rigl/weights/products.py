@@ -102,7 +102,7 @@ def learn(model, walked) -> dict:
     own = [(layer, variables) for layer in walked if (variables := candidates(layer))]
     unknown = [v for layer, variables in own for v in variables if not is_known(layer, v)]
     if unknown and _tried.get(model) != {id(each) for each in unknown}:
-        known = {}
+        known: dict = {}
         _follow(model, unknown, known)
         for layer, variables in own:
             new = {id(v): known[id(v)] for v in variables if id(v) in known}
@@ -160,7 +160,7 @@ def _arguments(layer) -> list:
         config = (layer.built and layer.get_build_config()) or {}
     except Exception:  # Of the user's `get_build_config`.
         return []
-    guesses = []
+    guesses: list = []
     for dtype in (keras.config.floatx(), "int32"):
         symbols = functools.partial(_symbols, dtype=dtype)
         if config.get("input_shape"):
@@ -288,6 +288,6 @@ def _product(*sizes):
 
 # Layer -> id of its variable -> whether that is a kernel. Variables themselves would keep the layer
 # alive.
-_known = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Model -> the ids that symbolic calls of it have not reached.
-_tried = weakref.WeakKeyDictionary()
+_tried: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

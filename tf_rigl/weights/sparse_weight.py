@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -72,6 +72,25 @@ class SparseWeight:
     """
 
     compute = "masked"
+
+    if TYPE_CHECKING:  # Fields of one subclass are properties of the other.
+
+        @property
+        def path(self) -> str: ...
+        @property
+        def layer(self) -> keras.layers.Layer: ...
+        @property
+        def weight(self) -> keras.Variable: ...
+        @property
+        def mask(self) -> Any: ...
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+        @property
+        def target_sparsity(self) -> Any: ...
+        @property
+        def pattern(self) -> Any: ...
+        @property
+        def gives_output(self) -> bool: ...
 
     def __repr__(self):
         name, target = type(self).__name__, self.target_sparsity
@@ -284,6 +303,9 @@ class SparseWeight:
 
 class StoresSparse:
     """Base class of layers that store weights in another form than a dense variable."""
+
+    if TYPE_CHECKING:  # Of the layer.
+        built: bool
 
     def sparse_weight(self, path) -> SparseWeight:
         """Returns the sparse weight of the built layer, under a path."""

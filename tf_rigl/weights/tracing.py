@@ -62,7 +62,8 @@ def trace(model, args, kwargs, variables=()) -> Trace:
     """
     inner = list({id(layer): layer for layer in keras_internals.all_layers(model)}.values())
     before = [(layer, dict(vars(layer))) for layer in inner]
-    unbuilt, recorder = [], _Recorder()
+    unbuilt: list = []
+    recorder = _Recorder()
 
     def run(*args, **kwargs):
         recorder.begin(args, kwargs, variables)

@@ -58,7 +58,10 @@ def find(model, masked) -> list[Unmasked]:
         model: a built `keras.Model`.
         masked: iterable of the `keras.Variable`s that have masks.
     """
-    found, seen, paths, total = [], set(), set(), 0
+    found: list = []
+    seen: set = set()
+    paths: set = set()
+    total = 0
     masked = {id(each) for each in masked}
     known = {id(each.weight) for each in maskable.find(model, include_self=False)}
     for layer, route, _ in maskable.walk(model):
