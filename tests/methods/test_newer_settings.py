@@ -159,6 +159,7 @@ def test_srigl_keeps_the_outputs_of_all_heads():
     neck = keras.Sequential([keras.Input((40,)), keras.layers.Dense(30, name="neck")])(x)
     main = keras.layers.Softmax(name="softmax")(keras.layers.Dense(10, name="main")(neck))
     aux = keras.layers.Dense(5, name="aux")(keras.layers.BatchNormalization()(x))
+    aux = keras.ops.add(2 * aux, 1.0)
     model = keras.Model(inputs, {"main": main, "aux": aux})
     method = tf_rigl.methods.SRigL(update_interval=2, end_step=8, gamma=1.0)
     sparse = tf_rigl.sparsify(model, method, 0.8, "uniform_all", seed=0)

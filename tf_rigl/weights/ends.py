@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import keras
+
 from tf_rigl._base.keras_internals import all_layers, graph_of, history, nodes_of
 
 
@@ -35,7 +37,9 @@ def _last(graph, holders) -> list:
         if (inner := graph_of(operation)) is not None:
             ours = _last(inner, holders)
         else:
-            held = [id(layer) for layer in all_layers(operation) if id(layer) in holders]
+            # Operations of `keras.ops` hold no layers.
+            inside = all_layers(operation) if isinstance(operation, keras.layers.Layer) else []
+            held = [id(layer) for layer in inside if id(layer) in holders]
             ours = [holders[held[-1]]] if held else []
         found += ours
         if not ours:  # It computes without masked weights.
