@@ -289,3 +289,33 @@ def test_importing_it_loads_neither_tensorflow_nor_keras():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_first_layer_of_a_custom_block_is_one_layer():
+    """Attention and recurrent layers are one layer, a block of somebody's own is not."""
+    import keras
+
+    import tf_rigl
+
+    class Block(keras.layers.Layer):
+        def __init__(self, first, **kwargs):
+            super().__init__(**kwargs)
+            self.parts = [first, keras.layers.Dense(8), keras.layers.Dense(8)]
+
+        def call(self, x):
+            for number, part in enumerate(self.parts):
+                is_attention = not number and isinstance(part, keras.layers.MultiHeadAttention)
+                x = part(x, x) if is_attention else part(x)
+            return x
+
+    def planned(first):
+        inputs = keras.Input((4, 8))
+        model = keras.Model(inputs, keras.layers.Dense(8)(Block(first)(inputs)))
+        rows = tf_rigl.plan(model, 0.5, "uniform").layers
+        return [row.sparsity for row in rows if not row.path.endswith("products")]
+
+    assert planned(keras.layers.Dense(8)) == [0, 0.5, 0.5, 0.5]
+    attention = keras.layers.MultiHeadAttention(2, 4)
+    assert planned(attention) == [0, 0, 0, 0, 0.5, 0.5, 0.5]
+    recurrent = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))
+    assert planned(recurrent) == [0, 0, 0, 0, 0.5, 0.5, 0.5]

@@ -262,3 +262,12 @@ def test_a_curve_in_mixed_precision():
     finally:
         keras.config.set_dtype_policy("float32")
     assert np.isfinite(path.losses).all()
+
+
+def test_what_is_no_function_is_told():
+    first, second = trained(0), trained(1)
+    for wrong in ("mse", CROSS_ENTROPY, None):
+        with pytest.raises(ValueError, match="`loss` must be a function of a Keras model"):
+            analysis.interpolate(first, second, wrong)
+    with pytest.raises(ValueError, match="`fit` must train the model that it gets"):
+        analysis.bezier(first, second, lambda model: None, loss)

@@ -133,6 +133,25 @@ def test_all_heads_and_the_first_convolution_stay():
     assert names == ["second", "hidden"]
 
 
+def test_frozen_layers_stay_as_they_are():
+    layers = [keras.Input((16,)), L.Dense(16, name="a"), L.Dense(16, name="b"), L.Dense(4)]
+    model = keras.Sequential(layers)
+    model.get_layer("a").trainable = False
+    small = factorized.factorize(model, scale=0.25)
+    assert type(small.get_layer("a")) is L.Dense
+    assert not small.get_layer("a").trainable_weights
+    assert isinstance(small.get_layer("b"), factorized.Dense)
+
+
+def test_factors_that_are_no_smaller_are_told():
+    model = keras.Sequential([keras.Input((64,)), L.Dense(64), L.Dense(64), L.Dense(10)])
+    with pytest.warns(UserWarning, match="8,192 parameters, no fewer than the 8,192"):
+        factorized.factorize(model, scale=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        factorized.factorize(model, scale=0.25)
+
+
 def test_only_values_that_stay_are_drawn(monkeypatch, tmp_path):
     """The decomposition of a large kernel takes long: copies and files do without."""
     model = keras.Sequential([keras.Input((8,)), L.Dense(16, name="a"), L.Dense(3)])

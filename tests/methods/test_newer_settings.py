@@ -177,3 +177,19 @@ def test_srigl_keeps_the_outputs_of_all_heads():
     assert left["neck"] < 30
     marked = ends.marked(sparse, sparse.masked_weights)
     assert {item.path.split("/")[-2] for item in marked if item.gives_output} == {"aux", "main"}
+
+
+def test_granet_that_cannot_reach_its_target_is_told():
+    with pytest.raises(ValueError, match="`prune_end` must not be after `end_step`"):
+        tf_rigl.methods.GraNet(end_step=0.3)
+    planned = tf_rigl.plan(mlp(), 0.3)
+    with pytest.raises(ValueError, match="`report` must be of a sparsity of at least 0"):
+        tf_rigl.train_flops(planned, "granet", steps=100)
+
+
+def test_grasp_refuses_an_own_train_step_at_once():
+    x, _ = random_data(batches=1)
+    model = TwoOptimizers()
+    model(x)
+    with pytest.raises(ValueError, match="differentiates the loss twice"):
+        tf_rigl.sparsify(model, "grasp", 0.8)

@@ -89,6 +89,12 @@ def test_environments_that_are_refused():
         wann.Control(lambda count: gymnasium.make("CartPole-v1"))
 
 
+def test_one_environment_for_all_is_refused():
+    env = gymnasium.make("CartPole-v1")
+    with pytest.raises(ValueError, match="must return a new environment at each call"):
+        wann.Control(lambda: env)
+
+
 def test_a_search_does_not_go_on_in_another_environment(tmp_path):
     given = {"population": 5, "verbose": False, "folder": tmp_path}
     make = functools.partial(gymnasium.make, "CartPole-v1", max_episode_steps=20)

@@ -193,6 +193,17 @@ def test_a_search_does_not_go_on_with_another_task(other, tmp_path):
         wann.search(other, population=5, generations=2, folder=tmp_path, verbose=False)
 
 
+def test_other_wrong_uses_are_told():
+    net = network.start(4, 4, 1.0, RNG)
+    with pytest.raises(ValueError, match="`task` must be a `Classification`"):
+        wann.search((X, Y), verbose=False)
+    with pytest.raises(ValueError, match="`weights` must not be empty"):
+        TASK.accuracy(net, [])
+    for weight in (np.nan, [1, 2]):
+        with pytest.raises(ValueError, match="`weight`"):
+            net.to_keras(weight=weight)
+
+
 def test_scores_that_are_no_numbers_are_the_worst():
     class Task:
         inputs, outputs = 2, 1

@@ -67,6 +67,7 @@ def interpolate(first, second, loss, points=21):
 
     - [Rigging the Lottery](https://arxiv.org/abs/1911.11134), section 4.5.
     """
+    _check_function("loss", loss)
     ends = _ends(first, second)
     positions = np.linspace(0, 1, check_integer("points", points, 2))
     return Path(positions, _losses(ends, positions, loss, {}))
@@ -93,7 +94,7 @@ def bezier(first, second, fit, loss, subspace="masks", points=21):
         A `Path`.
 
     Raises:
-        ValueError: as for `interpolate`, or if `subspace` is unknown.
+        ValueError: as for `interpolate`, if `subspace` is unknown, or `fit` trains nothing.
 
     Example:
 
@@ -109,16 +110,33 @@ def bezier(first, second, fit, loss, subspace="masks", points=21):
         raise ValueError(
             f"Argument `subspace` must be one of {list(SUBSPACES)}. Received: subspace={subspace!r}"
         )
+    _check_function("loss", loss)
+    _check_function("fit", fit)
     ends = _ends(first, second)
     positions = np.linspace(0, 1, check_integer("points", points, 2))
     masks = _union(first, second, ends[0]) if subspace == "masks" else {}
     curve = Curve(*ends, masks)
+    begin = curve.middle()
     fit(curve)
     middle = curve.middle()
+    if all(np.array_equal(one, other) for one, other in zip(begin, middle, strict=True)):
+        raise ValueError(
+            "Argument `fit` must train the model that it gets: the weights are as they were. "
+            f"Received: fit={fit!r}"
+        )
     trained = {
         id(weight): value for weight, value in zip(ends[0].trainable_weights, middle, strict=True)
     }
     return Path(positions, _losses(ends, positions, loss, trained), middle)
+
+
+def _check_function(name, function):
+    """Raises if an argument is no function of a model."""
+    if not callable(function) or isinstance(function, keras.losses.Loss):
+        raise ValueError(
+            f"Argument `{name}` must be a function of a Keras model, such as "
+            f"`lambda model: ...`. Received: {name}={function!r}"
+        )
 
 
 def _ends(first, second):

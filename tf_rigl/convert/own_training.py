@@ -12,7 +12,7 @@ from tf_rigl._base import registering
 from tf_rigl._base.keras_internals import InitialEpochOfModel, all_layers
 from tf_rigl.convert.sparsified import SparsifiedModel
 from tf_rigl.training import loop
-from tf_rigl.training.own_step import optimizers_of, without_decorator
+from tf_rigl.training.own_step import check_method, optimizers_of, without_decorator
 
 # What a class may define, and a sparse model then leaves to the wrapped model.
 _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "metrics")
@@ -84,6 +84,8 @@ class SparsifiedTrainer(InitialEpochOfModel, SparsifiedModel):
 
     def __init__(self, model, **kwargs):
         super().__init__(model, **kwargs)
+        if type(model).train_step is not keras.Model.train_step:
+            check_method(self.method)
         if not self.built and _is_whole(model):
             self._make_masks()
             self.built = True

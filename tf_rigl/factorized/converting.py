@@ -2,6 +2,7 @@
 
 import keras
 
+from tf_rigl._base import notices
 from tf_rigl._base.arguments import check_number
 from tf_rigl._base.keras_internals import all_layers, nodes_of
 from tf_rigl.convert import copies
@@ -33,7 +34,8 @@ def factorize(
 
     Each kernel becomes the product of two small ones. Train the copy as any Keras model (compile
     it anew), make it sparse with `tf_rigl.sparsify` if wanted, and `merge` it for deployment.
-    Attention stays as it is, but for the decay: its projections are factors already.
+    Attention stays as it is, but for the decay: its projections are factors already. Frozen layers
+    stay as they are.
 
     Args:
         model: `keras.Model`, a graph of layers (functional or Sequential), trained or not.
@@ -91,6 +93,7 @@ def factorize(
         options["scale"] = max(scale, 1e-9)
     else:
         options["scale"] = scale
+    _warn_of_size(chosen, options["scale"])
     makers = {id(layer): _maker(layer, options) for layer in chosen}
     if decay:
         makers |= {id(layer): _attention_maker(layer, options) for layer in attention}
@@ -214,10 +217,27 @@ def _chosen(model, layers, exclude, ends) -> list:
         and layer.name not in exclude
         and getattr(layer, "groups", 1) == 1
         and layer.kernel_constraint is None
+        and layer.trainable
     ]
     for layer in chosen:
         _refuse_changed([layer], "factorize", layer.path)
     return chosen
+
+
+def _warn_of_size(chosen, scale):
+    """Warns if factors are no smaller than the kernels that they replace."""
+    before = after = 0
+    for layer in chosen:
+        probe = _new(layer, scale=1.0, decay=0.0)
+        stack, *sides = probe.sizes_for(probe.kernel_shape(_input_shape(layer)))
+        before += stack * sides[0] * sides[1]
+        after += stack * ranks.chosen(None, scale, *sides) * sum(sides)
+    if after >= before:
+        notices.warn(
+            f"The factors have {after:,} parameters, no fewer than the {before:,} of the kernels "
+            "that they replace. A square kernel is halved by a quarter of its side as the rank: "
+            "pass a smaller `scale`, or `parameters`, the share that is wanted."
+        )
 
 
 def _input_shape(layer):

@@ -38,6 +38,7 @@ class Method(ChecksArguments):
             the weight's place; None: it trains the weight itself. Such a method fills the
             state in `initial_mask` and sets masks and weights in `after_optimizer`, as
             `EdgePopup` does.
+        pruning_ends: str, the argument that says when pruning ends.
         regularizes_masked: bool, whether regularizers of the weights count although the optimizer
             trains another variable.
         freezes_others: bool, whether only the masked weights are trained.
@@ -60,6 +61,7 @@ class Method(ChecksArguments):
     state_names: tuple[str, ...] = ()
     trained_state: str | None = None
     regularizes_masked = False
+    pruning_ends = "end_step"
     freezes_others = False
     initial_sparsity: float | None = None
     slots = "zero"

@@ -54,6 +54,7 @@ class GraNet(RigL):
 
     scope = "global"
     keeps_counts = False
+    pruning_ends = "prune_end"
 
     def __init__(
         self,
@@ -76,6 +77,11 @@ class GraNet(RigL):
         self.initial_sparsity = check_sparsity("initial_sparsity", initial_sparsity)
         if not isinstance(self.prune_end, float):
             check_integer("prune_end", self.prune_end, 1)
+        if type(self.prune_end) is type(self.end_step) and self.prune_end > self.end_step:
+            raise ValueError(
+                "Argument `prune_end` must not be after `end_step`: updates prune. Received: "
+                f"prune_end={self.prune_end}, end_step={self.end_step}"
+            )
         self.begins_dense = self.initial_sparsity == 0
 
     @property
@@ -157,6 +163,11 @@ class GraNet(RigL):
             ValueError: if `steps` is not an integer of at least 1.
         """
         check_integer("steps", steps, 1)
+        if self.initial_sparsity > report.sparsity + 1e-6:
+            raise ValueError(
+                f"Argument `report` must be of a sparsity of at least {self.initial_sparsity}, the "
+                f"`initial_sparsity` of {self!r}. Received: a sparsity of {report.sparsity:.4g}"
+            )
         dense, saved = report.dense_flops, report.dense_flops - report.flops
         sparsity = reached = self.initial_sparsity
         total = 0.0

@@ -73,7 +73,7 @@ def _of_unpruned(model):
             f"The model is not pruned to its target: its sparsity is {1 - active / units:.3g}, not "
             f"{1 - wanted / units:.3g}. The run ended at step {model.step}, before the pruning "
             "did, or weights of an earlier epoch were restored. Train on, or pass a smaller "
-            f"`end_step`. Received: method={method!r}"
+            f"`{method.pruning_ends}`. Received: method={method!r}"
         )
 
 

@@ -18,6 +18,16 @@ from tf_rigl.training.moment import ORDINARY
 from tf_rigl.training.step import Record, Step
 
 
+def check_method(method):
+    """Raises if a method needs more of a training step than its gradients."""
+    if method.differentiates_twice:
+        raise ValueError(
+            f"{type(method).__name__} differentiates the loss twice, which only the training "
+            "step of Keras allows, not one of your own. Pass another method, such as 'snip'. "
+            f"Received: method={method!r}"
+        )
+
+
 class OwnStep:
     """Runs a step that a user wrote. It knows weights, a method and optimizers, but no model.
 
@@ -33,12 +43,7 @@ class OwnStep:
     """
 
     def __init__(self, weights, method, optimizers, seed, traces):
-        if method.differentiates_twice:
-            raise ValueError(
-                f"{type(method).__name__} differentiates the loss twice, which only the training "
-                "step of Keras allows, not one of your own. Pass another method, such as 'snip'. "
-                f"Received: method={method!r}"
-            )
+        check_method(method)
         self.weights = weights
         self.method = method
         self.optimizers = optimizers

@@ -44,7 +44,7 @@ class Control:
         self.rollouts = check_integer("rollouts", rollouts, 1)
         self.seed = check_integer("seed", seed, 0)
         self._make = make_env
-        env = self._several(1)
+        env = self._several(2)
         observations, actions = env.single_observation_space, env.single_action_space
         from gymnasium.spaces import Box, Discrete
 
@@ -84,7 +84,13 @@ class Control:
             made.close()
             if not isinstance(made, vector):
                 mode = gymnasium.vector.AutoresetMode.DISABLED
-                return gymnasium.vector.SyncVectorEnv([self._make] * count, autoreset_mode=mode)
+                several = gymnasium.vector.SyncVectorEnv([self._make] * count, autoreset_mode=mode)
+                if len({id(env.unwrapped) for env in several.envs}) < count:
+                    raise ValueError(
+                        "Argument `make_env` must return a new environment at each call. Received: "
+                        "a function that returned the same one again"
+                    )
+                return several
         made = self._make(count)
         if not isinstance(made, vector):
             raise ValueError(

@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from tf_rigl._base.arguments import check_number
 from tf_rigl.wann import activations
 
 
@@ -104,9 +105,13 @@ class Network:
 
         Returns:
             A model of inputs of shape (batch, inputs), not compiled.
+
+        Raises:
+            ValueError: if `weight` is no finite number.
         """
         from tf_rigl.wann import models
 
+        weight = check_number("weight", weight)
         return models.make(self, weight, trainable)
 
 

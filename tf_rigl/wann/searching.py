@@ -85,6 +85,11 @@ def search(
 
     - [Weight Agnostic Neural Networks](https://arxiv.org/abs/1906.04358), section 3.
     """
+    if missing := [name for name in ("inputs", "outputs", "scores") if not hasattr(task, name)]:
+        raise ValueError(
+            "Argument `task` must be a `Classification`, a `Control`, or an object with `inputs`, "
+            f"`outputs` and `scores`. Received: task={task!r}, without {', '.join(missing)}"
+        )
     check_integer("population", population, 5)
     check_integer("generations", generations, 1)
     check_integer("tournament", tournament, 1)

@@ -102,6 +102,8 @@ class Classification:
             Two results: an array of an accuracy for each weight; and the accuracy of the class
             with the highest mean probability over the weights.
         """
+        if not np.size(weights):
+            raise ValueError("Argument `weights` must not be empty. Received: weights=[]")
         stack, found = Stack([network]), []
         total = np.zeros((len(self.x), self.outputs))
         sums = stack.sums(self.x)

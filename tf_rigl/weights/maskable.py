@@ -28,6 +28,9 @@ class Maskable(NamedTuple):
     weight: keras.Variable
     layer: keras.layers.Layer  # The layer that holds the weight.
     attributes: tuple[str, ...] = ()  # Those of a subclassed model that hold the layer.
+    # `layers` up to the outermost layer of Keras that holds it alone: attention is one layer, a
+    # custom block of several is not.
+    unit: tuple[str, ...] = ()
 
     @property
     def is_frozen(self) -> bool:
@@ -111,14 +114,26 @@ def find(layer, include_self=True, follow=True, adapted=False) -> list[Maskable]
     followed = follow and isinstance(layer, keras.Model)
     learned = products.learn(layer, [each for each, _, _ in walked]) if followed else {}
     attributes = _attributes(vars(layer).get("model", layer))
+    of_keras = {route for each, route, _ in walked if _is_of_keras(each)}
     for each, route, owner in walked:
         for weight in own_weights(each, adapted) + learned.get(id(each), []):
             if id(weight) not in seen:
                 seen.add(id(weight))
                 path = unique("/".join((*route, weight.name)), paths)
                 names = tuple(n for n, inside in attributes.items() if id(each) in inside)
-                found.append(Maskable(path, route, owner or route, weight, each, names))
+                unit = route
+                while unit[:-1] in of_keras:
+                    unit = unit[:-1]
+                found.append(Maskable(path, route, owner or route, weight, each, names, unit))
     return found
+
+
+def _is_of_keras(layer):
+    """Returns whether a layer's class is one of Keras, or derived from one; not so a model."""
+    bases = (base for base in type(layer).__mro__ if base is not keras.layers.Layer)
+    known = (b for b in bases if issubclass(b, keras.layers.Layer))
+    own = any(base.__module__.split(".")[0] == "keras" for base in known)
+    return own and not isinstance(layer, keras.Model)
 
 
 def _attributes(model):

@@ -102,7 +102,7 @@ def resolve(
         # A layer that the mapping does not name stays dense.
         targets = dict.fromkeys(shapes, 0.0) | named | fixed
     else:
-        first = [m.path for m in kept if m.owner == found[0].owner]
+        first = [m.path for m in kept if m.unit == found[0].unit]
         targets = _distributed(shapes, sparsity, distribution, fixed, scope, first)
     asked = any(targets.values()) if is_mapping else sparsity > 0
     fitted = {m.path: fit(pattern, m) for m in kept}
