@@ -312,7 +312,7 @@ def test_the_first_layer_of_a_custom_block_is_one_layer():
         inputs = keras.Input((4, 8))
         model = keras.Model(inputs, keras.layers.Dense(8)(Block(first)(inputs)))
         rows = tf_rigl.plan(model, 0.5, "uniform").layers
-        return [row.sparsity for row in rows if not row.path.endswith("products")]
+        return [row.sparsity for row in rows if not row.name.endswith("products")]
 
     assert planned(keras.layers.Dense(8)) == [0, 0.5, 0.5, 0.5]
     attention = keras.layers.MultiHeadAttention(2, 4)
