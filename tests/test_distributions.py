@@ -4,6 +4,7 @@ import functools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -319,3 +320,21 @@ def test_the_first_layer_of_a_custom_block_is_one_layer():
     assert planned(attention) == [0, 0, 0, 0, 0.5, 0.5, 0.5]
     recurrent = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))
     assert planned(recurrent) == [0, 0, 0, 0, 0.5, 0.5, 0.5]
+
+
+def test_a_first_layer_that_has_most_of_the_weights_is_told():
+    import keras
+
+    import tf_rigl
+
+    def model():
+        dense = keras.layers.Dense
+        layers = [dense(8, name="first"), dense(32), dense(8)]
+        return keras.Sequential([keras.Input((64,)), *layers])
+
+    with pytest.warns(UserWarning, match=r"The sparsity is 0\.4 in place of 0\.8"):
+        tf_rigl.sparsify(model(), sparsity=0.8, distribution="uniform")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        tf_rigl.sparsify(model(), sparsity=0.8, distribution="erk")
+        tf_rigl.sparsify(model(), sparsity=0.8, distribution="uniform", fixed={"first": 0.0})

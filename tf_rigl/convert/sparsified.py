@@ -36,7 +36,9 @@ class _Sparsified:
         else:
             resolved = targets.resolve(found, **recipe, scope=self.method.scope)
             starts = targets.starts(found, resolved, self.method.initial_sparsity, **recipe)
-            targets.warn_of_rounding(resolved, {m.path: tuple(m.weight.shape) for m in found})
+            shapes = {m.path: tuple(m.weight.shape) for m in found}
+            targets.warn_of_rounding(resolved, shapes)
+            targets.warn_of_first_layer(resolved, shapes, recipe)
             numbered = {path: (n, resolved[path]) for n, path in enumerate(resolved)}
             left = [(m.path, m.weight) for m in found if m.is_frozen and m.path not in numbered]
             self._masks.note_frozen(left)

@@ -13,6 +13,7 @@ from tf_rigl.weights import maskable
 from tf_rigl.weights.sparse_weight import units_kept
 
 _FAR = 1.25  # Kept entries, over those asked for, above which the density is far off.
+_LITTLE = 0.6  # The share of the sparsity asked for below which that is worth a warning.
 
 
 class Target(NamedTuple):
@@ -182,6 +183,27 @@ def warn_of_rounding(resolved, shapes):
     }
     if text := off_density(densities, "blocks are large for these layers"):
         notices.warn(text)
+
+
+def warn_of_first_layer(resolved, shapes, recipe):
+    """Warns if the dense first layer of "uniform" has so many weights that little is left.
+
+    Args:
+        resolved, shapes: as for `warn_of_rounding`.
+        recipe: dict of the arguments of `resolve`.
+    """
+    asked = recipe["sparsity"]
+    if recipe["distribution"] != "uniform" or recipe.get("fixed"):
+        return
+    entries = {path: math.prod(shapes[path]) for path in resolved}
+    zeros = sum(entries[path] * target.sparsity for path, target in resolved.items())
+    reached = zeros / sum(entries.values())
+    if reached < _LITTLE * asked:
+        notices.warn(
+            f"The sparsity is {reached:.3g} in place of {asked:g}: with `distribution='uniform'` "
+            "the first layer stays dense, and here it has most of the weights. Pass 'erk' or "
+            "'uniform_all' to have it sparse too."
+        )
 
 
 def off_density(densities, reason, far=()):
