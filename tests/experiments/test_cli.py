@@ -325,7 +325,11 @@ def test_the_help_knows_all_names(command):
     ("command", "settings", "more"),
     [
         ("train", Settings, {"beside_dense", "data_dir", "output"}),
-        ("tickets", TicketSettings, {"rounds", "seeds", "controls", "densities"}),
+        (
+            "tickets",
+            TicketSettings,
+            {"rounds", "seeds", "controls", "densities", "learning_rates"},
+        ),
     ],
 )
 def test_options_are_the_fields_of_the_settings(command, settings, more):
